@@ -318,6 +318,8 @@ def _tidy(notebook: NotebookNode) -> str:
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]  # papermill gives every cell a list
     return nbformat.writes(notebook) + "\n"
 
 
