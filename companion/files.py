@@ -1,0 +1,64 @@
+"""Files that are written whole or not at all, and checksums that say whether they still are what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: What a model is loaded from; its pictures and notes may change freely.
+LOADED = (".safetensors", ".json", ".txt")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; what was written there takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path) -> Path:
+    """Write `folder`/checksums.json: the SHA-256 of every file under `folder` that a model is loaded from."""
+    target = folder / "checksums.json"
+    found = [p for p in sorted(folder.rglob("*")) if p.suffix in LOADED and p.is_file() and p != target]
+    with written(target) as temporary:
+        sums = {p.relative_to(folder).as_posix(): sha256(p) for p in found}
+        temporary.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    return target
+
+
+def damage(folder: Path, under: str = "") -> list[str]:
+    """What is wrong with the files that `folder`/checksums.json lists, one line a file; `under` picks by start of path.
+
+    Raises FileNotFoundError when there is no checksums.json.
+    """
+    sums: dict[str, str] = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+    problems = []
+    for name, expected in sums.items():
+        if not name.startswith(under):
+            continue
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+        elif sha256(folder / name) != expected:
+            problems.append(f"{name} is not the file that checksums.json was written for")
+    return problems

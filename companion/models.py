@@ -1,0 +1,499 @@
+"""The catalogue of models, and how a pipeline is loaded: by name, from a folder, or from a model hub.
+
+    pipe = load("tabletop")
+    picture = pipe("a red ball on grass by day", generator=seeded(0), **find("tabletop").settings).images[0]
+
+Only safetensors are loaded, never pickle. What lies on this machine is used without asking anyone; a model of the hub
+is fetched from the first of its mirrors that answers, and is kept only when every file is whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import companion
+from companion.files import damage, sha256
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+#: Seconds that each request to a mirror may take to be answered. A transfer that stalls midway is given up after
+#: huggingface_hub's own HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, 10 seconds), five retries included.
+TIMEOUT = 10.0
+
+
+class UnknownModelError(ValueError):
+    """The name is neither in the catalogue nor a folder."""
+
+
+class NotAPipelineError(ValueError):
+    """The folder or repository lacks files of a diffusers pipeline."""
+
+
+class PickleRefusedError(ValueError):
+    """The weights are pickle files, which can run any code when they are loaded."""
+
+
+class DamagedError(OSError):
+    """A file is cut short, or is not what its checksum says."""
+
+
+class OfflineError(OSError):
+    """The model is not on this machine, and the hub may not be asked."""
+
+
+class NoMirrorError(OSError):
+    """No mirror gave the model."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the catalogue, or one folder.
+
+    Attributes:
+        size: width and height of a picture, in pixels.
+        steps, guidance: what its pictures are best drawn with.
+        mirrors: repositories of the hub, in the order they are tried; none for a model that is in the clone.
+        path: its folder, when it was loaded by path.
+        download: what a mirror sends, in GB.
+        options: given to `from_pretrained` unless the caller says otherwise.
+    """
+
+    name: str
+    summary: str
+    size: int
+    steps: int
+    guidance: float
+    mirrors: tuple[str, ...] = ()
+    path: Path | None = None
+    download: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies on this machine; None for a model of the hub."""
+        return self.path if self.path or self.mirrors else companion.DATA / "models" / self.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that its pictures are best drawn with: `pipe(prompt, **settings)`."""
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+
+
+# The hub's repositories come and go (Stable Diffusion 1.5 left its first home in 2024), hence several mirrors for each.
+CATALOGUE: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model(
+            "tabletop",
+            "the course's own Stable Diffusion in miniature, in the clone",
+            size=128,
+            steps=20,
+            guidance=4.0,
+            # Its world holds nothing to check for, and the checker is many times its size.
+            options={"safety_checker": None, "requires_safety_checker": False},
+        ),
+        Model(
+            "sd15",
+            "Stable Diffusion 1.5",
+            size=512,
+            steps=25,
+            guidance=7.5,
+            mirrors=(
+                "stable-diffusion-v1-5/stable-diffusion-v1-5",
+                "benjamin-paine/stable-diffusion-v1-5",
+                "genai-archive/stable-diffusion-v1-5",
+                "botp/stable-diffusion-v1-5",
+            ),
+            download=2.7,
+        ),
+        Model(
+            "lcm",
+            "a latent consistency model distilled from a Stable Diffusion 1.5: four steps",
+            size=768,
+            steps=4,
+            guidance=8.5,
+            mirrors=(
+                "SimianLuo/LCM_Dreamshaper_v7",
+                "patrickvonplaten/LCM_Dreamshaper_v7",
+                "TobDeBer/lcm_dream7",
+            ),
+            download=5.5,
+        ),
+        Model(
+            "sd-turbo",
+            "a Stable Diffusion 2.1 distilled with an adversary: one step, no guidance; not for commercial use",
+            size=512,
+            steps=1,
+            guidance=0.0,
+            mirrors=("stabilityai/sd-turbo", "thingthatis/sd-turbo"),
+            download=2.6,
+        ),
+    )
+}
+
+
+def find(name_or_path: str | Path) -> Model:
+    """The catalogue's entry of that name, or one for the pipeline in that folder.
+
+    A folder takes the steps and guidance of the catalogue's model whose pictures have its size.
+
+    Raises:
+        UnknownModelError: it is neither.
+        NotAPipelineError: the folder holds no pipeline.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    if path.is_dir():
+        path = path.resolve()
+        size = _picture_size(path)
+        like = CATALOGUE["tabletop" if size <= CATALOGUE["tabletop"].size else "sd15"]
+        return replace(like, name=path.name, summary=f"the pipeline in {path}", size=size, path=path, mirrors=())
+    if isinstance(name_or_path, Path) or re.search(r"[/\\~.]", name):
+        raise UnknownModelError(f"There is no folder {name!r}; the catalogue has {', '.join(CATALOGUE)}.")
+    near = difflib.get_close_matches(name.lower(), CATALOGUE, n=1, cutoff=0.5)
+    raise UnknownModelError(
+        f"There is no model {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} "
+        f"The catalogue has {', '.join(CATALOGUE)}; the path of a pipeline's folder works too."
+    )
+
+
+def load(
+    name_or_path: str | Path = "tabletop",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    timeout: float = TIMEOUT,
+    **options: Any,
+) -> DiffusionPipeline:
+    """A stock diffusers pipeline, ready to draw.
+
+    Args:
+        name_or_path: a name of the catalogue, or a folder that `save_pretrained` wrote.
+        device: the GPU when CUDA has one, else the CPU. Others, such as "mps", are taken when they are named.
+        dtype: torch.float16 on CUDA, else torch.float32; the weights are converted to it.
+        timeout: seconds that each request to the hub may take.
+        options: given to `from_pretrained`. A part that is named here is neither read nor fetched:
+            `safety_checker=None` leaves the safety checker out, `unet=...` puts another U-Net in.
+
+    Raises:
+        UnknownModelError, NotAPipelineError, PickleRefusedError: the name or folder will not do.
+        OfflineError, NoMirrorError: a model of the hub cannot be had.
+        DamagedError: a file on this machine is not whole.
+    """
+    model = find(name_or_path)
+    options = {**model.options, **options}
+    if "safety_checker" in options and options["safety_checker"] is None:
+        options.setdefault("requires_safety_checker", False)
+    folder = model.folder or download(model, skip=options, timeout=timeout)
+    weights = check_folder(folder, skip=options)
+    _check_sums(folder)
+
+    # Imported when all that can be told without them has been told.
+    with _quiet():
+        import diffusers
+        import torch
+        from packaging.version import Version
+
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype is None:
+            # Half precision is what a GPU computes fast; most CPUs only imitate it.
+            dtype = torch.float16 if device.type == "cuda" else torch.float32
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            folder,
+            **{"dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype": dtype},
+            use_safetensors=True,
+            local_files_only=True,
+            variant="fp16" if any(".fp16" in name for name in weights) else None,
+            **options,
+        ).to(device)
+    _fit(pipe, device)
+    # A bar for half a second is noise; for a minute it is news.
+    pipe.set_progress_bar_config(disable=model.size <= CATALOGUE["tabletop"].size, leave=False)
+    return pipe
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU, whatever the pipeline's device: the same seed then gives the same noise everywhere."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _fit(pipe: DiffusionPipeline, device: torch.device) -> None:
+    """Settings that fit a 16 GB GPU such as the T4; on a CPU they only cost time (plain NCHW is faster there)."""
+    if device.type != "cuda":
+        return
+    import torch
+
+    vae, unet = getattr(pipe, "vae", None), getattr(pipe, "unet", None)
+    if vae is not None:
+        # Decoding is the peak, since its activations have the size of the picture. Slicing decodes a batch one by one,
+        # with equal results; tiling starts only above the size that the VAE was trained at.
+        vae.enable_slicing()
+        vae.enable_tiling()
+    for module in (vae, unet):
+        if module is not None:
+            module.to(memory_format=torch.channels_last)  # the layout that tensor cores convolve in
+    if torch.cuda.get_device_properties(device).total_memory < 8e9:
+        # torch's fused attention never holds the whole matrix, and slicing is slower: only small GPUs want it.
+        pipe.enable_attention_slicing()
+
+
+# ---- Folders ---------------------------------------------------------------------------------------------------------
+
+_WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.fp16)?(?:-\d{5}-of-\d{5})?\.safetensors")
+_PICKLE = re.compile(r".+\.(?:bin|ckpt|pt|pth|pkl)")
+_TOKENIZER = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}, {"vocab.txt"})
+
+
+def check_folder(folder: Path, skip: Collection[str] = ()) -> list[str]:
+    """The weight files that a pipeline's folder is loaded from, half precision where there is a choice.
+
+    Raises:
+        NotAPipelineError: a file is missing; the message names every one.
+        PickleRefusedError: a part has pickle weights only.
+        DamagedError: a weight file is cut short.
+    """
+    missing, weights = [], []
+    for part, kind in _parts(folder).items():
+        if part in skip:
+            continue
+        names = [p.name for p in (folder / part).glob("*")]
+        if kind.endswith("Scheduler"):
+            needed = {"scheduler_config.json"}
+        elif "Tokenizer" in kind:
+            needed = {"tokenizer_config.json"}
+            if not any(files <= set(names) for files in _TOKENIZER):
+                needed.add("tokenizer.json")
+        elif "Processor" in kind or "FeatureExtractor" in kind:
+            needed = {"preprocessor_config.json"}
+        else:
+            needed = {"config.json"}
+            found = _weights(part, names)
+            weights += found
+            if not found:
+                needed.add("model.safetensors" if "Text" in kind else "diffusion_pytorch_model.safetensors")
+        missing += [f"{part}/{name}" for name in sorted(needed - set(names))]
+    if missing:
+        raise NotAPipelineError(f"{folder} is not a whole pipeline: it lacks {', '.join(missing)}.{_way_out(folder)}")
+    for name in weights:
+        _check_length(folder / name)
+    return weights
+
+
+def _parts(folder: Path) -> dict[str, str]:
+    """The parts that model_index.json names, each with its class."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotAPipelineError(
+            f"{folder} is not a pipeline's folder: it lacks model_index.json, which `save_pretrained` writes."
+            f"{_way_out(folder)}"
+        ) from None
+    except ValueError as error:
+        raise DamagedError(f"{folder / 'model_index.json'} cannot be read: {error}.{_way_out(folder)}") from None
+    return {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]}
+
+
+def _picture_size(folder: Path) -> int:
+    """Width of a pipeline's pictures in pixels: its U-Net's latents, times what its VAE shrinks."""
+    _parts(folder)
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return CATALOGUE["sd15"].size  # other families say it elsewhere; check_folder tells what is missing
+
+
+def _weights(part: str, names: Collection[str]) -> list[str]:
+    """The files to load a part's weights from, as part/name; [] when it has none."""
+    found = sorted(name for name in names if _WEIGHTS.fullmatch(name))
+    # Half the bytes; what rounding to 11 bits changes cannot be seen, and `dtype` decides what is computed with.
+    found = [name for name in found if ".fp16" in name] or found
+    pickled = sorted(name for name in names if _PICKLE.fullmatch(name))
+    if pickled and not found:
+        raise PickleRefusedError(
+            f"{part}/{pickled[0]} is a pickle file, which can run any code when it is loaded; "
+            "only safetensors are loaded, so convert it, or take a copy that has them."
+        )
+    return [f"{part}/{name}" for name in found]
+
+
+def _check_length(path: Path) -> None:
+    """Compare a safetensors file's length with what its header says: 8 bytes, the header, and the last tensor's end."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise ValueError
+            header = json.loads(file.read(length))
+        expected = 8 + length + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+    except (ValueError, struct.error, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{path} is not a safetensors file, or is cut short.{_way_out(path)}") from None
+    if size != expected:
+        raise DamagedError(f"{path} is cut short: {size:,} of {expected:,} bytes.{_way_out(path)}")
+
+
+def _check_sums(folder: Path) -> None:
+    """Compare a folder's files with the checksums.json beside it, where there is one."""
+    if (folder.parent / "checksums.json").is_file() and (problems := damage(folder.parent, f"{folder.name}/")):
+        raise DamagedError(f"In {folder.parent}, {'; '.join(problems)}.{_way_out(folder)}")
+
+
+def _way_out(path: Path) -> str:
+    """How to restore a file that is part of the clone; "" for others."""
+    inside = companion.ROOT / "data" / "models" in path.absolute().parents
+    return " `git checkout -- data/models` restores it." if inside else ""
+
+
+# ---- The hub ---------------------------------------------------------------------------------------------------------
+
+
+def download(
+    model: Model, *, skip: Collection[str] = (), timeout: float = TIMEOUT, endpoint: str | None = None
+) -> Path:
+    """The folder of a hub's model in huggingface_hub's cache, fetched from the first mirror that gives all of it.
+
+    When the cache holds it, no one is asked. A mirror that does not answer in time, does not have the model, has only
+    pickle weights, or sends a file that is not what it listed is passed over, and that file is deleted.
+
+    Args:
+        skip: parts that are not wanted, such as {"safety_checker"}.
+        endpoint: the hub's address, when it is not huggingface_hub's own (HF_ENDPOINT).
+
+    Raises:
+        OfflineError: it is not in the cache, and HF_HUB_OFFLINE is set.
+        NoMirrorError: no mirror gave it; the message holds each one's reason.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # of httpx in huggingface_hub 1, of httpx2 in 2
+
+    for repo in model.mirrors:
+        if (index := huggingface_hub.try_to_load_from_cache(repo, "model_index.json")) and isinstance(index, str):
+            try:
+                check_folder(Path(index).parent, skip)
+                return Path(index).parent
+            except (NotAPipelineError, PickleRefusedError, DamagedError):
+                pass  # an earlier download that did not end, or one that left parts out
+    if huggingface_hub.is_offline_mode():
+        raise OfflineError(
+            f"{model.name!r} is not on this machine and HF_HUB_OFFLINE is set, so it cannot be fetched: "
+            "unset it, give the path of a pipeline's folder, or use 'tabletop', which is in the clone."
+        )
+    reasons = []
+    for repo in model.mirrors:
+        try:
+            return _fetch(repo, skip, timeout, endpoint)
+        except (NotAPipelineError, PickleRefusedError, OSError, HTTPError) as error:
+            reasons.append(f"{repo} ({_reason(error, timeout)})")
+    raise NoMirrorError(
+        f"No mirror gave {model.name!r}: {'; '.join(reasons)}. Check the network and try again, "
+        "give the path of a pipeline's folder, or use 'tabletop', which is in the clone."
+    )
+
+
+def _fetch(repo: str, skip: Collection[str], timeout: float, endpoint: str | None) -> Path:
+    """Fetch one mirror's pipeline into the cache; every file is compared with what the mirror listed."""
+    import huggingface_hub as hub
+
+    # snapshot_download is one call, but it may wait for the listing for ever, and takes what it gets.
+    listing = hub.HfApi(endpoint=endpoint).model_info(repo, files_metadata=True, timeout=timeout).siblings or []
+    listed = {file.rfilename: file for file in listing}
+    wanted = _wanted(listed, skip)
+    # Where files are not served, huggingface_hub would ask six times, a minute each; this asks once.
+    hub.get_hf_file_metadata(hub.hf_hub_url(repo, wanted[-1], endpoint=endpoint), timeout=timeout, endpoint=endpoint)
+    for name in wanted:
+        path = Path(hub.hf_hub_download(repo, name, endpoint=endpoint, etag_timeout=timeout))
+        if problem := _difference(path, listed[name]):
+            path.resolve().unlink()  # the cache's copy, and the link to it
+            path.unlink(missing_ok=True)
+            raise DamagedError(f"{name} {problem}")
+    check_folder(path.parent, skip)
+    return path.parent
+
+
+def _wanted(files: Collection[str], skip: Collection[str]) -> list[str]:
+    """The files of a repository that make a pipeline; model_index.json comes last, and so marks a whole download."""
+    if "model_index.json" not in files:
+        raise NotAPipelineError("it lacks model_index.json")
+    parts: dict[str, list[str]] = {}
+    for file in sorted(files):
+        part, _, name = file.rpartition("/")
+        if part and "/" not in part and part not in skip:
+            parts.setdefault(part, []).append(name)
+    wanted = []
+    for part, names in parts.items():
+        if any(name.endswith("config.json") for name in names):
+            wanted += [f"{part}/{name}" for name in names if re.fullmatch(r".+\.(?:json|txt|model)", name)]
+            wanted += _weights(part, names)
+    return [*wanted, "model_index.json"]
+
+
+def _difference(path: Path, listed: Any) -> str:
+    """How a file differs from what the hub listed; "" when it does not."""
+    size = path.stat().st_size
+    if listed.size is not None and size != listed.size:
+        return f"is cut short: {size:,} of {listed.size:,} bytes"
+    if listed.lfs is not None:
+        same = sha256(path) == listed.lfs.sha256
+    else:  # small files are listed by git's hash
+        same = hashlib.sha1(b"blob %d\0" % size + path.read_bytes()).hexdigest() == (listed.blob_id or "")
+    return "" if same else "is not the file that was listed"
+
+
+def _reason(error: BaseException, timeout: float) -> str:
+    """Why a mirror failed, in a few words."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # it speaks of the cache; the cause is why the mirror was of no help
+    response = getattr(error, "response", None)
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such repository, or a private one"
+    if response is not None:
+        return f"answered {response.status_code}"
+    if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+        return f"no answer in {timeout:g} seconds"
+    if "ConnectError" in type(error).__name__:
+        return "no connection"
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading says nothing when all is well: without this, importing and loading print a screenful to stderr."""
+    import huggingface_hub.utils as hub
+    import transformers.utils.logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    import diffusers.utils.logging as diffusers_logging
+
+    bars = [
+        (diffusers_logging.is_progress_bar_enabled(), diffusers_logging.enable_progress_bar),
+        (transformers_logging.is_progress_bar_enabled(), transformers_logging.enable_progress_bar),
+        (not hub.are_progress_bars_disabled(), hub.enable_progress_bars),
+    ]
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        for enabled, enable in bars:
+            if enabled:
+                enable()

@@ -1,0 +1,433 @@
+"""The catalogue, folders, and fetching from a hub on loopback that misbehaves on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hub import Hub, Repo, files, tiny_pipeline
+
+import companion
+from companion import models
+from companion.files import damage, write_checksums, written
+from companion.models import (
+    CATALOGUE,
+    DamagedError,
+    NoMirrorError,
+    NotAPipelineError,
+    OfflineError,
+    PickleRefusedError,
+    UnknownModelError,
+    check_folder,
+    download,
+    find,
+    load,
+    seeded,
+)
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+MODEL = replace(CATALOGUE["sd15"], mirrors=("one/model", "two/model"))
+
+
+def draw(pipe, seed: int = 0) -> np.ndarray:
+    return pipe("a b", num_inference_steps=2, generator=seeded(seed), output_type="np").images
+
+
+# ---- The catalogue
+
+
+def test_catalogue_is_usable():
+    for name, model in CATALOGUE.items():
+        assert model.name == name
+        assert model.size % 64 == 0 and model.steps >= 1
+        assert name == "tabletop" or len(model.mirrors) >= 2, "one mirror is none"
+        assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", mirror) for mirror in model.mirrors)
+        assert set(model.settings) == {"num_inference_steps", "guidance_scale"}
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("tabeltop", "tabletop"), ("SD15", "sd15"), ("sdturbo", "sd-turbo"), ("lmc", "lcm")]
+)
+def test_unknown_name_says_the_nearest(name, nearest):
+    with pytest.raises(UnknownModelError, match=f"did you mean '{nearest}'"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["zzzzzz", "./tabletop-mine", Path("nowhere")])
+def test_unknown_name_lists_the_catalogue(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownModelError, match="tabletop, sd15") as error:
+        load(name)
+    assert "did you mean" not in str(error.value)
+
+
+# ---- Folders
+
+
+def test_a_folder_loads_as_plain_diffusers_does(tiny):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = load(tiny, safety_checker=None)
+    plain = StableDiffusionPipeline.from_pretrained(tiny)
+    assert type(pipe) is StableDiffusionPipeline
+    assert np.array_equal(draw(pipe), draw(plain))
+    assert not np.array_equal(draw(pipe, 0), draw(pipe, 1))
+
+
+def test_loading_is_silent_and_leaves_the_bars_as_they_were(tiny, capfd):
+    import huggingface_hub.utils
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    draw(load(tiny))
+    assert capfd.readouterr() == ("", "")
+    assert transformers_logging.get_verbosity() == before
+    assert diffusers_logging.is_progress_bar_enabled() and transformers_logging.is_progress_bar_enabled()
+    assert not huggingface_hub.utils.are_progress_bars_disabled()
+
+
+def test_a_folder_takes_the_settings_of_its_size(tiny, tmp_path):
+    assert find(tiny).size == 32
+    assert find(str(tiny)).settings == CATALOGUE["tabletop"].settings
+    large = tmp_path / "large"
+    shutil.copytree(tiny, large)
+    config = json.loads((large / "unet/config.json").read_text())
+    (large / "unet/config.json").write_text(json.dumps({**config, "sample_size": 64}))
+    assert find(large).size == 512
+    assert find(large).settings == CATALOGUE["sd15"].settings
+    assert find(large).folder == large
+
+
+def test_half_precision_files_are_taken_and_computed_in_single_precision(tmp_path):
+    import torch
+
+    tiny_pipeline(tmp_path / "half", variant="fp16")
+    half = load(tmp_path / "half")
+    assert {half.unet.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.float32}
+    # Beside full-precision files, they are preferred: they are half the bytes.
+    tiny_pipeline(tmp_path / "both")
+    shutil.copytree(tmp_path / "half", tmp_path / "both", dirs_exist_ok=True)
+    assert all(".fp16" in name for name in check_folder(tmp_path / "both"))
+    # A repository may have them for some of its parts only.
+    (tmp_path / "both/vae/diffusion_pytorch_model.fp16.safetensors").unlink()
+    mixed = load(tmp_path / "both")
+    assert torch.equal(mixed.unet.conv_in.weight, half.unet.conv_in.weight)
+    assert np.isfinite(draw(mixed)).all()
+
+
+def test_dtype_is_what_was_asked_for(tiny):
+    import torch
+
+    pipe = load(tiny, dtype=torch.float64)
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float64}
+
+
+def test_a_part_can_be_given_instead(tiny, tmp_path):
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    shutil.copytree(tiny, tmp_path / "tiny")
+    unet = UNet2DConditionModel.from_pretrained(tiny, subfolder="unet")
+    shutil.rmtree(tmp_path / "tiny/unet")
+    assert load(tmp_path / "tiny", unet=unet).unet is unet
+    assert unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "unet/config.json",
+        UNET,
+        "vae/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_a_folder_that_lacks_a_file_is_told_which(tiny, tmp_path, missing):
+    shutil.copytree(tiny, tmp_path / "tiny")
+    (tmp_path / "tiny" / missing).unlink()
+    with pytest.raises(NotAPipelineError, match=f"lacks {missing}"):
+        load(tmp_path / "tiny")
+
+
+def test_pickle_weights_are_refused(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "tiny")
+    (tmp_path / "tiny" / UNET).rename(tmp_path / "tiny/unet/diffusion_pytorch_model.bin")
+    with pytest.raises(PickleRefusedError, match=r"unet/diffusion_pytorch_model\.bin is a pickle"):
+        load(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("left", [4, 100, -1])
+def test_a_weight_file_cut_short_is_told(tiny, tmp_path, left):
+    shutil.copytree(tiny, tmp_path / "tiny")
+    whole = (tmp_path / "tiny" / UNET).read_bytes()
+    (tmp_path / "tiny" / UNET).write_bytes(whole[:left])
+    with pytest.raises(DamagedError, match="cut short"):
+        load(tmp_path / "tiny")
+
+
+def test_a_changed_byte_is_told_by_the_checksums(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "tiny")
+    sums = json.loads(write_checksums(tmp_path).read_text())
+    assert set(sums) == {f"tiny/{name}" for name in files(tiny)}
+    assert damage(tmp_path) == []
+    load(tmp_path / "tiny")
+    weights = tmp_path / "tiny" / UNET
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert damage(tmp_path) == [f"tiny/{UNET} is not the file that checksums.json was written for"]
+    assert damage(tmp_path, "other/") == []
+    with pytest.raises(DamagedError, match=UNET):
+        load(tmp_path / "tiny")
+    (tmp_path / "tiny/README.md").write_text("notes may change")
+    assert write_checksums(tmp_path) and damage(tmp_path) == []
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with written(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one" and path.stat().st_mode & 0o444 == 0o444
+    with pytest.raises(RuntimeError), written(path) as temporary:
+        temporary.write_text("half of tw")
+        raise RuntimeError
+    assert path.read_text() == "one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_models_in_the_clone_are_whole():
+    folder = companion.DATA / "models"
+    if not (folder / "checksums.json").exists():
+        pytest.skip("data/models has no checksums.json yet")
+    assert damage(folder) == []
+    listed = json.loads((folder / "checksums.json").read_text())
+    unlisted = {p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors")} - set(listed)
+    assert not unlisted, "weights that no checksum guards"
+    assert not [p for p in folder.rglob("*") if p.suffix in {".bin", ".ckpt", ".pt", ".pth", ".pkl"}]
+
+
+# ---- The hub
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache, and a client that neither waits nor sleeps for long."""
+    import huggingface_hub.constants
+    import huggingface_hub.file_download
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr(
+        huggingface_hub.file_download, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time)
+    )
+    return tmp_path / "cache"
+
+
+def kept(cache: Path) -> set[str]:
+    """The files that the cache offers, by path in their repository."""
+    return {"/".join(p.relative_to(cache).parts[3:]) for p in cache.glob("models--*/snapshots/*/**/*") if p.is_file()}
+
+
+def weights_asked(hub: Hub) -> list[str]:
+    return [path for method, path in hub.requests if method == "GET" and re.search(r"\.(safetensors|bin)$", path)]
+
+
+def test_fetched_whole_and_then_never_asked_again(hub, cache, tiny):
+    extras = {
+        "README.md": b"notes",
+        "v1-5-pruned.ckpt": b"pickle",
+        "whole.safetensors": b"one file",
+        "unet/diffusion_pytorch_model.bin": b"pickle",
+        "unet/diffusion_pytorch_model.non_ema.safetensors": b"another variant",
+        "vae_decoder/model.onnx": b"another format",
+    }
+    hub.repos["one/model"] = Repo(files(tiny) | extras)
+    folder = download(MODEL, endpoint=hub.url, timeout=5)
+    assert files(folder) == files(tiny), "all of the pipeline, and nothing else"
+    assert np.array_equal(draw(load(folder)), draw(load(tiny)))
+    asked = len(hub.requests)
+    assert asked > 0
+    assert download(MODEL, endpoint=hub.url) == folder
+    assert len(hub.requests) == asked
+
+
+def test_half_precision_is_fetched_where_there_is_a_choice(hub, cache, tiny, tmp_path):
+    tiny_pipeline(tmp_path / "half", variant="fp16")
+    hub.repos["one/model"] = Repo(files(tiny) | files(tmp_path / "half"))
+    download(MODEL, endpoint=hub.url, timeout=5)
+    assert len(weights_asked(hub)) == 3 and all(".fp16." in path for path in weights_asked(hub))
+
+
+def test_a_part_that_is_not_wanted_is_not_fetched(hub, cache, tiny):
+    index = json.loads((tiny / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    checker = {"safety_checker/config.json": b"{}", "safety_checker/model.safetensors": b"\x02" + 7 * b"\0" + b"{}"}
+    hub.repos["one/model"] = Repo({**files(tiny), **checker, "model_index.json": json.dumps(index).encode()})
+    folder = download(MODEL, skip={"safety_checker": None}, endpoint=hub.url, timeout=5)
+    assert not (folder / "safety_checker").exists()
+    assert load(folder, safety_checker=None).safety_checker is None
+    # Wanted later, it is fetched then, and nothing else is.
+    hub.requests.clear()
+    assert download(MODEL, endpoint=hub.url, timeout=5) == folder
+    assert weights_asked(hub) == ["/one/model/resolve/main/safety_checker/model.safetensors"]
+
+
+def test_the_next_mirror_is_tried_when_one_is_gone(hub, cache, tiny):
+    hub.repos["two/model"] = Repo(files(tiny))
+    folder = download(MODEL, endpoint=hub.url, timeout=5)
+    assert "models--two--model" in str(folder)
+
+
+@pytest.mark.parametrize("where", ["api", "head", "get"])
+def test_the_next_mirror_is_tried_when_one_stalls(hub, cache, tiny, where):
+    hub.repos["one/model"] = Repo(files(tiny), stalls={where})
+    hub.repos["two/model"] = Repo(files(tiny))
+    folder = download(MODEL, endpoint=hub.url, timeout=0.3)
+    assert "models--two--model" in str(folder)
+    assert kept(cache) == set(files(tiny)), "nothing of the first one is kept"
+
+
+def test_a_body_cut_short_is_not_kept(hub, cache, tiny):
+    hub.repos["one/model"] = Repo(files(tiny), short={UNET})
+    hub.repos["two/model"] = Repo(files(tiny))
+    folder = download(MODEL, endpoint=hub.url, timeout=5)
+    assert "models--two--model" in str(folder)
+    assert files(folder) == files(tiny)
+    assert not list((cache / "models--one--model").glob(f"snapshots/*/{UNET}"))
+
+
+@pytest.mark.parametrize("size", ["shorter", "same"])
+@pytest.mark.parametrize("name", [UNET, "unet/config.json"])
+def test_a_file_that_is_not_what_was_listed_is_not_kept(hub, cache, tiny, name, size):
+    body = files(tiny)[name]
+    wrong = body[: len(body) // 2] if size == "shorter" else body[:-1] + b"\x7f"
+    hub.repos["one/model"] = Repo(files(tiny), lies={name: wrong})
+    with pytest.raises(NoMirrorError, match=re.escape(name)):
+        download(replace(MODEL, mirrors=("one/model",)), endpoint=hub.url, timeout=5)
+    assert name not in kept(cache) and "model_index.json" not in kept(cache)
+    assert wrong not in files(cache).values()
+    hub.repos["two/model"] = Repo(files(tiny))
+    assert files(download(MODEL, endpoint=hub.url, timeout=5)) == files(tiny)
+    # A mirror that was mended is good again.
+    shutil.rmtree(cache / "models--two--model")
+    del hub.repos["two/model"]
+    hub.repos["one/model"].lies.clear()
+    assert files(download(MODEL, endpoint=hub.url, timeout=5)) == files(tiny)
+
+
+def test_a_repository_of_pickles_is_refused_before_they_are_fetched(hub, cache, tiny):
+    pickles = {name.replace(".safetensors", ".bin"): body for name, body in files(tiny).items()}
+    hub.repos["one/model"] = Repo(pickles)
+    with pytest.raises(NoMirrorError, match="is a pickle file"):
+        download(MODEL, endpoint=hub.url, timeout=5)
+    assert weights_asked(hub) == []
+
+
+def test_no_mirror_says_why_for_each_and_what_to_do(hub, cache, tiny):
+    model = replace(MODEL, mirrors=("gone/model", "slow/model", "other/model"))
+    hub.repos["slow/model"] = Repo(files(tiny), stalls={"api"})
+    hub.repos["other/model"] = Repo({"README.md": b"a model card"})
+    with pytest.raises(NoMirrorError) as error:
+        download(model, endpoint=hub.url, timeout=0.3)
+    message = str(error.value)
+    assert "gone/model (no such repository" in message
+    assert "slow/model (no answer in 0.3 seconds)" in message
+    assert "other/model (it lacks model_index.json)" in message
+    assert "tabletop" in message and "\n" not in message
+
+
+def test_no_network_is_told_at_once(cache):
+    with pytest.raises(NoMirrorError, match=r"one/model \(no connection\); two/model \(no connection\)"):
+        download(MODEL, endpoint="http://127.0.0.1:9", timeout=5)
+
+
+def test_offline_the_hub_is_not_asked(hub, cache, tiny, monkeypatch):
+    import huggingface_hub
+
+    hub.repos["one/model"] = Repo(files(tiny))
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    with pytest.raises(OfflineError, match="HF_HUB_OFFLINE is set"):
+        download(MODEL, endpoint=hub.url, timeout=5)
+    assert hub.requests == []
+
+
+def test_an_unfinished_download_is_finished(hub, cache, tiny):
+    hub.repos["one/model"] = Repo(files(tiny))
+    folder = download(MODEL, endpoint=hub.url, timeout=5)
+    (folder / UNET).unlink()
+    hub.requests.clear()
+    assert download(MODEL, endpoint=hub.url, timeout=5) == folder
+    assert files(folder) == files(tiny) and hub.requests
+
+
+SCRIPT = """
+import dataclasses, sys
+from companion import models
+model = dataclasses.replace(models.CATALOGUE["sd15"], mirrors=("gone/model", "one/model"))
+models.CATALOGUE["sd15"] = model
+if sys.argv[1] == "download":
+    models.download(model, timeout=5)
+else:
+    try:
+        pipe = models.load("sd15")
+    except OSError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    import numpy as np
+    picture = pipe("a b", num_inference_steps=2, generator=models.seeded(0), output_type="np").images
+    np.save(sys.argv[1], picture)
+"""
+
+
+def test_by_name_as_a_user_does(hub, tiny, tmp_path):
+    """In processes of their own, with the environment that a user sets: fetched online, then loaded offline."""
+    hub.repos["one/model"] = Repo(files(tiny))
+
+    def run(home: str, what: str, **more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", SCRIPT, what],
+            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / home), **more},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    online = run("home", "download", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    assert online.returncode == 0, online.stderr
+    assert ("GET", "/api/models/gone/model") in hub.requests
+
+    hub.requests.clear()
+    offline = run("home", str(tmp_path / "picture.npy"), HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert np.array_equal(np.load(tmp_path / "picture.npy"), draw(load(tiny)))
+
+    nothing = run("empty", "nothing", HF_HUB_OFFLINE="1")
+    assert nothing.returncode == 1 and nothing.stderr.startswith("OfflineError: 'sd15' is not on this machine")
+    assert hub.requests == []
+
+
+# ---- GPUs
+
+
+def test_memory_settings_are_for_gpus_only(tiny, monkeypatch):
+    import torch
+
+    pipe = load(tiny)
+    assert not pipe.vae.use_slicing and not pipe.vae.use_tiling
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15e9))
+    models._fit(pipe, torch.device("cuda"))
+    assert pipe.vae.use_slicing and pipe.vae.use_tiling
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
