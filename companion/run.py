@@ -450,7 +450,7 @@ def execute_in_place(
     jobs = []
     for path in map(Path, paths):
         notebook = _read(path, given)
-        _set_parameters(notebook, given)
+        set_parameters(notebook, given)
         jobs.append((path.resolve(), notebook, {}))
     console = Console()
     code = 0
@@ -470,7 +470,7 @@ def execute_in_place(
     return code
 
 
-def _set_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> None:
+def set_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> None:
     """Write these values into the cell tagged `parameters`, leaving everything else in it as it is."""
     nodes = parameters_of(notebook)
     cell = _parameters_cell(notebook)
