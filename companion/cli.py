@@ -1,15 +1,124 @@
-"""The `companion` command: a thin layer over the package. Imports are made when a command needs them."""
+"""The `companion` command: a thin layer over the package. What a command needs is imported when it is called."""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+import companion as package
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(package.__version__)
+        raise typer.Exit
 
 
 @app.callback()
-def companion() -> None:
+def companion(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
     """A Jupyter-first course on latent diffusion."""
+
+
+@app.command()
+def doctor() -> None:
+    """Check that this machine is ready for the course, and say how to mend what is not."""
+    from companion.doctor import FAIL, checks, report
+
+    found = checks()
+    report(found)
+    raise typer.Exit(int(any(check.status == FAIL for check in found)))
+
+
+@app.command()
+def run(
+    notebooks: Annotated[
+        list[str] | None, typer.Argument(help="Numbers or names, such as 1 or latent_diffusion; all when left out.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A name of the catalogue, or a pipeline's folder.")] = "tabletop",
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the notebooks choose when left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder for the report; runs/<time>/ when left out.")] = None,
+    timeout: Annotated[int, typer.Option(min=1, help="The longest that a cell may take, in seconds.")] = 600,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A notebook's parameter.")
+    ] = None,
+) -> None:
+    """Run the course's notebooks without a browser, and write an HTML report with their pictures."""
+    with _sentences():
+        from companion.models import find
+        from companion.run import run
+
+        path = find(model).path
+        model = str(path) if path else model  # a notebook runs in another folder
+        code = run(notebooks or None, model, device, out, timeout, _parameters(parameter or []))
+    raise typer.Exit(code)
+
+
+@app.command()
+def execute(
+    notebooks: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="The files to write again.")],
+) -> None:
+    """Execute notebooks and write them back with their new outputs, as they are committed."""
+    with _sentences():
+        from companion.run import execute_in_place
+
+        code = execute_in_place(notebooks)
+    raise typer.Exit(code)
+
+
+# Its options are read by the application that it hands over to, which imports the renderer and torch.
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Make the miniature world and its models again (see `companion build --help`).",
+)
+def build(context: typer.Context) -> None:
+    with _sentences():
+        from companion.tabletop.build import app as build_app
+    try:
+        build_app(context.args, prog_name="companion build")
+    except ImportError as error:  # the renderer is imported where it is first needed
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
+def _parameters(given: list[str]) -> dict[str, Any]:
+    """["SEED=1", "MODEL=sd15"] as {"SEED": 1, "MODEL": "sd15"}: Python literals where they are, else text."""
+    parameters: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--parameter {item!r} is not NAME=VALUE, such as SEED=1.")
+        try:
+            parameters[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parameters[name] = value
+    return parameters
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Say what a user can mend in one sentence, with exit code 2, and leave tracebacks to what only we can."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "companion":
+            raise
+        extra = "build" if error.name in {"mitsuba", "drjit", "oidn"} else "lab"
+        typer.echo(f"{error.name} is not installed: run `pip install -e '.[{extra}]'` in the clone.", err=True)
+        raise typer.Exit(2) from None
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
 
 
 def main() -> None:

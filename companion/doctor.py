@@ -1,0 +1,242 @@
+"""Is this machine ready for the course? One line a check, with the way out of each failure.
+
+Run as `companion doctor`, or as `python -m companion.doctor` where even the command's own packages are missing: nothing
+here is imported from outside the standard library before it is known to be there.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import companion
+from companion import files, models
+
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+GB = 1e9
+
+#: Pythons that the tests run with, or that Colab has.
+PYTHONS = ((3, 11), (3, 13))
+#: Free memory and disk in GB: below the first the course does not run; below the second something of it does not.
+MEMORY = (1.5, 3.0)
+DISK = (0.5, 6.0)
+#: With an older torchao installed, every injection of an adapter by peft ends in an ImportError.
+TORCHAO = "0.16.0"
+#: The browser's half of ipywidgets, by ipywidgets' major version: package and the major version that fits.
+MANAGER = {"7": ("jupyterlab_widgets", "1"), "8": ("jupyterlab_widgets", "3")}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `status` is "OK", "WARN" (a part of the course will not work) or "FAIL"."""
+
+    name: str
+    status: str
+    detail: str
+    fix: str = ""
+
+
+def checks() -> list[Check]:
+    """Everything the course needs of this machine, in the order to mend it in."""
+    return [python(), *packages(), torchao(), memory(), disk(), device(), weights(), widgets()]
+
+
+def report(found: list[Check] | None = None) -> None:
+    """Print a line for each check, the fix below each that is not OK, and what to do next."""
+    found = checks() if found is None else found
+    for check in found:
+        print(f"[{check.status}]".ljust(7), check.name.ljust(10), check.detail)
+        if check.fix:
+            print(" " * 18, f"-> {check.fix}")
+    failed = [check.name for check in found if check.status == FAIL]
+    print(f"To be mended: {', '.join(failed)}." if failed else "Ready: open notebooks/00_start_here.ipynb.")
+
+
+def python() -> Check:
+    """Python's version."""
+    version, now = platform.python_version(), sys.version_info[:2]
+    (low, high) = PYTHONS
+    span = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
+    if now < low:
+        return Check("Python", FAIL, f"{version}; the course needs {span}", f"install Python {high[0]}.{high[1]}")
+    if now > high:
+        return Check("Python", WARN, f"{version}; the course is tested with {span}")
+    return Check("Python", OK, version)
+
+
+def packages() -> list[Check]:
+    """Every package against the ranges in pyproject.toml: one line when all is well, else one for each that is not."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return [Check("packages", FAIL, "packaging is not installed", _pip("packaging"))]
+    try:
+        project = tomllib.loads((companion.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    except FileNotFoundError:
+        detail = f"pyproject.toml is not in {companion.ROOT}, so the ranges are not known"
+        return [Check("packages", FAIL, detail, "run `pip install -e .` in a clone of the repository")]
+
+    good, bad = [], []
+    # What only runs notebooks is a warning: Colab and Binder bring their own.
+    groups = [(project["dependencies"], FAIL, "")]
+    if not in_colab():
+        groups.append((project["optional-dependencies"]["lab"], WARN, " (for `companion run` and `make lab`)"))
+    for lines, status, why in groups:
+        for wanted in map(Requirement, lines):
+            version = _version(wanted.name)
+            if version is None:
+                bad.append(Check(wanted.name, status, f"not installed{why}", _pip(f"{wanted.name}{wanted.specifier}")))
+            elif not wanted.specifier.contains(version, prereleases=True):
+                detail = f"{version} is outside {wanted.specifier}{why}"
+                bad.append(Check(wanted.name, status, detail, _pip(f"{wanted.name}{wanted.specifier}")))
+            else:
+                good.append(f"{wanted.name} {version}")
+    first = [line for line in good if line.split()[0] in {"torch", "diffusers", "transformers"}]
+    return [Check("packages", OK, f"{len(good)} in range: {', '.join(sorted(first))}, ..."), *bad]
+
+
+def torchao() -> Check:
+    """The trap of Colab's torchao: peft refuses to work beside an old one, though the course never uses it."""
+    version = _version("torchao")
+    if version is not None and _numbers(version) < _numbers(TORCHAO):
+        detail = f"torchao {version} makes peft fail (it wants {TORCHAO} or none)"
+        return Check("torchao", FAIL, detail, f"{_python()} -m pip uninstall -y torchao, then restart the kernel")
+    return Check("torchao", OK, f"{version}, new enough for peft" if version else "not installed, which is fine")
+
+
+def memory() -> Check:
+    """Memory that is free now, a container's limit included."""
+    try:
+        import psutil
+    except ImportError:
+        return Check("memory", WARN, "not known without psutil", _pip("psutil"))
+    free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+    limit, used = _container()
+    if limit is not None and limit < total:
+        free, total = min(free, limit - used), limit
+    detail = f"{free / GB:.1f} of {total / GB:.1f} GB free"
+    if free < MEMORY[0] * GB:
+        return Check("memory", FAIL, f"{detail}; a notebook needs {MEMORY[0]:g} GB", "shut down other kernels")
+    if free < MEMORY[1] * GB:
+        detail += f"; fine for the tabletop, while real checkpoints need {MEMORY[1]:g} GB"
+        return Check("memory", WARN, detail, "shut down other kernels")
+    return Check("memory", OK, detail)
+
+
+def disk() -> Check:
+    """Room beside the notebooks, and for the hub's models."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    home = next(folder for folder in (home, *home.parents) if folder.is_dir())
+    here, cache = shutil.disk_usage(companion.ROOT).free, shutil.disk_usage(home).free
+    if here < DISK[0] * GB:
+        detail = f"{here / GB:.1f} GB free in {companion.ROOT}; the course needs {DISK[0]:g} GB"
+        return Check("disk", FAIL, detail, "make room")
+    if cache < DISK[1] * GB:
+        detail = f"{cache / GB:.1f} GB free in {home}; a model of the hub takes up to {DISK[1]:g} GB"
+        return Check("disk", WARN, detail, "make room, set HF_HOME to another disk, or stay with the tabletop")
+    return Check("disk", OK, f"{here / GB:.0f} GB free")
+
+
+def device() -> Check:
+    """What torch computes on."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library of torch's own is missing
+        fix = "install it as pytorch.org/get-started says for this machine"
+        return Check("device", FAIL, f"torch does not import: {error}", fix)
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        return Check("device", OK, f"{card.name}, {card.total_memory / GB:.0f} GB")
+    threads = f"CPU, {torch.get_num_threads()} threads"
+    if shutil.which("nvidia-smi"):
+        detail = f"{threads}; this machine seems to have an NVIDIA GPU, which torch {torch.__version__} cannot use"
+        return Check("device", WARN, detail, "install the build of torch that pytorch.org names for your CUDA")
+    return Check("device", OK, f"{threads}: all the tabletop needs; a real checkpoint wants a GPU")
+
+
+def weights() -> Check:
+    """The models in the clone: all there, and byte for byte what was committed."""
+    restore = "git checkout -- data/models"
+    try:
+        folder = companion.DATA / "models"
+        models.check_folder(folder / "tabletop", models.CATALOGUE["tabletop"].options)
+        if not (folder / "checksums.json").is_file():
+            return Check("weights", WARN, f"{folder} has no checksums.json, so they cannot be checked", restore)
+        problems = files.damage(folder)
+    except FileNotFoundError as error:
+        return Check("weights", FAIL, str(error))
+    except (ValueError, OSError) as error:
+        return Check("weights", FAIL, str(error), restore)
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return Check("weights", FAIL, f"{problems[0]}{more}", restore)
+    return Check("weights", OK, "all there, and what was committed")
+
+
+def widgets() -> Check:
+    """ipywidgets and anywidget, and the half of them that runs in the browser."""
+    ipywidgets, anywidget = _version("ipywidgets"), _version("anywidget")
+    if ipywidgets is None or anywidget is None:
+        missing = "ipywidgets" if ipywidgets is None else "anywidget"
+        return Check("widgets", FAIL, f"{missing} is not installed", _pip(missing))
+    detail = f"ipywidgets {ipywidgets}, anywidget {anywidget}"
+    if in_colab():
+        return Check("widgets", OK, f"{detail}; Colab shows them, and anywidget turns its manager on")
+    name, major = MANAGER.get(ipywidgets.split(".")[0], MANAGER["8"])
+    manager = _version(name)
+    if manager is None and _version("jupyterlab") is None:
+        return Check("widgets", WARN, f"{detail}; there is no JupyterLab here to say whether it shows them")
+    if manager is None or manager.split(".")[0] != major:
+        found = f"{name} is not installed" if manager is None else f"{name} {manager} does not fit"
+        return Check("widgets", FAIL, f"{detail}, but {found}", f"{_pip(f'{name}=={major}.*')}, then reload the page")
+    return Check("widgets", OK, f"{detail}, {name} {manager}")
+
+
+def in_colab() -> bool:
+    """Whether this is Google Colab, in the kernel or in a process that it started."""
+    return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _container(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
+    """Memory limit of a container and what it uses, in bytes; (None, 0) outside of one."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return int((root / limit).read_text()), int((root / used).read_text())
+        except (OSError, ValueError):  # not Linux, the other version of control groups, or "max"
+            continue
+    return None, 0
+
+
+def _python() -> str:
+    return f'"{sys.executable}"' if " " in sys.executable else sys.executable
+
+
+def _pip(what: str) -> str:
+    return f'{_python()} -m pip install "{what}"'
+
+
+if __name__ == "__main__":
+    _found = checks()
+    report(_found)
+    sys.exit(any(check.status == FAIL for check in _found))
