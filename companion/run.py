@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,6 +39,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from traitlets import default
 
 from companion import ROOT, __version__
+from companion.files import written
 
 NOTEBOOKS = ROOT / "notebooks"
 #: No cell may take longer, in seconds, unless the caller says otherwise.
@@ -295,17 +295,9 @@ Parameters: {html.escape(parameters) or "the notebooks' own"}.</p>
 """
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's files are for the owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _save(path: Path, text: str) -> None:
+    with written(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _tidy(notebook: NotebookNode) -> str:
@@ -415,7 +407,7 @@ def run(
     begin = time.monotonic()
 
     def save_report() -> None:
-        _write_whole(folder / "report.html", _report(results, time.monotonic() - begin))
+        _save(folder / "report.html", _report(results, time.monotonic() - begin))
 
     _say(console, f"Running {len(jobs)} notebook{'s' * (len(jobs) > 1)} into {folder}")
     code = 0
@@ -426,7 +418,7 @@ def run(
                 results[index] = result
                 if result.notebook:
                     result.notebook.metadata.pop("widgets", None)  # no kernel stands behind them: their pictures show
-                    _write_whole(folder / result.path.name, nbformat.writes(result.notebook))
+                    _save(folder / result.path.name, nbformat.writes(result.notebook))
                 save_report()
                 code = max(code, int(result.status != "completed"))
     except KeyboardInterrupt:
@@ -462,7 +454,7 @@ def execute_in_place(
                 if size >= MAX_BYTES:
                     _say(console, f"FAIL {result.path.name} would have {size:,} bytes; the limit is {MAX_BYTES:,}.")
                 elif text:
-                    _write_whole(result.path, text)
+                    _save(result.path, text)
                     continue
                 code = 1
     except KeyboardInterrupt:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -189,15 +188,6 @@ def test_no_run_writes_over_another(folder, tmp_path):
     (tmp_path / "mine" / "report.html").touch()
     with pytest.raises(ValueError, match="exists already"):
         runner._new_folder(tmp_path / "mine")
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        runner._write_whole(path, "new")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_peak_memory_sees_the_processes_started_meanwhile():
