@@ -173,7 +173,7 @@ def weights() -> Check:
     except FileNotFoundError as error:
         return Check("weights", FAIL, str(error))
     except (ValueError, OSError) as error:
-        return Check("weights", FAIL, str(error), restore)
+        return Check("weights", FAIL, str(error), "" if restore in str(error) else restore)
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         return Check("weights", FAIL, f"{problems[0]}{more}", restore)
