@@ -34,7 +34,7 @@ def _data() -> Path:
     if named:
         folder = Path(named).expanduser().resolve()
         if not folder.is_dir():
-            raise FileNotFoundError(f"COMPANION_DATA={named} is not a folder: name the course's data/ folder, or unset it.")
+            raise FileNotFoundError(f"COMPANION_DATA={named} is not a folder: name the course's data/, or unset it.")
         return folder
     if not (ROOT / "pyproject.toml").is_file():
         raise FileNotFoundError(

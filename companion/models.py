@@ -189,6 +189,7 @@ def load(
 
     Raises:
         UnknownModelError, NotAPipelineError, PickleRefusedError: the name or folder will not do.
+        ValueError: the device is not there.
         OfflineError, NoMirrorError: a model of the hub cannot be had.
         DamagedError: a file on this machine is not whole.
     """
@@ -207,6 +208,8 @@ def load(
         from packaging.version import Version
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={str(device)!r}, but torch {torch.__version__} sees no CUDA GPU; use 'cpu'.")
         if dtype is None:
             # Half precision is what a GPU computes fast; most CPUs only imitate it.
             dtype = torch.float16 if device.type == "cuda" else torch.float32

@@ -240,7 +240,7 @@ def test_torchao_is_judged_as_peft_judges_it(monkeypatch, version):
     assert ("uninstall -y torchao" in doctor.torchao().fix) == (expected == FAIL)
 
 
-def test_it_runs_where_nothing_is_installed(monkeypatch, capsys):
+def test_it_runs_where_nothing_is_installed(clone, roomy, monkeypatch, capsys):
     without(
         monkeypatch, "torch", "packaging", "psutil", "ipywidgets", "anywidget", "torchao", "huggingface_hub", "numpy"
     )

@@ -422,6 +422,14 @@ def test_by_name_as_a_user_does(hub, tiny, tmp_path):
 # ---- GPUs
 
 
+def test_a_gpu_that_is_not_there(tiny, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device='cuda:1', but torch .* sees no CUDA GPU"):
+        load(tiny, device="cuda:1")
+
+
 def test_memory_settings_are_for_gpus_only(tiny, monkeypatch):
     import torch
 
