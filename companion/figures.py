@@ -1,0 +1,407 @@
+"""The course's figures, all in one style: a title, units on the axes, and a line below that says what to see.
+
+Every function returns a matplotlib figure, which a notebook shows when it is the last value of a cell. Nothing here
+uses pyplot, so no figure is shown twice or kept in memory.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+T = TypeVar("T")
+
+#: Told apart by readers with any colour vision, and in print (Okabe and Ito, 2008).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+INK, FAINT = "#222222", "#666666"
+STYLE = {
+    "axes.edgecolor": "#999999",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "font.size": 9,
+    "grid.color": "#e4e4e4",
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "text.color": INK,
+    "xtick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.color": INK,
+    "ytick.labelsize": 8.5,
+}
+DPI = 80  # a page of figures must stay small
+WIDTH = 8.0  # inches
+#: From nothing to much, see-through at nothing: laid over a picture.
+HEAT = LinearSegmentedColormap.from_list("heat", [(1, 0.2, 0.1, 0), (1, 0.45, 0.1, 0.55), (1, 0.95, 0.3, 0.9)])
+
+#: A picture: PIL, uint8 (H, W, 3), or floats (3, H, W) in [-1, 1].
+Picture = Any
+
+
+class _Figure(Figure):
+    """A figure that shows itself in a notebook even where matplotlib's own integration is not switched on."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
+def _new(
+    width: float, height: float, rows: int, columns: int, title: str, caption: str, **kwargs: Any
+) -> tuple[Figure, np.ndarray]:
+    lines = textwrap.wrap(caption, int(width * 15.5))
+    figure = _Figure(
+        figsize=(width, height + 0.3 * bool(title) + 0.19 * len(lines)),
+        dpi=DPI,
+        layout="constrained",
+        facecolor="white",
+    )
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    if caption:
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8.5, color=FAINT)
+    return figure, axes
+
+
+# ---- Pictures --------------------------------------------------------------------------------------------------------
+
+
+def as_array(picture: Picture) -> np.ndarray:
+    """A picture in any of the forms above as uint8 (H, W, 3).
+
+    Raises ValueError for another form, with the form it has.
+    """
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    if hasattr(picture, "detach"):
+        picture = picture.detach().float().cpu().numpy()
+    array = np.asarray(picture)
+    if array.ndim == 3 and array.shape[0] == 3 and array.dtype.kind == "f":
+        return ((array.transpose(1, 2, 0).clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+    if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
+        return array
+    raise ValueError(
+        f"an array of shape {array.shape} and type {array.dtype} is no picture: "
+        "give uint8 (H, W, 3), floats (3, H, W) in [-1, 1], or a PIL picture"
+    )
+
+
+def as_pil(picture: Picture, width: int | None = None) -> Image.Image:
+    """A picture in any form as PIL, `width` pixels wide when that is given."""
+    image = Image.fromarray(as_array(picture))
+    if width is None or width == image.width:
+        return image
+    # Small latents and pictures are enlarged with their pixels to be seen; a large picture shrinks smoothly.
+    how = Image.Resampling.LANCZOS if width < 3 * image.width else Image.Resampling.NEAREST
+    return image.resize((width, round(width * image.height / image.width)), how)
+
+
+def _is_map(item: Any) -> bool:
+    return getattr(item, "ndim", None) == 2
+
+
+def grid(
+    items: Sequence[Any],
+    labels: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+    title: str = "",
+    caption: str = "",
+    size: float | None = None,
+    unit: str = "",
+    limit: float | None = None,
+) -> Figure:
+    """Pictures, or maps (H, W) of signed numbers, in a grid; `items` go row by row.
+
+    Args:
+        labels: a line above each item.
+        columns: items a row; all in one row when it is not given.
+        row_names, column_names: names at the left and at the top.
+        size: width of an item in inches; what fits the page when it is not given.
+        unit: what a map's numbers are, written at the colour bar, which is drawn only with it.
+        limit: a map's colours go from -limit to limit; the largest magnitude of all when it is not given.
+    Raises:
+        ValueError: when there is nothing to show, or a number of labels that does not fit.
+    """
+    items = list(items)
+    if not items:
+        raise ValueError("there is no picture to show")
+    if labels is not None and len(labels) != len(items):
+        raise ValueError(f"{len(labels)} labels for {len(items)} pictures; give one for each")
+    columns = min(columns or len(items), len(items))
+    rows = -(-len(items) // columns)
+    arrays = [_map_array(item) if _is_map(item) else as_array(item) for item in items]
+    maps = [a for a in arrays if a.ndim == 2]
+    limit = limit or max((float(np.abs(m).max()) for m in maps), default=1.0) or 1.0
+    size = size or min(1.7, (WIDTH - 0.7 * bool(row_names)) / columns)
+    width = max(size * columns + 0.7 * bool(row_names) + 0.7 * bool(unit), 4.5)
+    height = rows * (size * arrays[0].shape[0] / arrays[0].shape[1] + 0.2 * bool(labels)) + 0.2 * bool(column_names)
+    with rc_context(STYLE):
+        figure, axes = _new(width, height, rows, columns, title, caption)
+        for index, axis in enumerate(axes.flat):
+            _bare(axis)
+            if index >= len(items):
+                axis.set_visible(False)
+            elif arrays[index].ndim == 2:
+                shown = axis.imshow(arrays[index], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            else:
+                axis.imshow(arrays[index], interpolation="antialiased")
+            if labels is not None and index < len(items):
+                axis.set_title(labels[index], fontsize=8, pad=3)
+        for axis, name in zip(axes[:, 0], row_names or (), strict=False):
+            axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8.5)
+        for axis, name in zip(axes[0], column_names or (), strict=False):
+            axis.set_title(name, fontsize=8.5, pad=4)
+        if unit and maps:
+            figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30, pad=0.01, label=unit)
+    return figure
+
+
+def _map_array(item: Any) -> np.ndarray:
+    return (item.detach().float().cpu().numpy() if hasattr(item, "detach") else np.asarray(item)).astype(float)
+
+
+def _bare(axis: Axes) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def overlays(
+    picture: Picture,
+    maps: Mapping[str, Any],
+    *,
+    boxes: Mapping[str, Sequence[float]] | None = None,
+    columns: int = 6,
+    title: str = "",
+    caption: str = "",
+) -> Figure:
+    """A picture, and beside it the same picture under each map (H, W) of numbers >= 0, brightest at its own maximum.
+
+    `boxes` draws a frame on the maps of that name: left, top, right, bottom as fractions of the picture.
+    """
+    array = as_array(picture)
+    grey = np.repeat(array.mean(2, keepdims=True), 3, 2).astype(np.uint8)  # so that colour means attention alone
+    high, wide = array.shape[:2]
+    names = ["", *maps]
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    size = min(1.5, WIDTH / columns)
+    with rc_context(STYLE):
+        figure, axes = _new(size * columns, rows * (size * high / wide + 0.22), rows, columns, title, caption)
+        for axis in axes.flat:
+            _bare(axis)
+            axis.set_visible(False)
+        for axis, name in zip(axes.flat, names, strict=False):
+            axis.set_visible(True)
+            axis.set_title(name or "the picture", fontsize=8.5, pad=3)
+            axis.imshow(grey if name else array, interpolation="antialiased", extent=(0, wide, high, 0))
+            if name:
+                values = _map_array(maps[name])
+                values = values / max(values.max(), 1e-12)
+                axis.imshow(values, cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear", extent=(0, wide, high, 0))
+            if box := (boxes or {}).get(name):
+                left, top, right, bottom = box
+                corner, sides = (left * wide, top * high), ((right - left) * wide, (bottom - top) * high)
+                axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=COLOURS[5], linewidth=1.5))
+            axis.set_xlim(0, wide)
+            axis.set_ylim(high, 0)
+    return figure
+
+
+# ---- Numbers ---------------------------------------------------------------------------------------------------------
+
+
+def curves(
+    x: Sequence[float] | Mapping[str, Sequence[float]],
+    lines: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    caption: str = "",
+    log: bool = False,
+    points: bool = False,
+    errors: Mapping[str, Any] | None = None,
+    levels: Mapping[str, float] | None = None,
+    height: float = 2.6,
+) -> Figure:
+    """Lines over a common axis, or each over its own when `x` is a mapping too.
+
+    Args:
+        log: a logarithmic y axis.
+        points: mark each value.
+        errors: for some of the lines, the lower and the upper ends (2, N) of what is plausible for each value.
+        levels: named horizontal lines to compare with.
+    """
+    with rc_context(STYLE):
+        figure, axes = _new(WIDTH, height, 1, 1, title, caption)
+        axis = axes[0, 0]
+        for colour, (name, y) in zip(_colours(), lines.items(), strict=False):
+            xs = x[name] if isinstance(x, Mapping) else x
+            axis.plot(xs, y, label=name, color=colour, marker="o" if points else None, markersize=4.5)
+            if errors and name in errors:
+                low, high = errors[name]
+                axis.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+        for style, (name, level) in zip(("--", ":", "-."), (levels or {}).items(), strict=False):
+            axis.axhline(level, color=FAINT, linestyle=style, linewidth=1.2, label=name)
+        if log:
+            axis.set_yscale("log")
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        if len(lines) + len(levels or {}) > 1:
+            axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def bars(
+    groups: Mapping[str, Mapping[str, float]],
+    *,
+    title: str,
+    y_label: str,
+    caption: str = "",
+    log: bool = False,
+    errors: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    form: str = "{:.3g}",
+    height: float = 2.4,
+) -> Figure:
+    """Bars side by side: for each series (a colour) a value for each category; `errors` holds lower and upper ends."""
+    series, categories = list(groups), list(dict.fromkeys(c for values in groups.values() for c in values))
+    width = 0.8 / len(series)
+    with rc_context(STYLE | {"axes.grid.axis": "y"}):
+        figure, axes = _new(WIDTH, height, 1, 1, title, caption)
+        axis = axes[0, 0]
+        for i, (colour, name) in enumerate(zip(_colours(), series, strict=False)):
+            at = [c + (i - (len(series) - 1) / 2) * width for c in range(len(categories))]
+            values = [groups[name].get(c, np.nan) for c in categories]
+            drawn = axis.bar(at, values, width * 0.92, label=name, color=colour)
+            if errors and name in errors:
+                ends = np.array([errors[name].get(c, (v, v)) for c, v in zip(categories, values, strict=True)])
+                ends = np.abs(ends.T - np.array(values))
+                axis.errorbar(at, values, ends, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
+            else:
+                axis.bar_label(drawn, [form.format(v) for v in values], fontsize=8, padding=1.5)
+        axis.set_xticks(range(len(categories)), categories)
+        axis.margins(y=0.14)
+        if log:
+            axis.set_yscale("log")
+        axis.set_ylabel(y_label)
+        if len(series) > 1:
+            axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _colours() -> list[str]:
+    return list(COLOURS) * 3
+
+
+class Table:
+    """Rows of text, shown as a table in a notebook and aligned in plain text elsewhere."""
+
+    def __init__(self, header: Sequence[str], rows: Iterable[Sequence[Any]], links: Mapping[str, str] | None = None):
+        self.header, self.links = [str(h) for h in header], dict(links or {})
+        self.rows = [[str(cell) for cell in row] for row in rows]
+        if any(len(row) != len(self.header) for row in self.rows):
+            raise ValueError(f"every row needs {len(self.header)} cells, one for each of {', '.join(self.header)}")
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = [self.header, ["-" * w for w in widths], *self.rows]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        def cells(row: list[str], tag: str) -> str:
+            return "".join(f'<{tag} style="text-align:left">{self._cell(cell)}</{tag}>' for cell in row)
+
+        body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in self.rows)
+        return f"<table><thead><tr>{cells(self.header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _cell(self, text: str) -> str:
+        escaped = html.escape(text)
+        return f'<a href="{html.escape(self.links[text])}">{escaped}</a>' if text in self.links else escaped
+
+
+# ---- What changes while it is looked at ------------------------------------------------------------------------------
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel shows what is displayed."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+class Live:
+    """A place below a cell where one thing is shown after another. Outside a notebook it shows nothing."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, thing: Any) -> None:
+        """Put `thing` in the place of what was shown before."""
+        if not in_notebook():
+            return
+        if self._handle is None:
+            from IPython.display import display
+
+            self._handle = display(thing, display_id=True)
+        else:
+            self._handle.update(thing)
+
+
+class _Bar:
+    """A progress bar of plain HTML: tqdm would write to stderr, and a widget would not outlive the kernel."""
+
+    def __init__(self, text: str, done: int, total: int) -> None:
+        self.text, self.done, self.total = text, done, total
+
+    def __repr__(self) -> str:
+        return f"{self.text} ({self.done} of {self.total})"
+
+    def _repr_html_(self) -> str:
+        bar = f'<progress value="{self.done}" max="{self.total}" style="width:20em;vertical-align:middle"></progress>'
+        return f"{bar} {html.escape(self.text)}, {self.done} of {self.total}"
+
+
+def progress(things: Iterable[T], total: int, label: str, note: Any = None, every: float = 0.5) -> Iterator[T]:
+    """Pass `things` on, showing a bar while they come and one line at the end: how many, and in how many seconds.
+
+    Args:
+        note: a function of a thing to the text shown beside the bar.
+        every: seconds between two looks.
+    """
+    live, begin, shown, done = Live(), time.monotonic(), -1e9, 0
+    text = label
+    for thing in things:
+        now = time.monotonic()
+        if now - shown >= every:
+            text = f"{label}: {note(thing)}" if note else label
+            live.show(_Bar(text, done, total))
+            shown = now
+        yield thing
+        done += 1
+    live.show(_Bar(f"{label}: {time.monotonic() - begin:.0f} s", done, total))

@@ -1,0 +1,62 @@
+"""What notebook 00 shows beside pictures: the course's map, and a prompt beside what the judge reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import companion
+from companion.figures import Table
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: The notebooks of the course, in order, and what each is about.
+COURSE = (
+    ("00_start_here", "a first picture, the playground, and how everything is switched and measured"),
+    ("01_latent_diffusion", "the whole machine taken apart and put together: latents, noise, text, guidance, the loop"),
+    ("02_samplers", "Euler, DDIM, DPM++ and their kin: who is fast, who converges, and why"),
+    ("03_img2img_inpainting", "starting from a picture instead of noise: variations, and holes that are filled"),
+    ("04_controlnet", "a second input: edges, depth, poses and five more say where things go"),
+    ("05_dreambooth", "teaching the model one subject from five pictures, and what that costs"),
+    ("06_oft_vs_lora", "finetuning that turns neurons against finetuning that adds to them"),
+    ("07_where_to_run", "GPUs, Colab, hosted training and serving: the recipes and the bills"),
+    ("08_beyond_images", "the same machine on sound and on other data"),
+)
+
+
+def course_map(folder: Path | None = None) -> Table:
+    """The nine notebooks, each with a link when it is there. `folder` is where they lie, notebooks/ by default."""
+    folder = folder or companion.ROOT / "notebooks"
+    there = {name: (folder / f"{name}.ipynb").is_file() for name, _ in COURSE}
+    rows = [(name, about, "here" if there[name] else "planned") for name, about in COURSE]
+    links = {name: f"{name}.ipynb" for name, found in there.items() if found}
+    return Table(("notebook", "what it is about", "now"), rows, links)
+
+
+def asked_and_read(prompt: str, picture: Image.Image | Any) -> Table:
+    """What a prompt asks for beside what the judge reads in a picture of 128 pixels, attribute by attribute.
+
+    Raises ValueError for a prompt that names no thing of the miniature world.
+    """
+    from companion.metrics import read
+    from companion.tabletop.caption import parse
+
+    wish, reading = parse(prompt), read([picture])[0]
+    met = reading.meets(wish)
+
+    def said(values: tuple[str | None, ...]) -> str:
+        return ", ".join(value or "any" for value in values)
+
+    asked = {"count": str(len(wish.kinds)), "kind": said(wish.kinds), "finish": said(wish.finishes)}
+    asked |= {"place": wish.place, "time": wish.time, "relation": wish.relation}
+    seen = {"count": str(len(reading.kinds)), "kind": said(reading.kinds), "finish": said(reading.finishes)}
+    seen |= {"place": reading.place, "time": reading.time, "relation": _standing(reading.front, len(reading.kinds))}
+    rows = [(name, asked[name], seen[name], "yes" if met[name] else "no") for name in asked if name in met]
+    return Table(("", "asked for", "the judge reads (left to right)", "as asked"), rows)
+
+
+def _standing(front: str, count: int) -> str:
+    if count < 2:
+        return "only one thing"
+    return "side by side" if front == "neither" else f"the {front} in front"

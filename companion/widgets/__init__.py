@@ -1,0 +1,10 @@
+"""Interactive panels. Each leaves a picture of itself in the notebook, for readers who do not run it."""
+
+from __future__ import annotations
+
+from companion.widgets.base import Panel
+from companion.widgets.guidance import GuidanceSlider
+from companion.widgets.playground import Playground
+from companion.widgets.scrubber import Scrubber
+
+__all__ = ["GuidanceSlider", "Panel", "Playground", "Scrubber"]

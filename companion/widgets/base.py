@@ -1,0 +1,93 @@
+"""What all panels share: a picture, a line of text below it, controls, and a static copy of the picture.
+
+The picture is `widgets.Image`, the text `widgets.HTML`; `Output` and `interact` are avoided, since they misplace what a
+thread prints and leave nothing in a notebook that is not running.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+from PIL import Image, ImageDraw, ImageFont
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+INK, PAPER = (34, 34, 34), (255, 255, 255)
+MARGIN, LINE = 8, 20  # pixels between the parts of a picture, and for a line of text
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as PNG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Pictures of one height in a row on white, a title above each."""
+    font = ImageFont.load_default(13)
+    width = sum(image.width for image in images) + MARGIN * (len(images) - 1)
+    sheet = Image.new("RGB", (width, LINE + max(image.height for image in images)), PAPER)
+    pen, left = ImageDraw.Draw(sheet), 0
+    for image, title in zip(images, titles, strict=True):
+        pen.text((left, 1), title, INK, font)
+        sheet.paste(image, (left, LINE))
+        left += image.width + MARGIN
+    return sheet
+
+
+class Panel(widgets.VBox):
+    """A picture of fixed size, a line of text below it, and controls.
+
+    In the notebook's file it leaves a PNG beside the live view, so that it can be seen on GitHub and before it is run.
+    """
+
+    def __init__(self, controls: Sequence[widgets.Widget], width: int, height: int) -> None:
+        # Fixed sizes, so that nothing jumps while a new picture is on its way.
+        self.picture = widgets.Image(format="png", layout=widgets.Layout(width=f"{width}px", height=f"{height}px"))
+        self.message = widgets.HTML(layout=widgets.Layout(width="auto", min_height="3em"))
+        super().__init__([self.picture, self.message, *controls])
+
+    def show(self, image: Image.Image, text: str = "") -> None:
+        """Show a picture, and `text` (HTML) below it."""
+        self.picture.value = png(image)
+        self.message.value = text
+
+    def watch(self, control: widgets.Widget, action: Callable[[], None], name: str = "value") -> None:
+        """Call `action` when the control changes; what it raises is shown in the line of text."""
+        control.observe(lambda change: self.attempt(action), name)
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Call `action`; an error in it becomes one sentence below the picture, which stays as it was."""
+        try:
+            action()
+        except Exception as error:
+            self.message.value = f'<span style="color:#b3261e">{html.escape(sentence(error))}</span>'
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        inherited = getattr(super(), "_repr_mimebundle_", None)  # ipywidgets 7 has none
+        data = inherited(**kwargs) if inherited else None
+        if data is None:
+            data = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
+        data["text/plain"] = f"{type(self).__name__}()"  # the default lists models by ids that change with each run
+        if self.picture.value:
+            data["image/png"] = base64.b64encode(bytes(self.picture.value)).decode()
+        return data
+
+    if widgets.__version__.startswith("7."):
+
+        def _ipython_display_(self, **kwargs: Any) -> None:
+            from IPython.display import display
+
+            display(self._repr_mimebundle_(), raw=True)
+            self._handle_displayed(**kwargs)
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, in one sentence; one that says nothing gives its name."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,64 @@
+"""The guidance slider: one prompt, one seed, every strength of guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+
+from companion.figures import as_pil
+from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+SIDE = 320
+
+
+class GuidanceSlider(Panel):
+    """The picture at each of some guidance scales, beside the picture without guidance.
+
+    All are drawn as one batch when the prompt or the seed changes; the slider then answers without delay.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        prompt: str,
+        seed: int = 0,
+        steps: int = 12,
+        scales: Sequence[float] = (1, 1.5, 2, 3, 4, 6, 8, 12, 16),
+    ) -> None:
+        if len(scales) < 2:
+            raise ValueError(f"{len(scales)} guidance scales leave nothing to slide over; give two or more")
+        self._pipe, self._steps, self.scales = pipe, steps, list(scales)
+        wide = widgets.Layout(width="34em")
+        last = len(self.scales) - 1
+        self.slider = widgets.IntSlider(last // 2, 0, last, description="guidance", readout=False, layout=wide)
+        options = {"continuous_update": False, "layout": wide}
+        self.prompt = widgets.Text(prompt, description="prompt", **options)
+        self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
+        super().__init__([self.slider, self.prompt, self.seed], 2 * SIDE + MARGIN, SIDE + LINE)
+        self.watch(self.slider, self.choose)
+        for control in (self.prompt, self.seed):
+            self.watch(control, self.draw)
+        self.attempt(self.draw)
+
+    def draw(self) -> None:
+        """Draw the picture at every scale, and show the chosen one."""
+        from companion.latent_diffusion import draw
+
+        scales = [1.0, *self.scales]
+        drawn = draw(self._pipe, self.prompt.value, self.seed.value, steps=self._steps, guidance_scale=scales)
+        plain, *self.pictures = [as_pil(picture, SIDE) for picture in drawn]
+        self.plain = plain
+        self.choose()
+
+    def choose(self) -> None:
+        """Show the scale that the slider stands at."""
+        scale = self.scales[self.slider.value]
+        sheet = side_by_side(
+            [self.plain, self.pictures[self.slider.value]], ["guidance 1 (none)", f"guidance {scale:g}"]
+        )
+        self.show(sheet, f"guidance {scale:g}, {self._steps} steps")
