@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-#: Seconds that each request to a mirror may take to be answered. A transfer that stalls midway is given up after
-#: huggingface_hub's own HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, 10 seconds), five retries included.
+#: Seconds that a mirror may take to list its files, and to answer for the first of them. One that falls silent later is
+#: given up by huggingface_hub itself: after six times HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, 10 seconds) in
+#: the middle of a file, or a few minutes between two.
 TIMEOUT = 10.0
 
 
@@ -183,7 +184,7 @@ def load(
         name_or_path: a name of the catalogue, or a folder that `save_pretrained` wrote.
         device: the GPU when CUDA has one, else the CPU. Others, such as "mps", are taken when they are named.
         dtype: torch.float16 on CUDA, else torch.float32; the weights are converted to it.
-        timeout: seconds that each request to the hub may take.
+        timeout: seconds that a mirror of the hub may take to answer.
         options: given to `from_pretrained`. A part that is named here is neither read nor fetched:
             `safety_checker=None` leaves the safety checker out, `unet=...` puts another U-Net in.
 
