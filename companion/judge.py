@@ -1,0 +1,392 @@
+"""The judge: a small network that reads a picture of the miniature world.
+
+It says how many things there are, their kinds and finishes from left to right, which stands in front, the place and the
+time, where each thing is, and gives dense maps (segments, depth, normals, key points). It is trained on renders only,
+so it
+can measure what a generator drew without ever having seen a generated picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from companion.tabletop.caption import OPPOSITE, Wish
+from companion.tabletop.muon import muon
+from companion.tabletop.scene import FINISHES, JOINTS, KINDS, PLACES, TIMES
+from companion.training import Progress, ema_copy, train
+
+SEGMENTS = ("sky", "ground", *KINDS)
+#: Who stands in front, when two things are not side by side.
+FRONT = ("neither", "left thing", "right thing")
+#: Attribute heads and their number of classes; the pairs ("kind", "finish") are read once for each slot, left to right.
+GLOBAL = {"count": 2, "front": len(FRONT), "place": len(PLACES), "time": len(TIMES)}
+SLOT = {"kind": len(KINDS), "finish": len(FINISHES)}
+WIDTHS = (24, 48, 96, 160)
+FAR_INVERSE = 1 / 30.0
+NEAR_INVERSE = 1 / 4.5  # nothing stands nearer than 4.5 units
+
+
+@dataclass
+class Reading:
+    """What the judge saw in one picture; things go from left to right.
+
+    Attributes:
+        kinds, finishes: one entry a thing.
+        front: "neither", "left thing" or "right thing".
+        boxes: for each thing left, top, right, bottom as fractions of the picture.
+        confidence: the smallest probability among the answers given, in [0, 1].
+    """
+
+    kinds: tuple[str, ...]
+    finishes: tuple[str, ...]
+    front: str
+    place: str
+    time: str
+    boxes: tuple[tuple[float, ...], ...]
+    confidence: float
+
+    def meets(self, wish: Wish) -> dict[str, bool]:
+        """For each thing the prompt asks for, whether the picture has it.
+
+        Keys: "count", "kind", "finish", "place", "time", "relation" (only those the prompt names), and "all". Things
+            are
+        matched in the order that the relation gives; where it gives none, in the order that fits best.
+        """
+        n = len(wish.kinds)
+        if len(self.kinds) != n:
+            result = {"count": False, "kind": False}
+            result |= {"finish": False} if any(wish.finishes) else {}
+            result |= {"relation": False} if wish.relation else {}
+        else:
+            orders = [tuple(range(n))] if n == 1 else [(0, 1), (1, 0)]  # orders[i]: slot of the i-th named thing
+            options = []
+            for order in orders:
+                option = {
+                    "count": True,
+                    "kind": all(k in (None, self.kinds[s]) for k, s in zip(wish.kinds, order, strict=True)),
+                    "finish": all(f in (None, self.finishes[s]) for f, s in zip(wish.finishes, order, strict=True)),
+                }
+                if wish.relation:
+                    option["relation"] = self._relation(order) == wish.relation
+                options.append(option)
+            result = max(options, key=lambda o: (o["kind"] + o["finish"] + o.get("relation", 0), o["kind"]))
+            if not any(wish.finishes):
+                del result["finish"]
+        for name in ("place", "time"):
+            if wanted := getattr(wish, name):
+                result[name] = getattr(self, name) == wanted
+        return {**result, "all": all(result.values())}
+
+    def _relation(self, order: tuple[int, ...]) -> str:
+        """The relation of the thing in slot order[0] to the other."""
+        relation = "left of" if self.front == "neither" else "in front of" if self.front == "left thing" else "behind"
+        return relation if order[0] == 0 else OPPOSITE[relation]
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions with group normalisation, and the way round them."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Judge(nn.Module):
+    """Reads pictures (B, 3, H, W) in [-1, 1]; H and W multiples of 16, 128 in training.
+
+    `forward` gives a dictionary: the heads' logits, "count" (B, 2), "front" (B, 3), "place" (B, 5), "time" (B, 3),
+    "kind" (B, 2, 10),
+    "finish" (B, 2, 11), "boxes" (B, 2, 4) in [0, 1]; the maps at half the picture's size, "segments" (B, 12, H/2, W/2)
+    logits,
+    "depth" (B, 1, ...) as inverse depth between 0 (far) and 1 (near), "normals" (B, 3, ...), "joints" (B, 11, ...)
+    logits; and "features" (B, 160).
+    """
+
+    def __init__(self):
+        super().__init__()
+        w = WIDTHS
+        self.stem = nn.Conv2d(3, w[0], 3, stride=2, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(w[:-1], w[1:], strict=True))
+        self.blocks = nn.ModuleList(nn.Sequential(*(Residual(b) for _ in range(2))) for b in w[1:])
+        self.norm = nn.GroupNorm(8, w[-1])
+        # Two slots, left and right, and one for the whole, look at the coarsest map and say where they looked.
+        self.query = nn.Parameter(torch.randn(3, w[-1]) * 0.02)
+        self.where = nn.Linear(2, w[-1])
+        self.look = nn.MultiheadAttention(w[-1], 4, batch_first=True)
+        self.slot = nn.Sequential(nn.LayerNorm(w[-1]), nn.Linear(w[-1], w[-1]), nn.SiLU())
+        self.whole_heads = nn.ModuleDict({k: nn.Linear(2 * w[-1], n) for k, n in GLOBAL.items()})
+        self.slot_heads = nn.ModuleDict({k: nn.Linear(w[-1], n) for k, n in SLOT.items()})
+        self.box_head = nn.Linear(w[-1], 4)
+        self.up = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(w[:0:-1], w[-2::-1], strict=True))
+        self.dense = nn.Sequential(nn.GroupNorm(8, w[0]), nn.SiLU(), nn.Conv2d(w[0], w[0], 3, padding=1), nn.SiLU())
+        self.map_heads = nn.Conv2d(w[0], len(SEGMENTS) + 1 + 3 + len(JOINTS), 1)
+
+    def forward(self, x: Tensor, maps: bool = True) -> dict[str, Tensor]:
+        levels = [self.stem(x)]
+        for down, block in zip(self.down, self.blocks, strict=True):
+            levels.append(block(down(F.silu(levels[-1]))))
+        top = F.silu(self.norm(levels[-1]))
+        b, _, h, w = top.shape
+        ys, xs = torch.meshgrid(
+            torch.linspace(-1, 1, h, device=x.device), torch.linspace(-1, 1, w, device=x.device), indexing="ij"
+        )
+        tokens = top.flatten(2).transpose(1, 2) + self.where(torch.stack([xs, ys], -1).reshape(1, -1, 2))
+        seen = self.look(self.query.expand(b, -1, -1), tokens, tokens, need_weights=False)[0]
+        slots, pooled = self.slot(seen), top.mean((2, 3))
+        whole = torch.cat([slots[:, 2], pooled], 1)
+        out = {k: head(whole) for k, head in self.whole_heads.items()}
+        out |= {k: head(slots[:, :2]) for k, head in self.slot_heads.items()}
+        out["boxes"], out["features"] = self.box_head(slots[:, :2]).sigmoid(), pooled
+        if maps:
+            y = levels[-1]
+            for up, level in zip(self.up, levels[-2::-1], strict=True):
+                y = F.interpolate(up(y), scale_factor=2, mode="bilinear", align_corners=False) + level
+            y = self.map_heads(self.dense(y))
+            sizes = (len(SEGMENTS), 1, 3, len(JOINTS))
+            out |= dict(zip(("segments", "depth", "normals", "joints"), y.split(sizes, 1), strict=True))
+        return out
+
+    @torch.no_grad()
+    def read(self, pictures: Tensor, batch: int = 64) -> list[Reading]:
+        """Readings of pictures (N, 3, H, W) in [-1, 1]."""
+        readings = []
+        for i in range(0, len(pictures), batch):
+            out = self(pictures[i : i + batch], maps=False)
+            p = {k: out[k].softmax(-1).max(-1) for k in (*GLOBAL, *SLOT)}
+            for j in range(len(out["count"])):
+                n = 1 + int(p["count"].indices[j])
+                sure = [float(p[k].values[j]) for k in GLOBAL if n == 2 or k != "front"]
+                sure += [float(v) for k in SLOT for v in p[k].values[j, :n]]
+                readings.append(
+                    Reading(
+                        tuple(KINDS[k] for k in p["kind"].indices[j, :n].tolist()),
+                        tuple(FINISHES[k] for k in p["finish"].indices[j, :n].tolist()),
+                        FRONT[int(p["front"].indices[j])] if n == 2 else FRONT[0],
+                        PLACES[int(p["place"].indices[j])],
+                        TIMES[int(p["time"].indices[j])],
+                        tuple(tuple(round(v, 3) for v in box) for box in out["boxes"][j, :n].tolist()),
+                        min(sure),
+                    )
+                )
+        return readings
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor, batch: int = 64) -> Tensor:
+        """Pooled features (N, 160) of pictures (N, 3, H, W) in [-1, 1], for the Fréchet distance."""
+        return torch.cat(
+            [self(pictures[i : i + batch], maps=False)["features"] for i in range(0, len(pictures), batch)]
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write fp16 weights and a description into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".model.safetensors.{os.getpid()}"
+        save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, temporary)
+        os.replace(temporary, folder / "model.safetensors")
+        (folder / "config.json").write_text(
+            json.dumps({"class": "companion.judge.Judge", "widths": WIDTHS}, indent=2) + "\n"
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Judge:
+        """The judge saved in `folder`. Raises FileNotFoundError with the way to make it."""
+        path = Path(folder) / "model.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no judge in {folder}; restore data/models/judge from the repository, or run: companion build judge"
+            )
+        judge = cls()
+        judge.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        return judge.eval()
+
+
+def targets(columns: dict, scenes: list) -> dict[str, Tensor]:
+    """What the judge should say of renders: `columns` as `tabletop.dataset.read` gives them, and their scenes."""
+    t: dict[str, list] = {k: [] for k in (*GLOBAL, *SLOT)}
+    order = []
+    for s in scenes:
+        things = s.left_to_right()
+        index = [s.things.index(th) for th in things] + [1] * (2 - len(things))
+        order.append(index)
+        t["count"].append(len(things) - 1)
+        front = FRONT.index("neither")
+        if s.relation in ("in front of", "behind"):
+            nearest = min(things, key=lambda th: th.y)
+            front = FRONT.index("left thing" if nearest is things[0] else "right thing")
+        t["front"].append(front if len(things) == 2 else -100)
+        t["place"].append(PLACES.index(s.place))
+        t["time"].append(TIMES.index(s.time))
+        missing = [-100] * (2 - len(things))  # ignored by the cross-entropy
+        t["kind"].append([KINDS.index(th.kind) for th in things] + missing)
+        t["finish"].append([FINISHES.index(th.finish) for th in things] + missing)
+    out = {k: torch.tensor(v) for k, v in t.items()}
+    rows = torch.arange(len(scenes))[:, None]
+    out["boxes"] = torch.as_tensor(columns["boxes"])[rows, torch.tensor(order)] / columns["segments"].shape[-1]
+    label = torch.tensor(
+        [[0, 1] + [2 + KINDS.index(th.kind) for th in s.things] + [0] * (2 - len(s.things)) for s in scenes]
+    )
+    out["segments"] = (
+        label.to(torch.uint8)
+        .gather(1, torch.as_tensor(columns["segments"]).flatten(1).long())
+        .view(columns["segments"].shape)
+    )
+    depth = torch.as_tensor(columns["depth"])
+    out["depth"], out["normals"] = depth, torch.as_tensor(columns["normals"])
+    out["joints"] = torch.as_tensor(columns["joints"])
+    return out
+
+
+def _half(x: Tensor, size: int) -> Tensor:
+    """Nearest samples of a map (B, H, W, ...) on a grid of `size`."""
+    step = x.shape[1] // size
+    return x[:, step // 2 :: step, step // 2 :: step]
+
+
+def judge_loss(judge: Judge, pictures: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """Cross-entropies of the attributes plus the errors of the maps, for pictures (B, 3, H, W) in [-1, 1] and
+    `targets` of renders at 128 px.
+    """
+    out = judge(pictures)
+    loss = sum(F.cross_entropy(out[k], target[k]) for k in ("place", "time", "count"))
+    # Sums over the answers that exist (not means, which are undefined when a batch has none).
+    loss = loss + F.cross_entropy(out["front"], target["front"], reduction="sum") / len(pictures)
+    for k in SLOT:
+        loss = loss + F.cross_entropy(out[k].flatten(0, 1), target[k].flatten(), reduction="sum") / len(pictures)
+    there = (target["kind"] >= 0)[..., None]
+    loss = loss + 4 * ((out["boxes"] - target["boxes"]).abs() * there).mean()
+    size = out["segments"].shape[-1]
+    loss = loss + F.cross_entropy(out["segments"], _half(target["segments"], size).long())
+    inverse = (
+        (1 / _half(target["depth"], size).float().clamp_min(1.0) - FAR_INVERSE) / (NEAR_INVERSE - FAR_INVERSE)
+    ).clamp(0, 1)
+    loss = loss + 4 * (out["depth"][:, 0] - inverse).abs().mean()
+    loss = loss + (out["normals"] - _half(target["normals"], size).float().permute(0, 3, 1, 2) / 127).abs().mean()
+    return loss + joint_loss(out["joints"], target["joints"])
+
+
+def joint_loss(logits: Tensor, joints: Tensor, full: int = 128, sigma: float = 1.2) -> Tensor:
+    """Binary cross-entropy against Gaussian heat maps of the visible joints (B, 2 things, 11, 3), x and y in pixels of
+    `full`.
+    """
+    size = logits.shape[-1]
+    grid = torch.arange(size, device=logits.device) + 0.5
+    xy = joints[..., :2] * size / full
+    gx = torch.exp(-((grid - xy[..., 0, None]) ** 2) / (2 * sigma**2))
+    gy = torch.exp(-((grid - xy[..., 1, None]) ** 2) / (2 * sigma**2))
+    heat = (gy[..., :, None] * gx[..., None, :] * joints[..., 2, None, None]).amax(1)
+    weight = 1 + 20 * heat
+    return 2 * (F.binary_cross_entropy_with_logits(logits, heat, reduction="none") * weight).mean()
+
+
+COLUMNS = ("picture", "depth", "normals", "segments", "joints", "boxes")
+
+
+def train_judge(
+    renders: Path, count: int, steps: int, checkpoint: Path | None = None, log: Path | None = None, *,
+    lr: float = 1e-3, batch: int = 24,
+    seed: int = 0, **kwargs,
+) -> Iterator[tuple[Progress, Judge]]:  # fmt: skip
+    """Train on `count` renders of "train" and all of "pairs" in the folder `renders`; yields progress and the moving
+    average.
+    """
+    from companion.tabletop import dataset
+
+    splits = [("train", count)] + [("pairs", None)] * dataset.shard_path(renders, "pairs", 0).exists()
+    columns = [dataset.read(renders, split, COLUMNS, n) for split, n in splits]
+    scenes = [s for split, n in splits for s in dataset.scenes(renders, split, n)]
+    pictures = torch.cat([torch.as_tensor(c["picture"]) for c in columns])
+    target = targets({k: np.concatenate([c[k] for c in columns]) for k in COLUMNS if k != "picture"}, scenes)
+    torch.manual_seed(seed)
+    judge = Judge()
+    ema = ema_copy(judge)
+
+    def loss(model: Judge, generator: torch.Generator, step: int) -> Tensor:
+        index = torch.randint(len(pictures), (batch,), generator=generator)
+        x = pictures[index].permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = x + augment(x, generator)
+        return judge_loss(model, x, {k: v[index] for k, v in target.items()})
+
+    optimizer = muon(judge, lr, apart=("stem", "heads", "head.", "query", "where"), weight_decay=0.01)
+    for progress in train(
+        judge,
+        loss,
+        optimizer,
+        steps,
+        peak_lr=lr,
+        ema=ema,
+        ema_decay=0.998,
+        seed=seed,
+        checkpoint=checkpoint,
+        log=log,
+        **kwargs,
+    ):
+        yield progress, ema
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A small disturbance for pictures (B, 3, H, W): blur on some, noise on some, so that the judge reads shapes and
+    colours, not the renderer's grain.
+    """
+    b = len(x)
+    blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    mix = torch.rand(b, 1, 1, 1, generator=generator) * (torch.rand(b, 1, 1, 1, generator=generator) < 0.5)
+    level = 0.06 * torch.rand(b, 1, 1, 1, generator=generator)
+    return mix * (blurred - x) + level * torch.randn(x.shape, generator=generator)
+
+
+@torch.no_grad()
+def accuracy(judge: Judge, columns: dict, scenes: list, batch: int = 50) -> dict[str, float]:
+    """How well the judge reads renders: the share of right answers, in [0, 1], for each attribute ("kind" and "finish"
+    a thing,
+    "front" a picture with two things), and of the maps: "segments" (pixels), "joints" (visible joints found within 5 %
+    of the
+    picture's side), and errors "boxes" (mean, as a share of the side) and "depth" (mean relative error of what is
+    nearer than 15 units)."""
+    target = targets(columns, scenes)
+    right: dict[str, list] = {}
+
+    def note(name: str, values: Tensor) -> None:
+        right.setdefault(name, []).append(values.flatten().float())
+
+    for i in range(0, len(scenes), batch):
+        x = torch.as_tensor(columns["picture"][i : i + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        out, t = judge(x), {k: v[i : i + batch] for k, v in target.items()}
+        for k in (*GLOBAL, *SLOT):
+            asked = t[k] >= 0
+            note(k, (out[k].argmax(-1) == t[k])[asked])
+        note("boxes", (out["boxes"] - t["boxes"]).abs()[t["kind"] >= 0])
+        size = out["segments"].shape[-1]
+        note("segments", out["segments"].argmax(1) == _half(t["segments"], size))
+        depth = _half(t["depth"], size).float()
+        inverse = out["depth"][:, 0].clamp(0, 1) * (NEAR_INVERSE - FAR_INVERSE) + FAR_INVERSE
+        note("depth", ((1 / inverse - depth).abs() / depth)[depth < 15])
+        found = find_joints(out["joints"], full=x.shape[-1])
+        seen = t["joints"][:, :, :, 2] > 0
+        seen[seen.any(-1).all(-1)] = False  # with two robots the maps do not tell whose joint it is
+        distance = (found[:, None, :, :2] - t["joints"][..., :2]).norm(dim=-1)
+        note("joints", (distance <= 0.05 * x.shape[-1])[seen])
+    return {k: float(torch.cat(v).mean()) for k, v in right.items()}
+
+
+def find_joints(logits: Tensor, full: int = 128) -> Tensor:
+    """The peaks of joint maps (B, 11, h, w): x and y in pixels of `full`, and their probability, (B, 11, 3)."""
+    b, n, h, w = logits.shape
+    p, at = logits.sigmoid().flatten(2).max(-1)
+    return torch.stack([(at % w + 0.5) * full / w, (at // w + 0.5) * full / h, p], -1)

@@ -1,0 +1,86 @@
+"""Measures of pictures: prompt accuracy by the judge, Fréchet distance, PSNR, diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import linalg
+from torch import Tensor
+
+from companion import DATA
+from companion.judge import Judge, Reading
+from companion.tabletop.caption import Wish, parse
+
+
+@cache
+def judge() -> Judge:
+    """The judge that the course ships, loaded once."""
+    return Judge.load(DATA / "models" / "judge")
+
+
+def pictures_to_tensor(pictures: Sequence[Image.Image] | np.ndarray | Tensor) -> Tensor:
+    """PIL pictures, uint8 (N, H, W, 3), or floats (N, 3, H, W) in [-1, 1], as the latter."""
+    if isinstance(pictures, Tensor) and pictures.is_floating_point():
+        return pictures
+    if not isinstance(pictures, np.ndarray | Tensor):
+        pictures = np.stack([np.asarray(p.convert("RGB")) for p in pictures])
+    return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def read(pictures: Sequence[Image.Image] | np.ndarray | Tensor) -> list[Reading]:
+    """What the judge sees in pictures of 128 pixels (any form that `pictures_to_tensor` takes)."""
+    return judge().read(pictures_to_tensor(pictures))
+
+
+def prompt_accuracy(pictures, prompts: Iterable[str | Wish]) -> dict[str, float]:
+    """Share of pictures, in [0, 1], that have what their prompts ask for, by attribute (see `Reading.meets`) and in
+    "all".
+
+    Raises:
+        ValueError: when a prompt names no thing of the world, or the numbers of pictures and prompts differ.
+    """
+    wishes = [p if isinstance(p, Wish) else parse(p) for p in prompts]
+    if len(wishes) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures but {len(wishes)} prompts; give one prompt for each picture")
+    results = [r.meets(w) for r, w in zip(read(pictures), wishes, strict=True)]
+    keys = dict.fromkeys(k for r in results for k in r)
+    return {k: sum(r[k] for r in results if k in r) / sum(k in r for r in results) for k in keys}
+
+
+def frechet(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
+    """Fréchet distance between Gaussians fitted to two sets of features (N, D), Heusel et al. (2017):
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
+
+    Raises:
+        ValueError: with fewer pictures than features + 1, where the covariance cannot be estimated.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    for x in (a, b):
+        if len(x) <= x.shape[1]:
+            raise ValueError(f"{len(x)} pictures are too few for {x.shape[1]} features; use at least {x.shape[1] + 1}")
+    sa, sb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # tr (S_a S_b)^(1/2) by the symmetric form, whose eigenvalues are real and not negative.
+    root = linalg.sqrtm(sa).real
+    cross = np.sqrt(np.clip(linalg.eigvalsh(root @ sb @ root), 0, None)).sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sa) + np.trace(sb) - 2 * cross)
+
+
+def picture_features(pictures) -> Tensor:
+    """The judge's pooled features (N, 160)."""
+    return judge().features(pictures_to_tensor(pictures))
+
+
+def diversity(pictures) -> float:
+    """Mean distance between the judge's features of all pairs of pictures: 0 when all are the same."""
+    f = picture_features(pictures)
+    return float(torch.pdist(f).mean())
+
+
+def psnr(a, b) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each picture of `a` against `b` (N,), after rounding to 8 bits."""
+    a, b = (((pictures_to_tensor(x).clamp(-1, 1) + 1) * 127.5).round() for x in (a, b))
+    return 10 * torch.log10(255**2 / ((a - b) ** 2).mean((1, 2, 3)).clamp_min(1e-10))

@@ -1,0 +1,408 @@
+"""How the tabletop models are made: one restartable command a model, `companion build ...`.
+
+    renders    draw a split of the world                  build/renders/<split>-*.npz
+    vae        the autoencoder                            build/vae.safetensors
+    clip       the two towers                             build/clip.safetensors
+    judge      the judge                                  build/judge.safetensors
+    unet       the noise predictor, 8 x 8 then 16 x 16    build/unet8.safetensors, build/unet16.safetensors
+    publish    the finished parts                         data/models/, data/tabletop/
+    report     the measures of what is published          data/models/report.json, README.md, sheet.png
+
+Checkpoints, logs (JSON lines) and sample sheets stand in build/ (or the folder that COMPANION_BUILD names), which git
+ignores.
+A command that was killed goes on where it stopped, to the same result as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from companion import DATA, ROOT
+from companion.tabletop import dataset
+from companion.tabletop.scene import SPLITS, sample_scene
+
+app = typer.Typer(
+    no_args_is_help=True, help="Make the miniature world and its models again.", pretty_exceptions_enable=False
+)
+
+MODELS = DATA / "models"
+Folder = Annotated[Path, typer.Option(help="Where renders, checkpoints and logs stand.", envvar="COMPANION_BUILD")]
+BUILD = ROOT / "build"
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all; a finished run goes on when this is raised.")]
+Count = Annotated[int, typer.Option(min=1, help="Training renders to use.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")]
+
+
+def _threads(n: int) -> None:
+    if n:
+        torch.set_num_threads(n)
+
+
+def _follow(run: Iterable, steps: int, what: str, show=None, every: int = 500) -> object:
+    """Run a training generator under a progress bar; `show(step, ema)` is called now and then. Returns the last moving
+    average.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    ema = None
+    with Progress(*columns) as bar:
+        task = bar.add_task(what, total=steps, note="")
+        for progress, ema in run:
+            bar.update(task, completed=progress.step, note=f"loss {progress.loss:.4f}")
+            if show is not None and (progress.step % every == 0 or progress.step == steps):
+                bar.console.print(f"{what} {progress.step}: {progress.seconds:.0f} s, {show(progress.step, ema)}")
+    return ema
+
+
+def grid(pictures: Iterable, columns: int = 8) -> Image.Image:
+    """Pictures (floats (N, 3, H, W) in [-1, 1], uint8 arrays, or PIL) as one sheet."""
+    tiles = []
+    for p in pictures:
+        if isinstance(p, torch.Tensor) and p.is_floating_point():
+            p = ((p.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        tiles.append(np.asarray(p))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    return Image.fromarray(
+        np.concatenate([np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)])
+    )
+
+
+def tokenizer(folder: Path):
+    """The tokenizer, written into `folder` first if it is not there."""
+    from transformers import CLIPTokenizer
+
+    from companion.tabletop.tokenizer import save_tokenizer
+
+    if not (folder / "tokenizer" / "vocab.json").exists():
+        save_tokenizer(folder / "tokenizer")
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+
+@app.command()
+def renders(
+    split: Annotated[str, typer.Option(help=f"One of {', '.join(SPLITS)}.")] = "train",
+    count: Annotated[int, typer.Option(help="How many scenes, from the first of the split.")] = 16000,
+    folder: Folder = BUILD,
+    workers: Annotated[int, typer.Option(help="Processes; 0 takes one a core.")] = 0,
+    shard: Annotated[int, typer.Option(help="Scenes a file.")] = dataset.SHARD,
+) -> None:
+    """Draw a split of the world: pictures and exact maps."""
+    with Progress() as bar:
+        task = bar.add_task(f"renders: {split}", total=count)
+        bar.advance(
+            task, shard * sum(dataset.shard_path(folder / "renders", split, i).exists() for i in range(count // shard))
+        )
+        for _ in dataset.build(folder / "renders", split, count, workers or None, shard):
+            bar.advance(task, shard)
+
+
+@app.command()
+def gallery(
+    out: Annotated[Path, typer.Argument(help="The picture file to write.")] = Path("gallery.png"),
+    first: Annotated[int, typer.Option(help="First seed.")] = 0,
+    count: Annotated[int, typer.Option(min=1)] = 32,
+    maps: Annotated[bool, typer.Option(help="Show depth, normals, segments, joints and edges too.")] = False,
+) -> None:
+    """Draw a sheet of the world, to look at."""
+    from companion.tabletop.render import render
+
+    tiles = []
+    for seed in range(first, first + count):
+        r = render(sample_scene(seed))
+        tiles += [r.picture, *(map_pictures(r) if maps else ())]
+    grid(tiles, 6 if maps else 8).save(out)
+    typer.echo(f"{count} scenes in {out}")
+
+
+def map_pictures(r) -> list[np.ndarray]:
+    """The maps of a `Render` as five RGB pictures: depth, normals, segments, joints, straight edges."""
+    from PIL import ImageDraw
+
+    from companion.tabletop.scene import BONES, JOINTS
+
+    near = np.clip((1 / r.depth - 1 / 30) / (1 / 4.5 - 1 / 30), 0, 1)
+    colours = np.array([(70, 130, 180), (90, 90, 90), (230, 120, 50), (60, 180, 110)], np.uint8)
+    pose, lines = (Image.new("RGB", r.picture.shape[1::-1]) for _ in range(2))
+    for joints in r.joints:
+        for a, b in BONES:
+            p, q = joints[JOINTS.index(a)], joints[JOINTS.index(b)]
+            if p[2] and q[2]:
+                ImageDraw.Draw(pose).line([tuple(p[:2]), tuple(q[:2])], fill=(255, 255, 0), width=2)
+    for x0, y0, x1, y1 in r.edges.tolist():
+        ImageDraw.Draw(lines).line([(x0, y0), (x1, y1)], fill=(255, 255, 255))
+    return [
+        np.repeat((near * 255).astype(np.uint8)[..., None], 3, -1), ((r.normals + 1) * 127.5).astype(np.uint8),
+        colours[r.segments],
+        np.asarray(pose), np.asarray(lines),
+    ]  # fmt: skip
+
+
+@app.command()
+def vae(
+    steps: Steps = 1700, count: Count = 5500, folder: Folder = BUILD, threads: Threads = 0, every: float = 120.0
+) -> None:
+    """Train the autoencoder."""
+    from companion.metrics import psnr
+    from companion.tabletop.vae import rebuild, train_vae
+
+    _threads(threads)
+    pictures = dataset.read(folder / "renders", "train", ("picture",), count)["picture"]
+    held = _held_out(64)
+
+    def show(step: int, ema) -> str:
+        again = rebuild(ema, held)
+        grid([*held[:8], *again[:8]]).save(folder / "vae.png")
+        return f"PSNR {psnr(again, held).mean():.2f} dB"
+
+    run = train_vae(pictures, steps, folder / "vae.safetensors", folder / "vae.jsonl", every=every)
+    _follow(run, steps, "vae", show)
+
+
+def _held_out(n: int) -> np.ndarray:
+    from companion.tabletop.samples import held_out
+
+    return held_out(n)[0]
+
+
+@app.command()
+def clip(
+    steps: Steps = 1200,
+    count: Count = 9000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 64,
+) -> None:
+    """Train the two towers."""
+    from companion.tabletop.clip import retrieval, small, train_clip
+    from companion.tabletop.samples import held_out
+
+    _threads(threads)
+    pictures = small(dataset.read(folder / "renders", "train", ("picture",), count)["picture"])
+    scenes = dataset.scenes(folder / "renders", "train", count)
+    held, held_scenes = held_out(256)
+    words = tokenizer(folder)
+
+    def show(step: int, ema) -> str:
+        return ", ".join(f"{k} {v:.3f}" for k, v in retrieval(ema, small(held), held_scenes, words).items())
+
+    run = train_clip(
+        pictures, scenes, words, steps, folder / "clip.safetensors", folder / "clip.jsonl", batch=batch, every=every
+    )
+    _follow(run, steps, "clip", show, 200)
+
+
+@app.command()
+def judge(
+    steps: Steps = 4000,
+    count: Count = 9000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 24,
+) -> None:
+    """Train the judge, on training renders and on renders of the withheld pairs."""
+    from companion.judge import train_judge
+
+    _threads(threads)
+    run = train_judge(
+        folder / "renders", count, steps, folder / "judge.safetensors", folder / "judge.jsonl", batch=batch, every=every
+    )
+
+    def show(step: int, ema) -> str:
+        return ", ".join(f"{k} {v:.3f}" for k, v in judge_accuracy(ema, folder, "val", 250).items())
+
+    _follow(run, steps, "judge", show, 250)
+
+
+def judge_accuracy(model, folder: Path, split: str, count: int) -> dict[str, float]:
+    """How often the judge's answer about renders of a split is right, by attribute."""
+    from companion.judge import accuracy
+
+    columns = dataset.read(
+        folder / "renders", split, ("picture", "depth", "normals", "segments", "joints", "boxes"), count
+    )
+    return accuracy(model.eval(), columns, dataset.scenes(folder / "renders", split, count))
+
+
+@app.command()
+def latents(count: Count = 9000, folder: Folder = BUILD, threads: Threads = 0) -> None:
+    """Encode the training renders once, at 64 and at 128 pixels, with the trained autoencoder."""
+    _threads(threads)
+    model = _trained_vae(folder)
+    for size in (8, 16):
+        for _ in _encode_missing(model, folder, size, count):
+            pass
+
+
+def _trained_vae(folder: Path):
+    """The trained autoencoder, with the factor that gives its latents variance 1."""
+    from companion.tabletop.vae import make_vae, to_tensor
+    from companion.training import load_weights
+
+    model = load_weights(folder / "vae.safetensors", make_vae()).eval()
+    pictures = dataset.read(folder / "renders", "train", ("picture",), 250)["picture"]
+    with torch.no_grad():
+        std = model.encode(to_tensor(pictures)).latent_dist.mean.std().item()
+    model.register_to_config(scaling_factor=round(1 / std, 5))
+    return model
+
+
+def _encode_missing(model, folder: Path, size: int, count: int) -> Iterator[Path]:
+    """Latents of each shard as .npy files beside it, made where they are missing or older than the autoencoder."""
+    from companion.tabletop.clip import small
+    from companion.tabletop.unet import encode
+
+    born = (folder / "vae.safetensors").stat().st_mtime
+    for path in dataset.shards(folder / "renders", "train")[: -(-count // dataset.SHARD)]:
+        out = folder / "latents" / f"{path.stem}-{size}.npy"
+        if not out.exists() or out.stat().st_mtime < born:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with np.load(path, allow_pickle=False) as z:
+                pictures = z["picture"]
+            temporary = out.with_name(f".{out.stem}.{os.getpid()}.npy")
+            np.save(temporary, encode(model, small(pictures) if size == 8 else pictures).numpy())
+            os.replace(temporary, out)
+        yield out
+
+
+def cached(folder: Path, size: int, count: int) -> torch.Tensor:
+    """All latents (count, 4, size, size) of the training renders, encoding what is missing."""
+    return torch.from_numpy(
+        np.concatenate([np.load(p) for p in _encode_missing(_trained_vae(folder), folder, size, count)])[:count]
+    )
+
+
+@app.command()
+def unet(
+    size: Annotated[int, typer.Option(help="8 (pictures of 64 pixels) first, then 16.")] = 8,
+    steps: Steps = 3000, count: Count = 9000, folder: Folder = BUILD, threads: Threads = 0, every: float = 120.0,
+    batch: int = 48,
+    lr: float = 1e-3, words: Annotated[bool, typer.Option(help="Let the text encoder learn too.")] = True,
+) -> None:  # fmt: skip
+    """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
+    from companion.tabletop.clip import make_clip
+    from companion.tabletop.unet import train_unet
+    from companion.training import load_weights
+
+    if size not in (8, 16):
+        raise typer.BadParameter(f"size={size} is not a stage; train with --size 8, then with --size 16")
+    _threads(threads)
+    text = tokenizer(folder)
+    latent, scenes = cached(folder, size, count), dataset.scenes(folder / "renders", "train", count)
+    towers = make_clip(text)
+    load_weights(folder / "clip.safetensors", towers)
+    encoder = text_tower(towers)
+    start = folder / "unet8.safetensors" if size == 16 else None
+    name = f"unet{size}"
+    model_vae = _trained_vae(folder)
+
+    def show(step: int, ema) -> str:
+        grid(sketch(ema, model_vae, text, size)).save(folder / f"{name}.png")
+        return f"samples in {name}.png"
+
+    run = train_unet(
+        latent, scenes, text, encoder, steps, folder / f"{name}.safetensors", folder / f"{name}.jsonl",
+        start_from=start, batch=batch, lr=lr,
+        train_text=words, every=every,
+    )  # fmt: skip
+    _follow(run, steps, name, show, 250)
+
+
+def text_tower(towers):
+    """CLIP's text tower as the pipeline's CLIPTextModel."""
+    from transformers import CLIPTextModel
+
+    model = CLIPTextModel(towers.config.text_config)
+    model.load_state_dict(towers.text_model.state_dict())
+    return model
+
+
+SKETCH_PROMPTS = (
+    "a red ball on grass by day", "a green robot on snow by day", "a blue house on sand at sunset",
+    "a yellow cone on brick by day",
+    "a purple tree on water at sunset", "a glass cube on grass at night",
+    "a red robot left of a blue ball on sand by day",
+    "a green tree left of a yellow cube on snow at sunset", "an orange can on brick at night",
+    "a blue cone right of a red house on grass by day",
+    "a gold ring on sand by day", "a white mushroom behind a red car on grass by day", "a steel ball on water by day",
+    "a black car on snow at sunset",
+    "a purple cube on sand by day", "a gold robot in front of a green house on grass at sunset",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def sketch(
+    model, vae, words, size: int, prompts=SKETCH_PROMPTS, steps: int = 20, guidance: float = 4.0, seed: int = 0
+) -> torch.Tensor:
+    """Pictures (N, 3, 8 size, 8 size) of a half-trained `Conditioned` model, to look at while it learns."""
+    from companion.tabletop.clip import tokenize
+    from companion.tabletop.pipeline import scheduler
+
+    states = model.text_encoder(tokenize(words, ["" for _ in prompts] + list(prompts))).last_hidden_state
+    x = torch.randn(len(prompts), 4, size, size, generator=torch.Generator().manual_seed(seed))
+    s = scheduler()
+    s.set_timesteps(steps)
+    x = x * s.init_noise_sigma
+    for t in s.timesteps:
+        empty, full = model.unet(s.scale_model_input(torch.cat([x, x]), t), t, states).sample.chunk(2)
+        x = s.step(empty + guidance * (full - empty), t, x).prev_sample
+    return vae.decode(x / vae.config.scaling_factor).sample
+
+
+@app.command()
+def publish(folder: Folder = BUILD) -> None:
+    """Put the finished parts into data/: the pipeline, CLIP, the judge, the cached latents, and the checksums."""
+    from companion.judge import Judge
+    from companion.tabletop import pipeline, samples
+    from companion.tabletop.clip import make_clip
+    from companion.tabletop.unet import Conditioned, make_unet
+    from companion.training import load_weights
+
+    text, model_vae = tokenizer(folder), _trained_vae(folder)
+    towers = load_weights(folder / "clip.safetensors", make_clip(text)).eval()
+    last = folder / "unet16.safetensors"
+    model = load_weights(
+        last if last.exists() else folder / "unet8.safetensors", Conditioned(make_unet(), text_tower(towers))
+    )
+    pipeline.save(pipeline.pipeline(model_vae, model.text_encoder, text, model.unet), MODELS / "tabletop")
+    pipeline.save_clip(towers, text, MODELS / "clip")
+    if (folder / "judge.safetensors").exists():
+        load_weights(folder / "judge.safetensors", Judge()).save(MODELS / "judge")
+    few = 1500
+    samples.save_latents(cached(folder, 8, few), dataset.scenes(folder / "renders", "train", few))
+    from companion.models import write_checksums
+
+    write_checksums(MODELS)
+    typer.echo(f"published to {MODELS}")
+
+
+@app.command()
+def report(
+    folder: Folder = BUILD,
+    quick: Annotated[bool, typer.Option(help="A tenth of the pictures, nothing written.")] = False,
+) -> None:
+    """Measure what is published: writes data/models/report.json, the table in README.md and the sheet of 40 prompts."""
+    from companion.tabletop.report import measure, write
+
+    found = measure(folder, 0.1 if quick else 1.0, typer.echo)
+    if not quick:
+        write(found, folder)
+
+
+if __name__ == "__main__":
+    app()

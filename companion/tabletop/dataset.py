@@ -1,0 +1,115 @@
+"""Data sets of renders: built in parallel, resumable, split by seed; and read back as arrays.
+
+A split is a folder of shards, each a compressed .npz of 250 scenes written whole or not at all, so that a killed build
+goes on where it stopped, and gives the same files as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from companion.tabletop.scene import SPLITS, Scene, sample_scene
+
+SHARD = 250  # scenes a file
+
+
+def shard_path(folder: Path, split: str, shard: int) -> Path:
+    """Where shard number `shard` of a split stands."""
+    return Path(folder) / f"{split}-{shard:05d}.npz"
+
+
+def _build_shard(job: tuple[str, str, int, int]) -> str:
+    folder, split, shard, size = job
+    path = shard_path(Path(folder), split, shard)
+    import drjit
+
+    from companion.tabletop.render import render
+
+    drjit.set_thread_count(1)  # one process a core is faster than two threads a picture
+    first = SPLITS[split][0] + shard * size
+    scenes = [sample_scene(seed) for seed in range(first, first + size)]
+    renders = [render(s) for s in scenes]
+    edges = [r.edges for r in renders]
+    columns = {
+        "picture": np.stack([r.picture for r in renders]),
+        "depth": np.stack([r.depth for r in renders]).astype(np.float16),
+        "normals": np.round(np.stack([r.normals for r in renders]) * 127).astype(np.int8),
+        "segments": np.stack([r.segments for r in renders]),
+        "joints": np.stack([np.pad(r.joints, ((0, 2 - len(r.joints)), (0, 0), (0, 0))) for r in renders]).astype(
+            np.float32
+        ),
+        "boxes": np.stack([np.pad(r.boxes, ((0, 2 - len(r.boxes)), (0, 0))) for r in renders]).astype(np.float32),
+        "edges": np.concatenate(edges) if edges else np.zeros((0, 4), np.float32),
+        "edge_counts": np.array([len(e) for e in edges]),
+        "scenes": np.array([json.dumps(s.to_dict()) for s in scenes]),
+    }
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    np.savez_compressed(temporary, **columns)
+    os.replace(temporary, path)
+    return path.name
+
+
+def build(folder: Path, split: str, count: int, workers: int | None = None, shard: int = SHARD) -> Iterator[str]:
+    """Render the first `count` scenes of a split into `folder`; yields the name of each shard as it is done.
+
+    Shards that are there already are not drawn again, so it resumes after a kill.
+
+    Raises:
+        ValueError: for an unknown split, or a count that is not a positive multiple of the shard's size.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown; the splits are {', '.join(SPLITS)}")
+    if count <= 0 or count % shard or count > SPLITS[split][1]:
+        raise ValueError(f"count={count} is not a positive multiple of {shard} up to {SPLITS[split][1]}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(str(folder), split, i, shard) for i in range(count // shard) if not shard_path(folder, split, i).exists()]
+    if not jobs:
+        return
+    with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+        yield from pool.imap(_build_shard, jobs)
+
+
+def shards(folder: Path, split: str) -> list[Path]:
+    """The finished shards of a split, in the order of their seeds, up to the first that is missing.
+
+    Raises:
+        FileNotFoundError: when there is none, with the command that makes them.
+    """
+    paths = []
+    while (p := shard_path(Path(folder), split, len(paths))).exists():
+        paths.append(p)
+    if not paths:
+        raise FileNotFoundError(
+            f"no renders of {split!r} in {folder}; make them with: companion build renders --split {split}"
+        )
+    return paths
+
+
+def read(folder: Path, split: str, columns: tuple[str, ...], count: int | None = None) -> dict[str, np.ndarray]:
+    """Columns of a split as arrays; see `_build_shard` for their names. `count` takes the first so many scenes."""
+    parts: dict[str, list[np.ndarray]] = {c: [] for c in columns}
+    have = 0
+    for path in shards(folder, split):
+        if count is not None and have >= count:
+            break
+        with np.load(path, allow_pickle=False) as z:
+            for c in columns:
+                parts[c].append(z[c])
+            have += len(z["edge_counts"])
+    if count is not None and have < count:
+        raise ValueError(
+            f"{split!r} has {have} renders in {folder}, {count} were asked for; make more with: companion build renders"
+        )
+    return {c: np.concatenate(v)[:count] if c != "edges" else np.concatenate(v) for c, v in parts.items()}
+
+
+def scenes(folder: Path, split: str, count: int | None = None) -> list[Scene]:
+    """The scenes of a split's finished renders."""
+    return [Scene.from_dict(json.loads(s)) for s in read(folder, split, ("scenes",), count)["scenes"]]

@@ -1,0 +1,98 @@
+"""Muon: momentum whose matrices are orthogonalised before each step; here it trains convolutions about twice as fast
+as Adam.
+
+K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024),
+https://kellerjordan.github.io/posts/muon/.
+`torch.optim.Muon` takes matrices only; this one flattens convolutions to (out, in x height x width) and gives
+everything
+that is not a hidden matrix (vectors, embeddings, first and last layers) to AdamW, in one optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrix to g (m, n), roughly: singular values between about 0.7 and 1.2 after 5
+    Newton-Schulz steps with the coefficients of the paper."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g / (g.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        s = x @ x.T
+        x = a * x + (b * s + c * s @ s) @ x
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for hidden matrices and convolutions, AdamW for the rest.
+
+    Args:
+        hidden: parameters with two or more dimensions, stepped by lr x `ratio` x max(1, rows / columns)^0.5 along the
+            orthogonalised momentum.
+        rest: all others, stepped by AdamW with `lr`.
+        lr: AdamW's learning rate; the schedule scales both.
+    """
+
+    def __init__(
+        self,
+        hidden: Iterable[nn.Parameter],
+        rest: Iterable[nn.Parameter],
+        lr: float,
+        ratio: float = 10.0,
+        # fmt: skip
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ):
+        groups = [{"params": list(hidden), "muon": True}, {"params": list(rest), "muon": False}]
+        super().__init__(groups, dict(lr=lr, ratio=ratio, momentum=momentum, betas=betas, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            lr = group["lr"]
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            if group["muon"]:
+                for p in params:
+                    state = self.state[p]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(p)
+                    state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                    g = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
+                    scale = lr * group["ratio"] * max(1.0, g.shape[0] / g.shape[1]) ** 0.5
+                    p.sub_(orthogonalise(g).view_as(p), alpha=scale)
+                continue
+            b1, b2 = group["betas"]
+            for p in params:
+                state = self.state[p]
+                if not state:
+                    state |= {"step": torch.tensor(0.0), "first": torch.zeros_like(p), "second": torch.zeros_like(p)}
+                state["step"] += 1
+                state["first"].lerp_(p.grad, 1 - b1)
+                state["second"].lerp_(p.grad.square(), 1 - b2)
+                t = state["step"].item()
+                denominator = (state["second"] / (1 - b2**t)).sqrt_().add_(1e-8)
+                p.addcdiv_(state["first"], denominator, value=-lr / (1 - b1**t))
+
+
+def muon(model: nn.Module, lr: float, apart: tuple[str, ...] = (), **kwargs) -> Muon:
+    """A Muon optimiser of a model; parameters whose name contains a word of `apart` (embeddings, first and last
+    layers) go to AdamW.
+    """
+    hidden, rest = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (
+                hidden
+                if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 8 and not any(a in name for a in apart)
+                else rest
+            ).append(p)
+    return Muon(hidden, rest, lr, **kwargs)

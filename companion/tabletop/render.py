@@ -1,0 +1,365 @@
+"""Physically based pictures and exact maps of scenes, with Mitsuba 3 (the extra `[build]`; the course does not need
+it).
+
+A picture is path traced with a few samples a pixel, then denoised by Intel's Open Image Denoise with the exact normals
+as guide. The maps come from the same geometry: depth, normals and segmentation from one ray a pixel; key points and
+straight edges by projection, with their visibility tested against the depth.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from companion.tabletop.scene import PLACES, Scene
+from companion.tabletop.shapes import Solid, mesh, solid
+
+SIZE = 128  # pixels
+FOV = 36.0  # degrees
+DISTANCE = 7.0
+LOOK_AT = (0.0, 0.0, 1.2)
+FAR = 30.0  # depth given to the sky and whatever lies beyond, in units
+GROUND = 300.0  # half side of the ground, in units
+
+REFLECTANCE = {
+    "red": (0.68, 0.03, 0.03), "green": (0.05, 0.40, 0.07), "blue": (0.04, 0.12, 0.66), "yellow": (0.88, 0.68, 0.04),
+    "purple": (0.30, 0.05, 0.48), "orange": (0.90, 0.27, 0.02), "white": (0.86, 0.86, 0.86), "black": (0.025, 0.025,
+    0.028),
+}  # fmt: skip
+#: time: sky at the horizon, sky at the zenith, light's irradiance, direction the light comes from.
+LIGHT = {
+    "day": ((0.68, 0.80, 0.95), (0.14, 0.32, 0.78), (1.75, 1.65, 1.5), (-0.55, -0.55, 1.0)),
+    "sunset": ((1.00, 0.46, 0.20), (0.26, 0.22, 0.46), (1.95, 1.28, 0.80), (-1.0, -0.50, 0.50)),
+    "night": ((0.13, 0.18, 0.36), (0.010, 0.016, 0.08), (0.46, 0.49, 0.62), (0.60, -0.60, 1.0)),
+}
+_SEGMENTS = ("sky", "ground")  # then one label a thing
+
+
+@dataclass
+class Render:
+    """A picture with its exact maps, all float32 unless said.
+
+    Attributes:
+        picture: (H, W, 3) uint8, sRGB.
+        depth: (H, W) distance along the view axis in units, `FAR` for the sky.
+        normals: (H, W, 3) unit normals in camera space (x right, y up, z towards the camera), 0 for the sky.
+        segments: (H, W) uint8: 0 sky, 1 ground, 2 the scene's first thing, 3 its second.
+        joints: (things, 11, 3): x and y in pixels and 1 where visible; all 0 for things without joints.
+        edges: (E, 4): x0, y0, x1, y1 in pixels, the visible straight edges.
+        boxes: (things, 4): left, top, right, bottom in pixels, of the visible part.
+    """
+
+    picture: np.ndarray
+    depth: np.ndarray
+    normals: np.ndarray
+    segments: np.ndarray
+    joints: np.ndarray
+    edges: np.ndarray
+    boxes: np.ndarray
+
+
+@cache
+def _mitsuba():
+    try:
+        import mitsuba as mi
+    except ImportError:
+        raise ImportError("rendering needs Mitsuba: pip install 'companion[build]'") from None
+    mi.set_variant("scalar_rgb")
+    mi.set_log_level(mi.LogLevel.Error)
+    return mi
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="tabletop-")
+
+
+@cache
+def _ply(shape: str) -> str:
+    """A unit shape as a PLY file (Mitsuba takes placements only for shapes from files)."""
+    mi = _mitsuba()
+    v, f, n = mesh(shape)
+    m = mi.Mesh(shape, vertex_count=len(v), face_count=len(f), has_vertex_normals=n is not None)
+    p = mi.traverse(m)
+    p["vertex_positions"], p["faces"] = v.astype(np.float32).ravel(), f.astype(np.uint32).ravel()
+    if n is not None:
+        p["vertex_normals"] = n.astype(np.float32).ravel()
+    p.update()
+    path = str(Path(_folder().name) / f"{shape}.ply")
+    m.write_ply(path)
+    return path
+
+
+@cache
+def _sky(time: str):
+    """A latitude-longitude picture of the sky: a gradient from the horizon up."""
+    mi = _mitsuba()
+    horizon, zenith = (np.array(c) for c in LIGHT[time][:2])
+    rows = np.linspace(1, -1, 64)[:, None]  # sine-like height: up to down
+    up = np.clip(rows, 0, 1) ** 0.55
+    colour = horizon * (1 - up) + zenith * up
+    return mi.Bitmap(np.repeat(colour[:, None], 8, 1).astype(np.float32))
+
+
+def _smooth_noise(rng, size: int, cells: int) -> np.ndarray:
+    """Periodic smooth noise in [0, 1], (size, size), with `cells` bumps a side."""
+    grid = rng.random((cells, cells))
+    t = np.arange(size) * cells / size
+    i, u = t.astype(int), (lambda f: f * f * (3 - 2 * f))(t % 1)
+    rows = grid[i % cells] * (1 - u)[:, None] + grid[(i + 1) % cells] * u[:, None]
+    return rows[:, i % cells] * (1 - u) + rows[:, (i + 1) % cells] * u
+
+
+@cache
+def _ground_texture(place: str):
+    """A tile of the ground, (512, 512, 3) reflectance, covering 8 x 8 units."""
+    rng = np.random.default_rng(PLACES.index(place))
+    n = 512
+    base = {
+        "grass": (0.15, 0.36, 0.06), "sand": (0.70, 0.53, 0.30), "snow": (0.86, 0.88, 0.92), "water": (0.03, 0.20,
+        0.36),
+    }  # fmt: skip
+    if place == "brick":
+        rows, per = 16, 8  # bricks of 1 x 0.5 units
+        y, x = np.mgrid[0:n, 0:n] / n
+        row = (y * rows).astype(int)
+        u = (x * per + 0.5 * (row % 2)) % per
+        tint = rng.random((rows, per))[row, u.astype(int)][..., None]
+        colour = np.array((0.40, 0.12, 0.075)) * (1 - tint) + np.array((0.60, 0.24, 0.15)) * tint
+        mortar = ((u % 1) < 0.06) | ((y * rows) % 1 < 0.12)
+        return np.where(mortar[..., None], np.array((0.50, 0.45, 0.40)), colour)
+    if place == "sand":  # ripples, bent by noise
+        y = np.arange(n)[:, None] / n
+        bend = _smooth_noise(rng, n, 4) * 1.3
+        tone = 0.90 + 0.10 * np.sin(2 * np.pi * (y * 14 + bend))
+    elif place == "grass":
+        tone = 0.62 + 0.45 * _smooth_noise(rng, n, 10) + 0.30 * _smooth_noise(rng, n, 36)
+    elif place == "snow":
+        tone = 0.86 + 0.16 * _smooth_noise(rng, n, 6)
+    else:
+        y = np.arange(n)[:, None] / n
+        bend = _smooth_noise(rng, n, 5) * 2.0
+        tone = 0.80 + 0.35 * np.sin(2 * np.pi * (y * 9 + bend)) ** 2
+    return np.clip(np.array(base[place]) * tone[..., None], 0, 0.95)
+
+
+def _rgb(c) -> dict:
+    return {"type": "rgb", "value": [float(v) for v in c]}
+
+
+def _plastic(c) -> dict:
+    return {"type": "plastic", "diffuse_reflectance": _rgb(c), "nonlinear": True}
+
+
+def _material(finish: str) -> dict:
+    if finish == "gold":
+        return {
+            "type": "roughconductor",
+            "material": "none",
+            "specular_reflectance": _rgb((1.0, 0.68, 0.20)),
+            "alpha": 0.14,
+        }
+    if finish == "steel":
+        return {
+            "type": "roughconductor",
+            "material": "none",
+            "specular_reflectance": _rgb((0.62, 0.65, 0.68)),
+            "alpha": 0.10,
+        }
+    if finish == "glass":
+        return {"type": "dielectric", "int_ior": 1.45, "specular_transmittance": _rgb((0.80, 0.97, 0.97))}
+    return _plastic(REFLECTANCE[finish])
+
+
+def _ground(mi, place: str) -> dict:
+    texture = {
+        "type": "bitmap", "bitmap": mi.Bitmap(_ground_texture(place).astype(np.float32)), "raw": True,
+        "to_uv": mi.ScalarTransform4f().scale([GROUND / 4, GROUND / 4, 1]),
+    }  # fmt: skip
+    if place == "water":
+        return {"type": "roughplastic", "alpha": 0.12, "diffuse_reflectance": texture}
+    return {"type": "diffuse", "reflectance": texture}
+
+
+def _camera(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Rotation (3, 3), world to camera (x right, y up, z backwards), and the origin."""
+    origin = np.array([scene.camera_x, -DISTANCE, scene.camera_z])
+    back = origin - np.array(LOOK_AT)
+    back /= np.linalg.norm(back)
+    right = np.cross([0, 0, 1], back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back]), origin
+
+
+def project(scene: Scene, points: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """World points (..., 3) to (..., 3): x and y in pixels (right and down), and depth along the view axis."""
+    rotation, origin = _camera(scene)
+    p = (np.asarray(points, float) - origin) @ rotation.T
+    f = size / 2 / np.tan(np.deg2rad(FOV / 2))
+    depth = -p[..., 2]
+    return np.stack([size / 2 + f * p[..., 0] / depth, size / 2 - f * p[..., 1] / depth, depth], -1)
+
+
+def _scene_dict(scene: Scene, solids: list[Solid], size: int) -> dict:
+    mi = _mitsuba()
+    t4 = mi.ScalarTransform4f
+    _, _, light, towards = LIGHT[scene.time]
+    _, origin = _camera(scene)
+    glass = any(t.finish == "glass" for t in scene.things)
+    d: dict = {
+        "type": "scene",
+        "sensor": {
+            "type": "perspective", "fov": FOV,
+            "to_world": t4().look_at(origin=origin.tolist(), target=LOOK_AT, up=[0, 0, 1]),
+            "film": {
+                "type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb",
+                "rfilter": {"type": "box"},  # the denoiser needs pixels whose noise is independent
+            },
+            "sampler": {"type": "multijitter"},
+        },
+        "integrator": {"type": "path", "max_depth": 9 if glass else 4, "rr_depth": 10},
+        "sky": {"type": "envmap", "bitmap": _sky(scene.time), "to_world": t4().rotate([1, 0, 0], 90)},
+        "sun": {"type": "directional", "direction": [-v for v in towards], "irradiance": _rgb(light)},
+        "ground": {"type": "rectangle", "to_world": t4().scale([GROUND, GROUND, 1]), "bsdf": _ground(mi, scene.place)},
+    }  # fmt: skip
+    for i, (thing, s) in enumerate(zip(scene.things, solids, strict=True)):
+        finish = _material(thing.finish)
+        for k, part in enumerate(s.parts):
+            entry = {"bsdf": finish if part.colour is None else _plastic(part.colour), "to_world": t4(part.to_world)}
+            if part.shape in ("cube", "sphere"):
+                entry["type"] = part.shape
+            else:
+                entry |= {"type": "ply", "filename": _ply(part.shape), "face_normals": part.shape == "pyramid"}
+            d[f"thing{i}_{k}"] = entry
+    return d
+
+
+@cache
+def _denoiser(size: int):
+    """A filter of Open Image Denoise with its four images (H, W, 3), from the package `oidn`.
+
+    The wheel ships TBB but does not find it by itself, so it is loaded first. The filter is kept, since building it
+    takes longer than running it.
+    """
+    spec = importlib.util.find_spec("oidn")
+    if spec is None:
+        raise ImportError("denoising needs Open Image Denoise: pip install 'companion[build]'")
+    folder = next(Path(spec.origin).parent.glob("lib.linux*"))
+    ctypes.CDLL(str(next(folder.glob("libtbb.so*"))), mode=ctypes.RTLD_GLOBAL)
+    lib = ctypes.CDLL(str(next(folder.glob("libOpenImageDenoise.so*"))))
+    p, s, z = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+    for name, args, result in (
+        ("oidnNewDevice", [ctypes.c_int], p), ("oidnSetDevice1i", [p, s, ctypes.c_int], None), ("oidnCommitDevice",
+        [p], None),
+        ("oidnGetDeviceError", [p, p], ctypes.c_int), ("oidnNewFilter", [p, s], p), ("oidnSetFilter1b", [p, s,
+        ctypes.c_bool], None),
+        ("oidnSetSharedFilterImage", [p, s, p, ctypes.c_int, z, z, z, z, z], None), ("oidnCommitFilter", [p], None),
+        ("oidnExecuteFilter", [p], None),
+    ):  # fmt: skip
+        getattr(lib, name).argtypes, getattr(lib, name).restype = args, result
+    device = lib.oidnNewDevice(0)
+    lib.oidnSetDevice1i(device, b"numThreads", 1)
+    lib.oidnCommitDevice(device)
+    images = {name: np.zeros((size, size, 3), np.float32) for name in (b"color", b"albedo", b"normal", b"output")}
+    f = lib.oidnNewFilter(device, b"RT")
+    for name, data in images.items():
+        lib.oidnSetSharedFilterImage(f, name, data.ctypes.data, 3, size, size, 0, 0, 0)
+    lib.oidnSetFilter1b(f, b"hdr", True)
+    lib.oidnCommitFilter(f)
+    return lib, device, f, images
+
+
+def denoise(colour: np.ndarray, albedo: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Linear (H, H, 3) radiance without its Monte Carlo noise, guided by albedo in [0, 1] and normals."""
+    lib, device, f, images = _denoiser(len(colour))
+    images[b"color"][:], images[b"albedo"][:], images[b"normal"][:] = colour, albedo, normals
+    lib.oidnExecuteFilter(f)
+    if lib.oidnGetDeviceError(device, None):
+        raise RuntimeError("Open Image Denoise failed; render with more samples and denoised=False")
+    return images[b"output"].copy()
+
+
+def render(scene: Scene, size: int = SIZE, samples: int = 4, denoised: bool = True) -> Render:
+    """The picture and the maps of a scene.
+
+    Args:
+        size: pixels a side, a multiple of 8.
+        samples: paths a pixel; with the denoiser, 4 look like hundreds.
+        denoised: pass the picture through Open Image Denoise.
+    Raises:
+        ImportError: without the extra `[build]`.
+    """
+    if size < 8 or size % 8:
+        raise ValueError(f"size={size} is not a positive multiple of 8; 128 is the model's size")
+    mi = _mitsuba()
+    solids = [solid(t) for t in scene.things]
+    rotation, origin = _camera(scene)
+
+    loaded = mi.load_dict(
+        _scene_dict(scene, solids, size), optimize=False
+    )  # else shapes are merged, and their names lost
+    aovs = mi.load_dict({"type": "aov", "aovs": "p:position,nn:sh_normal,id:shape_index"})
+    aov = np.array(mi.render(loaded, integrator=aovs, spp=1, seed=0), np.float32).reshape(size, size, -1)
+    position, normal, index = aov[..., -7:-4], aov[..., -4:-1], np.round(aov[..., -1]).astype(int)
+    owner = [1 if s.id() == "ground" else 2 + int(s.id().split("_")[0][5:]) for s in loaded.shapes()]
+    hit = np.abs(normal).sum(-1) > 1e-6
+    segments = np.where(hit, np.array(owner)[np.clip(index, 0, len(owner) - 1)], 0).astype(np.uint8)
+    depth = np.where(hit, -((position - origin) @ rotation.T)[..., 2], FAR).clip(0, FAR).astype(np.float32)
+    normals = np.where(hit[..., None], normal @ rotation.T, 0).astype(np.float32)
+
+    linear = np.array(mi.render(loaded, spp=samples, seed=scene.seed % 2**31), np.float32)
+    if denoised:
+        flat = np.stack([segments == 0, segments == 1, segments >= 2], -1).astype(np.float32)
+        linear = denoise(linear, flat, normals)
+    bitmap = mi.Bitmap(np.ascontiguousarray(linear)).convert(
+        mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.UInt8, srgb_gamma=True
+    )
+
+    joints = np.zeros((len(solids), 11, 3), np.float32)
+    edges, boxes = [], np.zeros((len(solids), 4), np.float32)
+    for i, s in enumerate(solids):
+        if s.joints is not None:
+            p = project(scene, s.joints, size)
+            joints[i, :, :2], joints[i, :, 2] = p[:, :2], _visible(p, depth, segments, 2 + i, slack=0.5)
+        edges += [e for edge in s.edges for e in _visible_runs(scene, edge, depth, segments, 2 + i)]
+        rows, columns = np.nonzero(segments == 2 + i)
+        if len(rows):
+            boxes[i] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    edges = np.array(edges, np.float32).reshape(-1, 4)
+    return Render(np.array(bitmap), depth, normals, segments, joints, edges, boxes)
+
+
+def _visible(p: np.ndarray, depth: np.ndarray, segments: np.ndarray, label: int, slack: float) -> np.ndarray:
+    """Which projected points (N, 3) of a thing are not hidden: near a pixel of the thing, no deeper than it by
+    `slack`.
+    """
+    size = len(depth)
+    x, y = np.floor(p[:, 0]).astype(int), np.floor(p[:, 1]).astype(int)
+    seen = np.zeros(len(p), bool)
+    for dx in (-1, 0, 1):
+        for dy in (-1, 0, 1):
+            u, v = x + dx, y + dy
+            inside = (u >= 0) & (u < size) & (v >= 0) & (v < size)
+            u, v = u.clip(0, size - 1), v.clip(0, size - 1)
+            seen |= inside & (segments[v, u] == label) & (p[:, 2] <= depth[v, u] + slack)
+    return seen
+
+
+def _visible_runs(scene: Scene, edge: np.ndarray, depth, segments, label: int) -> list[np.ndarray]:
+    """The visible stretches of a 3-D edge (2, 3), as x0, y0, x1, y1 in pixels."""
+    size = len(depth)
+    t = np.linspace(0, 1, 49)[:, None]
+    p = project(scene, edge[0] * (1 - t) + edge[1] * t, size)
+    seen = np.concatenate([[False], _visible(p, depth, segments, label, slack=0.06), [False]])
+    starts, stops = np.nonzero(~seen[:-1] & seen[1:])[0], np.nonzero(seen[:-1] & ~seen[1:])[0] - 1
+    return [
+        np.concatenate([p[a, :2], p[b, :2]])
+        for a, b in zip(starts, stops, strict=True)
+        if np.hypot(*(p[b, :2] - p[a, :2])) >= 3 * size / SIZE
+    ]

@@ -1,0 +1,224 @@
+"""The report: what the published models reach, measured anew, as JSON, as a table, and as a sheet to look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from companion import DATA
+from companion.tabletop import dataset
+from companion.tabletop.caption import Wish, caption
+from companion.tabletop.scene import SPLITS, Scene, sample_scene
+
+MODELS = DATA / "models"
+STEPS = 20
+#: key: (what it is, how it is shown, the bar, whether more is better)
+BARS: dict[str, tuple[str, str, float | None, bool]] = {
+    "vae_psnr_db": ("VAE: PSNR on 256 held-out renders", "{:.2f} dB", 31.0, True),
+    "judge_min_attribute": ("Judge: its weakest attribute on held-out renders", "{:.1%}", 0.98, True),
+    "clip_top1": ("CLIP: picture finds its caption among 256 held-out", "{:.1%}", None, True),
+    "clip_near_miss": ("CLIP: own caption before one that is nearly right", "{:.1%}", None, True),
+    "prompt_kind": ("One thing: kind", "{:.1%}", 0.94, True),
+    "prompt_colour": ("One thing: colour or material", "{:.1%}", 0.93, True),
+    "prompt_place": ("One thing: place", "{:.1%}", 0.96, True),
+    "prompt_time": ("One thing: time of day", "{:.1%}", 0.96, True),
+    "prompt_pair": ("Two things: both kinds, both colours and the relation", "{:.1%}", 0.65, True),
+    "prompt_withheld": ("Pairs never seen in training: kind and colour", "{:.1%}", 0.55, True),
+    "frechet": ("Fréchet distance to held-out renders", "{:.2f}", None, False),
+    "frechet_halves": ("... between two sets of held-out renders", "{:.2f}", None, False),
+    "picture_seconds": ("A warm picture, 20 steps, stock pipeline", "{:.2f} s", 1.5, False),
+    "load_seconds": ("Import and load", "{:.1f} s", 10.0, False),
+    "weights_mb": ("All weights together", "{:.1f} MB", 60.0, False),
+}
+
+
+def prompt_scenes(split: str, things: int, count: int) -> list[Scene]:
+    """The first `count` scenes of a held-out split, drawn with so many things."""
+    first = SPLITS[split][0]
+    return [sample_scene(seed, things) for seed in range(first, first + count)]
+
+
+def draw(pipe, prompts: list[str], seed: int = 0, batch: int = 32, **options) -> np.ndarray:
+    """Pictures, uint8 (N, 128, 128, 3), of prompts; picture i starts from the noise of seed + i whatever the batch."""
+    pipe.set_progress_bar_config(disable=True)
+    out = []
+    for i in range(0, len(prompts), batch):
+        some = prompts[i : i + batch]
+        noise = [torch.Generator().manual_seed(seed + i + j) for j in range(len(some))]
+        pictures = pipe(some, generator=noise, num_inference_steps=STEPS, output_type="np", **options).images
+        out.append((pictures * 255).round().astype(np.uint8))
+    return np.concatenate(out)
+
+
+def load_tabletop():
+    """The published pipeline, by its stock class."""
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(MODELS / "tabletop", torch_dtype=torch.float32)
+
+
+def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print) -> dict[str, float]:
+    """Measure what data/models holds. `folder` has (or gets) the held-out renders; `share` in (0, 1] takes part of the
+    pictures.
+    """
+    from transformers import CLIPModel, CLIPTokenizer
+
+    from companion.judge import COLUMNS, Judge, accuracy
+    from companion.metrics import frechet, prompt_accuracy, psnr
+    from companion.tabletop.clip import retrieval, small
+    from companion.tabletop.samples import held_out
+    from companion.tabletop.vae import rebuild
+
+    def take(n: int, unit: int = 1) -> int:
+        return max(unit, round(n * share / unit) * unit)
+
+    found: dict[str, float] = {}
+
+    def note(**values: float) -> None:
+        for k, v in values.items():
+            found[k] = round(float(v), 4)
+            say(f"{k:24} {found[k]}")
+
+    for split, count in (("test", take(2000, 500)), ("withheld", 250)):
+        for name in dataset.build(folder / "renders", split, count):
+            say(f"drawn {name}")
+    pictures, scenes = held_out(take(256))
+    pipe = load_tabletop()
+    note(vae_psnr_db=psnr(rebuild(pipe.vae, pictures), pictures).mean())
+
+    judge = Judge.load(MODELS / "judge")
+    columns = dataset.read(folder / "renders", "test", COLUMNS, take(1000, 250))
+    read = accuracy(judge, columns, dataset.scenes(folder / "renders", "test", take(1000, 250)))
+    names = ("count", "front", "place", "time", "kind", "finish")
+    note(judge_min_attribute=min(read[k] for k in names), **{f"judge_{k}": v for k, v in read.items()})
+    rare = accuracy(
+        judge,
+        dataset.read(folder / "renders", "withheld", COLUMNS, 250),
+        dataset.scenes(folder / "renders", "withheld", 250),
+    )
+    note(judge_withheld_kind=rare["kind"], judge_withheld_finish=rare["finish"])
+
+    clip = CLIPModel.from_pretrained(MODELS / "clip").eval()
+    note(**retrieval(clip, small(pictures), scenes, CLIPTokenizer.from_pretrained(MODELS / "clip")))
+
+    drawn = {}
+    for name, split, things, count in (
+        ("one", "test", 1, 500),
+        ("two", "test", 2, 500),
+        ("withheld", "withheld", 1, 250),
+    ):
+        asked = prompt_scenes(split, things, take(count))
+        drawn[name] = draw(pipe, [caption(s) for s in asked])
+        got = prompt_accuracy(drawn[name], [Wish.of(s) for s in asked])
+        if name == "one":
+            note(
+                prompt_kind=got["kind"],
+                prompt_colour=got["finish"],
+                prompt_place=got["place"],
+                prompt_time=got["time"],
+                prompt_one_all=got["all"],
+            )
+        elif name == "two":
+            pair = prompt_accuracy(
+                drawn[name], [Wish(s_.kinds, s_.finishes, s_.relation, None, None) for s_ in map(Wish.of, asked)]
+            )
+            note(
+                prompt_pair=pair["all"],
+                prompt_pair_kind=got["kind"],
+                prompt_pair_colour=got["finish"],
+                prompt_pair_relation=got["relation"],
+            )
+        else:
+            both = prompt_accuracy(
+                drawn[name], [Wish(s_.kinds, s_.finishes, None, None, None) for s_ in map(Wish.of, asked)]
+            )
+            note(prompt_withheld=both["all"], prompt_withheld_kind=got["kind"], prompt_withheld_colour=got["finish"])
+
+    made = judge.features(_floats(np.concatenate([drawn["one"], drawn["two"]])))
+    real = judge.features(_floats(dataset.read(folder / "renders", "test", ("picture",), take(2000, 500))["picture"]))
+    half = len(real) // 2
+    if len(made) > made.shape[1]:
+        note(
+            frechet=frechet(made, real[:half][: len(made)]),
+            frechet_halves=frechet(real[half:][: len(made)], real[:half][: len(made)]),
+        )
+
+    pipe(["a red ball on grass by day"], num_inference_steps=STEPS)
+    times = []
+    for _ in range(5):
+        t = time.perf_counter()
+        pipe(["a red ball on grass by day"], num_inference_steps=STEPS)
+        times.append(time.perf_counter() - t)
+    note(picture_seconds=np.median(times), load_seconds=_load_seconds())
+    note(weights_mb=sum(p.stat().st_size for p in MODELS.rglob("*.safetensors")) / 1e6)
+    return found
+
+
+def _floats(pictures: np.ndarray) -> torch.Tensor:
+    from companion.tabletop.vae import to_tensor
+
+    return to_tensor(pictures)
+
+
+def _load_seconds() -> float:
+    """Seconds that a new Python takes to import diffusers and load the pipeline."""
+    code = f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained({str(MODELS / 'tabletop')!r})"
+    t = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - t
+
+
+def sheet(pipe, columns: int = 8) -> Image.Image:
+    """The 40 prompts of data/models/prompts.txt, which were chosen before any picture was seen, drawn with seed 0, 1,
+    2, ...
+    """
+    prompts = (MODELS / "prompts.txt").read_text().split("\n")[:40]
+    pictures = draw(pipe, prompts)
+    size, band = pictures.shape[1], 26
+    out = Image.new("RGB", (columns * (size + 4) + 4, len(prompts) // columns * (size + band) + 4), "white")
+    pen, font = ImageDraw.Draw(out), ImageFont.load_default(size=9)
+    for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+        x, y = 4 + i % columns * (size + 4), 4 + i // columns * (size + band)
+        out.paste(Image.fromarray(picture), (x, y))
+        words, lines = prompt.split(), [""]
+        for w in words:
+            if pen.textlength(f"{lines[-1]} {w}", font=font) > size:
+                lines.append("")
+            lines[-1] = f"{lines[-1]} {w}".strip()
+        pen.multiline_text((x, y + size + 1), "\n".join(lines[:2]), fill="black", font=font, spacing=0)
+    return out
+
+
+def table(found: dict[str, float]) -> str:
+    """The measures as a Markdown table, each beside its bar."""
+    rows = ["| measure | value | bar |", "|---|---|---|"]
+    for key, (what, shown, bar, more) in BARS.items():
+        if key in found:
+            reached = bar is not None and (found[key] >= bar if more else found[key] <= bar)
+            mark = "" if bar is None else f"{'≥' if more else '≤'} {shown.format(bar)} {'✓' if reached else '✗'}"
+            rows.append(f"| {what} | {shown.format(found[key])} | {mark} |")
+    return "\n".join(rows)
+
+
+def write(found: dict[str, float], folder: Path) -> None:
+    """Write report.json, the table in README.md (between its marks), and sheet.png, in data/models."""
+    path = MODELS / "README.md"
+    text = path.read_text()
+    start, end = "<!-- report -->", "<!-- /report -->"
+    text = text[: text.index(start) + len(start)] + "\n" + table(found) + "\n" + text[text.index(end) :]
+    image = MODELS / f".sheet.{os.getpid()}.png"
+    sheet(load_tabletop()).save(image, optimize=True)
+    for name, data in (("report.json", json.dumps(found, indent=2) + "\n"), ("README.md", text)):
+        temporary = MODELS / f".{name}.{os.getpid()}"
+        temporary.write_text(data)
+        os.replace(temporary, MODELS / name)
+    os.replace(image, MODELS / "sheet.png")

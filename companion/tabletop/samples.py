@@ -1,0 +1,76 @@
+"""The pieces of the data set that the course ships: 256 held-out renders, and cached latents to train on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from companion import DATA
+from companion.tabletop.scene import Scene
+
+FOLDER = DATA / "tabletop"
+COLUMNS = 16  # pictures a row in the atlas
+
+
+def held_out(n: int = 256) -> tuple[np.ndarray, list[Scene]]:
+    """The first `n` (1 to 256) held-out renders, uint8 (n, 128, 128, 3), and their scenes. No model was trained on
+    them.
+    """
+    if not 1 <= n <= 256:
+        raise ValueError(f"n={n} is outside 1 to 256; the course ships 256 held-out renders")
+    scenes = [Scene.from_dict(d) for d in json.loads((FOLDER / "held_out.json").read_text())]
+    with Image.open(FOLDER / "held_out.png") as atlas:
+        a = np.asarray(atlas.convert("RGB"))
+    size = a.shape[1] // COLUMNS
+    tiles = a.reshape(-1, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
+    return tiles[:n].copy(), scenes[:n]
+
+
+def cached_latents() -> tuple[Tensor, list[Scene]]:
+    """Scaled latents (N, 4, 8, 8), fp32, of training renders at 64 pixels, and their scenes."""
+    latents = load_file(FOLDER / "latents.safetensors")["latents"].float()
+    scenes = [Scene.from_dict(d) for d in json.loads((FOLDER / "latents.json").read_text())]
+    return latents, scenes
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _scenes_json(scenes: list[Scene]) -> bytes:
+    return (
+        json.dumps([s.to_dict() for s in scenes], separators=(",", ":")).replace('},{"things"', '},\n{"things"') + "\n"
+    ).encode()
+
+
+def save_held_out(pictures: np.ndarray, scenes: list[Scene]) -> None:
+    """Write the atlas of held-out renders: uint8 (256, 128, 128, 3) and their scenes."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    n, size = pictures.shape[:2]
+    atlas = (
+        pictures.reshape(n // COLUMNS, COLUMNS, size, size, 3)
+        .swapaxes(1, 2)
+        .reshape(n // COLUMNS * size, COLUMNS * size, 3)
+    )
+    temporary = FOLDER / f".held_out.{os.getpid()}.png"
+    Image.fromarray(atlas).save(temporary, optimize=True)
+    os.replace(temporary, FOLDER / "held_out.png")
+    _write(FOLDER / "held_out.json", _scenes_json(scenes))
+
+
+def save_latents(latents: Tensor, scenes: list[Scene]) -> None:
+    """Write cached latents (N, 4, 8, 8) and their scenes."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    temporary = FOLDER / f".latents.{os.getpid()}.safetensors"
+    save_file({"latents": torch.as_tensor(latents).half().contiguous()}, temporary)
+    os.replace(temporary, FOLDER / "latents.safetensors")
+    _write(FOLDER / "latents.json", _scenes_json(scenes))

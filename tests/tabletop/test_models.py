@@ -1,0 +1,301 @@
+"""Training, the models' parts and the measures, on small sizes and against closed forms."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from companion.judge import FRONT, Judge, Reading, find_joints, targets
+from companion.metrics import frechet, psnr
+from companion.tabletop import dataset
+from companion.tabletop.caption import parse
+from companion.tabletop.muon import Muon, muon, orthogonalise
+from companion.tabletop.samples import held_out
+from companion.tabletop.scene import KINDS
+from companion.tabletop.unet import SCHEDULE, min_snr_weight
+from companion.tabletop.vae import make_vae, patches, pca, to_tensor
+from companion.training import ema_copy, learning_rate, train
+
+
+def fit_line(steps: int, **kwargs) -> tuple[list[float], nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    ema = ema_copy(model)
+
+    def loss(m, generator, step):
+        x = torch.randn(16, 3, generator=generator)
+        return ((m(x) - x @ torch.tensor([[1.0], [-2.0], [0.5]])) ** 2).mean()
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    return [p.loss for p in train(model, loss, optimizer, steps, peak_lr=0.05, ema=ema, **kwargs)], model, ema
+
+
+def test_training_learns():
+    losses, model, _ = fit_line(300)
+    assert losses[-1] < 1e-3 < losses[0]
+    assert torch.allclose(model.weight, torch.tensor([[1.0, -2.0, 0.5]]), atol=0.05)
+
+
+def test_training_broken_off_and_resumed_is_the_same_to_the_bit(tmp_path):
+    whole, model, ema = fit_line(60, log=tmp_path / "whole.jsonl")
+    path = tmp_path / "c.safetensors"
+    torch.manual_seed(0)
+    for p in train_steps(path):
+        if p.step == 23:
+            break  # checkpoints are written each `every` seconds: here after each step
+    resumed, again, ema_again = fit_line(60, checkpoint=path, every=0.0)
+    assert len(resumed) == 37 and resumed == whole[23:]
+    assert torch.equal(model.weight, again.weight) and torch.equal(ema.weight, ema_again.weight)
+
+
+def train_steps(path):
+    model = nn.Linear(3, 1)
+    ema = ema_copy(model)
+
+    def loss(m, generator, step):
+        x = torch.randn(16, 3, generator=generator)
+        return ((m(x) - x @ torch.tensor([[1.0], [-2.0], [0.5]])) ** 2).mean()
+
+    return train(
+        model, loss, torch.optim.AdamW(model.parameters()), 60, peak_lr=0.05, ema=ema, checkpoint=path, every=0.0
+    )
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step():
+    model = nn.Linear(1, 1)
+
+    def loss(m, generator, step):
+        return m(torch.ones(1, 1)).sum() * (float("nan") if step == 3 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="at step 3; lower peak_lr=0.1"):
+        list(train(model, loss, torch.optim.SGD(model.parameters()), 10, peak_lr=0.1))
+
+
+def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
+    lr = [learning_rate(s, 1000, 1.0, warmup=100, decay=0.3) for s in range(1000)]
+    assert lr[0] == pytest.approx(0.01) and lr[99:700] == [1.0] * 601
+    assert all(a > b for a, b in zip(lr[701:], lr[702:], strict=False)) and lr[-1] < 1e-4
+
+
+def test_orthogonalise_brings_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((24, 60), (60, 24), (32, 32)):
+        s = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert 0.5 < s.min() and s.max() < 1.3
+
+
+def test_muon_steps_matrices_along_the_orthogonal_factor_and_the_rest_as_adamw():
+    torch.manual_seed(0)
+    w, b = nn.Parameter(torch.randn(8, 16)), nn.Parameter(torch.randn(5))
+    w.grad, b.grad = torch.randn(8, 16), torch.randn(5)
+    reference = nn.Parameter(b.detach().clone())
+    reference.grad = b.grad.clone()
+    before = w.detach().clone()
+    Muon([w], [b], lr=0.1, ratio=1.0, betas=(0.9, 0.99)).step()
+    torch.optim.AdamW([reference], lr=0.1, betas=(0.9, 0.99), weight_decay=0.0).step()
+    assert torch.allclose(b, reference, atol=1e-6)
+    u, _, vh = torch.linalg.svd(w.grad, full_matrices=False)
+    move = (before - w.detach()) / 0.1
+    assert torch.nn.functional.cosine_similarity(move.flatten(), (u @ vh).flatten(), dim=0) > 0.97
+
+
+def test_muon_keeps_first_and_last_layers_and_vectors_for_adamw():
+    vae = make_vae()
+    optimizer = muon(vae, 1e-3, apart=("conv_in", "conv_out."))
+    names = {id(p): n for n, p in vae.named_parameters()}
+    hidden = {names[id(p)] for p in optimizer.param_groups[0]["params"]}
+    assert "decoder.mid_block.resnets.0.conv1.weight" in hidden and "decoder.conv_out.weight" not in hidden
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(names)
+
+
+def test_pca_is_the_best_linear_code():
+    pictures = torch.as_tensor(held_out(40)[0])
+    z = pca(pictures)(to_tensor(pictures))
+    assert z.shape == (40, 4, 16, 16)
+    flat = z.permute(1, 0, 2, 3).flatten(1)
+    assert torch.allclose(torch.cov(flat), torch.eye(4), atol=0.02)
+    # Rebuilt by least squares it leaves as much as the discarded singular values hold.
+    p = patches(to_tensor(pictures)).reshape(-1, 192)
+    p = p - p.mean(0)
+    code = torch.cat([z.permute(0, 2, 3, 1).reshape(-1, 4)], 1)
+    left = p - code @ torch.linalg.lstsq(code, p).solution
+    assert float((left**2).sum()) == pytest.approx(float((torch.linalg.svdvals(p)[4:] ** 2).sum()), rel=1e-2)
+
+
+def test_min_snr_weight_by_hand():
+    from diffusers import DDPMScheduler
+
+    a = DDPMScheduler(**SCHEDULE).alphas_cumprod
+    t = torch.tensor([0, 400, 999])
+    snr = a[t] / (1 - a[t])
+    assert torch.allclose(min_snr_weight(a, t), torch.minimum(snr, torch.tensor(5.0)) / snr)
+    assert min_snr_weight(a, t)[2] == 1
+
+
+def test_frechet_of_gaussians_is_the_closed_form():
+    rng = np.random.default_rng(0)
+    n, d = 40_000, 3
+    scale = np.array([1.0, 2.0, 0.5])
+    a, b = rng.normal(size=(n, d)), rng.normal(size=(n, d)) * scale + [1, 0, 0]
+    exact = 1 + ((1 - scale) ** 2).sum()  # |mu|^2 + sum (s_a - s_b)^2 for diagonal covariances
+    assert frechet(a, b) == pytest.approx(exact, rel=0.03)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="3 pictures are too few for 3 features; use at least 4"):
+        frechet(a[:3], b)
+
+
+def test_psnr_by_hand():
+    a = np.zeros((2, 8, 8, 3), np.uint8)
+    b = a.copy()
+    b[0] += 51  # a fifth of the range: 10 log10(25) dB
+    assert psnr(a, b)[0].item() == pytest.approx(13.979, abs=1e-3) and psnr(a, b)[1] > 100
+
+
+def reading(kinds, finishes, front="neither", place="grass", time="day") -> Reading:
+    return Reading(kinds, finishes, front, place, time, ((0.1, 0.1, 0.2, 0.2),) * len(kinds), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seen", "wrong"),
+    [
+        ("a red ball on grass by day", reading(("ball",), ("red",)), set()),
+        ("a red ball on grass by day", reading(("ball",), ("blue",)), {"finish"}),
+        ("a red ball on snow", reading(("ball",), ("red",)), {"place"}),
+        ("a ball", reading(("cube",), ("red",)), {"kind"}),
+        ("a ball", reading(("ball", "ball"), ("red", "red")), {"count", "kind"}),
+        ("a red ball left of a blue cube", reading(("ball", "cube"), ("red", "blue")), set()),
+        ("a red ball right of a blue cube", reading(("ball", "cube"), ("red", "blue")), {"relation"}),
+        ("a red ball right of a blue cube", reading(("cube", "ball"), ("blue", "red")), set()),
+        ("a red ball in front of a blue cube", reading(("cube", "ball"), ("blue", "red"), FRONT[2]), set()),
+        ("a red ball behind a blue cube", reading(("cube", "ball"), ("blue", "red"), FRONT[2]), {"relation"}),
+        ("a red ball and a blue cube", reading(("cube", "ball"), ("blue", "red"), FRONT[1]), set()),
+        ("a red ball and a blue cube", reading(("cube", "ball"), ("red", "blue")), {"finish"}),
+    ],
+)
+def test_what_a_reading_meets_of_a_prompt(prompt, seen, wrong):
+    result = seen.meets(parse(prompt))
+    assert {k for k, v in result.items() if not v} - {"all"} == wrong
+    assert result["all"] == (not wrong)
+
+
+def test_the_targets_of_the_judge_go_from_left_to_right():
+    scenes = held_out(60)[1]
+    size = 128
+    columns = {
+        "segments": np.full((60, size, size), 2, np.uint8),
+        "depth": np.ones((60, size, size), np.float16),
+        "normals": np.zeros((60, size, size, 3), np.int8),
+        "joints": np.zeros((60, 2, 11, 3), np.float32),
+        "boxes": np.arange(60 * 8, dtype=np.float32).reshape(60, 2, 4),
+    }
+    t = targets(columns, scenes)
+    for i, s in enumerate(scenes):
+        left = min(s.things, key=lambda th: th.x)
+        assert t["kind"][i, 0] == KINDS.index(left.kind)
+        assert torch.allclose(t["boxes"][i, 0] * size, torch.tensor(columns["boxes"][i, s.things.index(left)]))
+        assert (t["segments"][i] == 2 + KINDS.index(s.things[0].kind)).all()
+        assert (t["kind"][i, 1] == -100) == (len(s.things) == 1)
+
+
+def test_the_judge_gives_what_it_says_and_survives_saving(tmp_path):
+    torch.manual_seed(0)
+    judge = Judge().eval()
+    x = torch.rand(3, 3, 128, 128) * 2 - 1
+    out = judge(x)
+    shapes = {k: tuple(v.shape) for k, v in out.items()}
+    assert shapes["segments"] == (3, 12, 64, 64) and shapes["normals"] == (3, 3, 64, 64)
+    assert shapes["kind"] == (3, 2, 10) and shapes["features"] == (3, 160)
+    judge.save(tmp_path)
+    again = Judge.load(tmp_path)(x)
+    assert all(torch.allclose(out[k], again[k], atol=0.02) for k in out)
+    assert len(judge.read(x)) == 3
+    with pytest.raises(FileNotFoundError, match="companion build judge"):
+        Judge.load(tmp_path / "nowhere")
+
+
+def test_joints_are_found_at_the_peaks():
+    logits = torch.full((1, 11, 64, 64), -9.0)
+    logits[0, 4, 10, 20] = 9
+    x, y, p = find_joints(logits)[0, 4].tolist()
+    assert (x, y) == (41.0, 21.0) and p > 0.99
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory):
+    """A folder of renders made from the held-out pictures the course ships, for training a few steps."""
+    folder = tmp_path_factory.mktemp("build")
+    (folder / "renders").mkdir()
+    pictures, scenes = held_out(32)
+    n, size = pictures.shape[:2]
+    np.savez(
+        dataset.shard_path(folder / "renders", "train", 0),
+        picture=pictures,
+        depth=np.full((n, size, size), 7, np.float16),
+        normals=np.zeros((n, size, size, 3), np.int8),
+        segments=np.ones((n, size, size), np.uint8),
+        joints=np.zeros((n, 2, 11, 3), np.float32),
+        boxes=np.full((n, 2, 4), 64, np.float32),
+        edges=np.zeros((0, 4), np.float32),
+        edge_counts=np.zeros(n, int),
+        scenes=np.array([json.dumps(s.to_dict()) for s in scenes]),
+    )
+    return folder
+
+
+def run_build(folder, *args, kill_after: int | None = None) -> None:
+    command = [sys.executable, "-m", "companion.tabletop.build", *args, "--folder", str(folder), "--threads", "1"]
+    command += [] if args[0] == "latents" else ["--every", "0"]
+    if kill_after is None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return
+    from companion.training import read_meta
+
+    name = f"unet{args[args.index('--size') + 1]}" if args[0] == "unet" else args[0]
+    path = folder / f"{name}.safetensors"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (path.exists() and read_meta(path)["step"] >= kill_after):
+        assert process.poll() is None, "the command ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_world, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file
+
+    from companion.training import read_meta
+
+    count, steps = ("--count", "32"), 12
+    commands = [
+        ("vae", "--steps", str(steps), *count),
+        ("clip", "--steps", str(steps), "--batch", "8", *count),
+        ("unet", "--size", "8", "--steps", str(steps), "--batch", "4", *count),
+        ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", *count),
+    ]
+    folders = [tmp_path / "whole", tmp_path / "broken"]
+    for folder in folders:
+        shutil.copytree(small_world, folder)
+    for command in commands:
+        run_build(folders[0], *command)
+        run_build(folders[1], *command, kill_after=3)
+        name = f"unet{command[2]}" if command[0] == "unet" else command[0]
+        stopped = read_meta(folders[1] / f"{name}.safetensors")["step"]
+        assert 3 <= stopped < steps
+        run_build(folders[1], *command)
+        a, b = (load_file(f / f"{name}.safetensors") for f in folders)
+        assert a.keys() == b.keys()
+        worst = max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
+        assert worst == 0, f"{name} differs by {worst} after a kill at step {stopped}"
