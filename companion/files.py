@@ -38,9 +38,9 @@ def sha256(path: Path) -> str:
 
 
 def write_checksums(folder: Path) -> Path:
-    """Write `folder`/checksums.json: the SHA-256 of every file under `folder` that a model is loaded from."""
+    """Write `folder`/checksums.json: the SHA-256 of every file in a folder of `folder` that a model is loaded from."""
     target = folder / "checksums.json"
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix in LOADED and p.is_file() and p != target]
+    found = [p for p in sorted(folder.glob("*/**/*")) if p.suffix in LOADED and p.is_file()]
     with written(target) as temporary:
         sums = {p.relative_to(folder).as_posix(): sha256(p) for p in found}
         temporary.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")

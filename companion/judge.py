@@ -9,7 +9,6 @@ can measure what a generator drew without ever having seen a generated picture.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from companion.files import written
 from companion.tabletop.caption import OPPOSITE, Wish
 from companion.tabletop.muon import muon
 from companion.tabletop.scene import FINISHES, JOINTS, KINDS, PLACES, TIMES
@@ -195,14 +195,10 @@ class Judge(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write fp16 weights and a description into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".model.safetensors.{os.getpid()}"
-        save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, temporary)
-        os.replace(temporary, folder / "model.safetensors")
-        (folder / "config.json").write_text(
-            json.dumps({"class": "companion.judge.Judge", "widths": WIDTHS}, indent=2) + "\n"
-        )
+        with written(Path(folder) / "model.safetensors") as temporary:
+            save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, temporary)
+        with written(Path(folder) / "config.json") as temporary:
+            temporary.write_text(json.dumps({"class": "companion.judge.Judge", "widths": WIDTHS}, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Judge:

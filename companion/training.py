@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +22,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from companion.files import written
 
 
 @dataclass
@@ -73,10 +74,8 @@ def save_checkpoint(
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         tensors |= {f"optimizer.{i}.{k}": v for k, v in optimizer.state.get(p, {}).items()}
     tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
-    os.replace(temporary, path)
+    with written(path) as temporary:
+        save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
 
 
 def read_meta(path: Path) -> dict:

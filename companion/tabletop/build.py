@@ -15,7 +15,6 @@ A command that was killed goes on where it stopped, to the same result as an unb
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +26,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from companion import DATA, ROOT
+from companion.files import written
 from companion.tabletop import dataset
 from companion.tabletop.scene import SPLITS, sample_scene
 
@@ -271,12 +271,10 @@ def _encode_missing(model, folder: Path, size: int, count: int) -> Iterator[Path
     for path in dataset.shards(folder / "renders", "train")[: -(-count // dataset.SHARD)]:
         out = folder / "latents" / f"{path.stem}-{size}.npy"
         if not out.exists() or out.stat().st_mtime < born:
-            out.parent.mkdir(parents=True, exist_ok=True)
             with np.load(path, allow_pickle=False) as z:
                 pictures = z["picture"]
-            temporary = out.with_name(f".{out.stem}.{os.getpid()}.npy")
-            np.save(temporary, encode(model, small(pictures) if size == 8 else pictures).numpy())
-            os.replace(temporary, out)
+            with written(out) as temporary, temporary.open("wb") as f:
+                np.save(f, encode(model, small(pictures) if size == 8 else pictures).numpy())
         yield out
 
 
@@ -385,7 +383,7 @@ def publish(folder: Folder = BUILD) -> None:
         load_weights(folder / "judge.safetensors", Judge()).save(MODELS / "judge")
     few = 1500
     samples.save_latents(cached(folder, 8, few), dataset.scenes(folder / "renders", "train", few))
-    from companion.models import write_checksums
+    from companion.files import write_checksums
 
     write_checksums(MODELS)
     typer.echo(f"published to {MODELS}")

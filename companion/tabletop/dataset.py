@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from companion.files import written
 from companion.tabletop.scene import SPLITS, Scene, sample_scene
 
 SHARD = 250  # scenes a file
@@ -49,9 +50,8 @@ def _build_shard(job: tuple[str, str, int, int]) -> str:
         "edge_counts": np.array([len(e) for e in edges]),
         "scenes": np.array([json.dumps(s.to_dict()) for s in scenes]),
     }
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **columns)
-    os.replace(temporary, path)
+    with written(path) as temporary, temporary.open("wb") as f:
+        np.savez_compressed(f, **columns)
     return path.name
 
 

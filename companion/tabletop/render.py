@@ -69,7 +69,7 @@ def _mitsuba():
     try:
         import mitsuba as mi
     except ImportError:
-        raise ImportError("rendering needs Mitsuba: pip install 'companion[build]'") from None
+        raise ImportError("rendering needs Mitsuba: pip install -e '.[build]'") from None
     mi.set_variant("scalar_rgb")
     mi.set_log_level(mi.LogLevel.Error)
     return mi
@@ -249,7 +249,7 @@ def _denoiser(size: int):
     """
     spec = importlib.util.find_spec("oidn")
     if spec is None:
-        raise ImportError("denoising needs Open Image Denoise: pip install 'companion[build]'")
+        raise ImportError("denoising needs Open Image Denoise: pip install -e '.[build]'")
     folder = next(Path(spec.origin).parent.glob("lib.linux*"))
     ctypes.CDLL(str(next(folder.glob("libtbb.so*"))), mode=ctypes.RTLD_GLOBAL)
     lib = ctypes.CDLL(str(next(folder.glob("libOpenImageDenoise.so*"))))

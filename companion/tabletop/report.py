@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from companion import DATA
+from companion.files import written
 from companion.tabletop import dataset
 from companion.tabletop.caption import Wish, caption
 from companion.tabletop.scene import SPLITS, Scene, sample_scene
@@ -215,10 +215,8 @@ def write(found: dict[str, float], folder: Path) -> None:
     text = path.read_text()
     start, end = "<!-- report -->", "<!-- /report -->"
     text = text[: text.index(start) + len(start)] + "\n" + table(found) + "\n" + text[text.index(end) :]
-    image = MODELS / f".sheet.{os.getpid()}.png"
-    sheet(load_tabletop()).save(image, optimize=True)
+    with written(MODELS / "sheet.png") as image:
+        sheet(load_tabletop()).save(image, "PNG", optimize=True)
     for name, data in (("report.json", json.dumps(found, indent=2) + "\n"), ("README.md", text)):
-        temporary = MODELS / f".{name}.{os.getpid()}"
-        temporary.write_text(data)
-        os.replace(temporary, MODELS / name)
-    os.replace(image, MODELS / "sheet.png")
+        with written(MODELS / name) as temporary:
+            temporary.write_text(data, encoding="utf-8")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from companion import DATA
+from companion.files import written
 from companion.tabletop.scene import Scene
 
 FOLDER = DATA / "tabletop"
@@ -40,13 +39,7 @@ def cached_latents() -> tuple[Tensor, list[Scene]]:
     return latents, scenes
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def _scenes_json(scenes: list[Scene]) -> bytes:
+def _scenes_json(scenes: list[Scene]) -> str:
     return (
         json.dumps([s.to_dict() for s in scenes], separators=(",", ":")).replace('},{"things"', '},\n{"things"') + "\n"
     ).encode()
@@ -54,23 +47,21 @@ def _scenes_json(scenes: list[Scene]) -> bytes:
 
 def save_held_out(pictures: np.ndarray, scenes: list[Scene]) -> None:
     """Write the atlas of held-out renders: uint8 (256, 128, 128, 3) and their scenes."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     n, size = pictures.shape[:2]
     atlas = (
         pictures.reshape(n // COLUMNS, COLUMNS, size, size, 3)
         .swapaxes(1, 2)
         .reshape(n // COLUMNS * size, COLUMNS * size, 3)
     )
-    temporary = FOLDER / f".held_out.{os.getpid()}.png"
-    Image.fromarray(atlas).save(temporary, optimize=True)
-    os.replace(temporary, FOLDER / "held_out.png")
-    _write(FOLDER / "held_out.json", _scenes_json(scenes))
+    with written(FOLDER / "held_out.png") as temporary:
+        Image.fromarray(atlas).save(temporary, "PNG", optimize=True)
+    with written(FOLDER / "held_out.json") as temporary:
+        temporary.write_text(_scenes_json(scenes))
 
 
 def save_latents(latents: Tensor, scenes: list[Scene]) -> None:
     """Write cached latents (N, 4, 8, 8) and their scenes."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    temporary = FOLDER / f".latents.{os.getpid()}.safetensors"
-    save_file({"latents": torch.as_tensor(latents).half().contiguous()}, temporary)
-    os.replace(temporary, FOLDER / "latents.safetensors")
-    _write(FOLDER / "latents.json", _scenes_json(scenes))
+    with written(FOLDER / "latents.safetensors") as temporary:
+        save_file({"latents": torch.as_tensor(latents).half().contiguous()}, temporary)
+    with written(FOLDER / "latents.json") as temporary:
+        temporary.write_text(_scenes_json(scenes))

@@ -9,11 +9,11 @@ is spelled with single letters.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+from companion.files import written
 from companion.tabletop.caption import words
 
 LENGTH = 32  # tokens a prompt may have, with the start and the end
@@ -58,7 +58,6 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def save_tokenizer(folder: Path) -> None:
     """Write the tokenizer's files, so that `CLIPTokenizer.from_pretrained(folder)` reads them."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = vocabulary()
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     files = {
@@ -77,6 +76,5 @@ def save_tokenizer(folder: Path) -> None:
         ),
     }
     for name, text in files.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        with written(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
