@@ -27,6 +27,7 @@ T = TypeVar("T")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 INK, FAINT = "#222222", "#666666"
 STYLE = {
+    "axes.axisbelow": True,
     "axes.edgecolor": "#999999",
     "axes.grid": True,
     "axes.labelcolor": INK,
@@ -67,15 +68,16 @@ def _new(
     width: float, height: float, rows: int, columns: int, title: str, caption: str, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
     lines = textwrap.wrap(caption, int(width * 15.5))
+    titles = textwrap.wrap(title, int(width * 10))
     figure = _Figure(
-        figsize=(width, height + 0.3 * bool(title) + 0.19 * len(lines)),
+        figsize=(width, height + 0.12 * bool(title) + 0.18 * len(titles) + 0.19 * len(lines)),
         dpi=DPI,
         layout="constrained",
         facecolor="white",
     )
     axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        figure.suptitle("\n".join(titles), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     if caption:
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8.5, color=FAINT)
     return figure, axes
@@ -112,6 +114,11 @@ def as_pil(picture: Picture, width: int | None = None) -> Image.Image:
     # Small latents and pictures are enlarged with their pixels to be seen; a large picture shrinks smoothly.
     how = Image.Resampling.LANCZOS if width < 3 * image.width else Image.Resampling.NEAREST
     return image.resize((width, round(width * image.height / image.width)), how)
+
+
+def broken(text: str, width: int = 16) -> str:
+    """A prompt in lines of about `width` letters, to stand beside or above a picture."""
+    return "\n".join(textwrap.wrap(text, width))
 
 
 def _is_map(item: Any) -> bool:

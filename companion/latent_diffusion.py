@@ -171,6 +171,15 @@ class AttentionRecord:
         return found
 
 
+def attention_probabilities(layer: nn.Module, hidden: Tensor, states: Tensor) -> Tensor:
+    """What a cross-attention layer of diffusers shares out: softmax(Q K^T / sqrt(d)), (B, heads, places, L).
+
+    hidden: the picture's side (B, places, C); states: the text's (B, L, D).
+    """
+    query, key = (layer.head_to_batch_dim(x) for x in (layer.to_q(hidden), layer.to_k(states)))
+    return layer.get_attention_scores(query, key).unflatten(0, (len(hidden), layer.heads))
+
+
 @contextmanager
 def recorded_attention(unet: UNet2DConditionModel) -> Iterator[AttentionRecord]:
     """Record what each cross-attention layer looks at, while the U-Net computes exactly what it always does.
@@ -183,12 +192,9 @@ def recorded_attention(unet: UNet2DConditionModel) -> Iterator[AttentionRecord]:
         @torch.no_grad()
         def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            states = kwargs.get("encoder_hidden_states")
-            query = layer.head_to_batch_dim(layer.to_q(hidden))
-            key = layer.head_to_batch_dim(layer.to_k(states))
-            p = layer.get_attention_scores(query, key)  # (B * heads, h * w, L)
+            p = attention_probabilities(layer, hidden, kwargs["encoder_hidden_states"]).mean(1)
             side = math.isqrt(p.shape[1])
-            record.add(name, p.view(len(hidden), layer.heads, side, side, -1).mean(1).float().cpu())
+            record.add(name, p.view(len(p), side, side, -1).float().cpu())
 
         return hook
 
@@ -427,6 +433,11 @@ def comparison(
         return f"{name_a} and {name_b} do not differ measurably {values}"
     word = "above" if a > b else "below"
     return f"{name_a} is {abs(a - b):.{digits}f}{unit} {word} {name_b} {values}"
+
+
+def prompt_for(kind: str, finish: str) -> str:
+    """A prompt for one thing in the plainest scene."""
+    return f"{'an' if finish[0] in 'aeiou' else 'a'} {finish} {kind} on grass by day"
 
 
 def matched_pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:

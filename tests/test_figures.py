@@ -1,0 +1,162 @@
+"""Figures: what goes in is what is drawn, wrong input is named, and progress leaves nothing on stderr."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from companion import figures, start_here
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    with Image.open(io.BytesIO(figure._repr_png_())) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def has_colour(pixels: np.ndarray, colour: tuple[int, int, int], within: int = 12) -> bool:
+    return bool((np.abs(pixels - np.array(colour)).max(-1) <= within).any())
+
+
+class TestPictures:
+    def test_all_forms_give_the_same_pixels(self):
+        array = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+        tensor = torch.as_tensor(array).permute(2, 0, 1).float() / 127.5 - 1
+        for form in (array, Image.fromarray(array), tensor, tensor.numpy(), tensor.double().requires_grad_()):
+            assert np.array_equal(figures.as_array(form), array)
+
+    def test_values_beyond_the_range_are_cut(self):
+        assert figures.as_array(torch.full((3, 2, 2), 7.0)).max() == 255
+
+    @pytest.mark.parametrize("wrong", [np.zeros((4, 4)), np.zeros((4, 4, 3)), torch.zeros(4, 8, 8)])
+    def test_another_form_is_named(self, wrong):
+        with pytest.raises(ValueError, match="is no picture: give uint8"):
+            figures.as_array(wrong)
+
+    def test_enlarging_keeps_the_shape(self):
+        assert figures.as_pil(np.zeros((10, 20, 3), np.uint8), 60).size == (60, 30)
+
+    def test_a_grid_shows_every_picture(self):
+        colours = [(250, 30, 30), (30, 250, 30), (30, 30, 250)]
+        figure = figures.grid(
+            [Image.new("RGB", (8, 8), c) for c in colours], ["one", "two", "three"], columns=2, title="T"
+        )
+        pixels = drawn(figure)
+        assert all(has_colour(pixels, c) for c in colours)
+        assert [axis.get_title() for axis in figure.axes][:3] == ["one", "two", "three"]
+        assert [axis.get_visible() for axis in figure.axes] == [True, True, True, False]
+
+    def test_maps_share_one_scale_with_a_unit(self):
+        figure = figures.grid([np.full((4, 4), -1.0), torch.full((4, 4), 3.0)], unit="volts")
+        images = [image for axis in figure.axes[:2] for image in axis.images]
+        assert {image.get_clim() for image in images} == {(-3.0, 3.0)}
+        assert figure.axes[-1].get_ylabel() == "volts"
+
+    def test_what_cannot_be_a_grid_is_refused(self):
+        with pytest.raises(ValueError, match="no picture to show"):
+            figures.grid([])
+        with pytest.raises(ValueError, match="2 labels for 1 pictures"):
+            figures.grid([Image.new("RGB", (4, 4))], ["a", "b"])
+
+    def test_an_overlay_marks_the_place_and_draws_the_box(self):
+        heat = torch.zeros(4, 4)
+        heat[0, 0] = 1
+        figure = figures.overlays(Image.new("RGB", (32, 32), "black"), {"ball": heat}, boxes={"ball": (0, 0, 0.5, 0.5)})
+        map_axis = figure.axes[1]
+        values = map_axis.images[1].get_array()
+        assert values[0, 0] == 1 and values.sum() == 1
+        (box,) = map_axis.patches
+        assert (box.get_width(), box.get_height()) == (16, 16)
+
+    def test_a_title_is_never_wider_than_the_figure(self):
+        figure = figures.grid([Image.new("RGB", (8, 8))], title="a very long title " * 8)
+        renderer = figure.canvas.get_renderer()
+        figure.draw_without_rendering()
+        assert figure._suptitle.get_window_extent(renderer).x1 <= figure.bbox.x1
+
+
+class TestNumbers:
+    def test_curves_hold_their_numbers(self):
+        figure = figures.curves(
+            [1, 2], {"a": [3, 4], "b": torch.tensor([5.0, 6.0])}, title="T", x_label="x", y_label="y (dB)",
+            errors={"a": ([2, 3], [4, 5])}, levels={"limit": 4.5},
+        )  # fmt: skip
+        (axis,) = figure.axes
+        assert [list(line.get_ydata()) for line in axis.lines[:2]] == [[3, 4], [5, 6]]
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b", "limit"]
+        assert axis.get_ylabel() == "y (dB)" and len(axis.collections) == 1
+
+    def test_bars_hold_their_numbers_and_errors(self):
+        figure = figures.bars(
+            {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 3.0}}, title="T", y_label="share", errors={"a": {"x": (0.5, 1.6)}}
+        )
+        (axis,) = figure.axes
+        heights = [
+            bar.get_height() for container in axis.containers if hasattr(container, "patches") for bar in container
+        ]
+        assert heights[:3] == [1.0, 2.0, 3.0]
+        (segments, *_) = [c.get_segments() for c in axis.collections]
+        assert [round(float(y), 6) for y in segments[0][:, 1]] == [0.5, 1.6]
+
+    def test_a_table_in_text_and_in_html(self):
+        table = figures.Table(("name", "n"), [("a<b", 1), ("long name", 22)], {"long name": "x.ipynb"})
+        assert repr(table).splitlines() == ["name       n", "---------  --", "a<b        1", "long name  22"]
+        assert "a&lt;b" in table._repr_html_() and '<a href="x.ipynb">long name</a>' in table._repr_html_()
+        with pytest.raises(ValueError, match="needs 2 cells"):
+            figures.Table(("a", "b"), [(1,)])
+
+
+class TestProgress:
+    def test_everything_is_passed_on_and_nothing_is_printed(self, capsys):
+        assert list(figures.progress(iter(range(5)), 5, "counting", note=str)) == [0, 1, 2, 3, 4]
+        assert capsys.readouterr() == ("", "")
+
+    def test_in_a_notebook_one_place_changes(self, monkeypatch):
+        shown = []
+        monkeypatch.setattr(figures, "in_notebook", lambda: True)
+        monkeypatch.setattr("IPython.display.display", lambda thing, display_id: shown.append(thing) or Handle())
+
+        class Handle:
+            def update(self, thing):
+                shown.append(thing)
+
+        list(figures.progress(range(3), 3, "work", note=lambda i: f"at {i}", every=0))
+        assert [repr(bar) for bar in shown[:3]] == [f"work: at {i} ({i} of 3)" for i in range(3)]
+        assert repr(shown[-1]).startswith("work: ") and "(3 of 3)" in repr(shown[-1])
+        assert 'value="3" max="3"' in shown[-1]._repr_html_()
+
+    def test_live_is_silent_outside_a_notebook(self, capsys):
+        figures.Live().show("x")
+        assert capsys.readouterr() == ("", "")
+
+
+class TestStartHere:
+    def test_the_map_knows_what_is_there(self, tmp_path):
+        (tmp_path / "01_latent_diffusion.ipynb").write_text("{}")
+        table = start_here.course_map(tmp_path)
+        assert [row[2] for row in table.rows] == ["planned", "here"] + ["planned"] * 7
+        assert (
+            '<a href="01_latent_diffusion.ipynb">' in table._repr_html_()
+            and "02_samplers.ipynb" not in table._repr_html_()
+        )
+
+    def test_asked_and_read(self, monkeypatch):
+        from companion import metrics
+        from companion.judge import Reading
+
+        reading = Reading(("house", "robot"), ("blue", "gold"), "neither", "snow", "day", ((0, 0, 1, 1),) * 2, 0.9)
+        monkeypatch.setattr(metrics, "read", lambda pictures: [reading])
+        table = start_here.asked_and_read("a gold robot right of a blue house at night", Image.new("RGB", (128, 128)))
+        assert table.rows == [
+            ["count", "2", "2", "yes"],
+            ["kind", "robot, house", "house, robot", "yes"],
+            ["finish", "gold, blue", "blue, gold", "yes"],
+            ["time", "night", "day", "no"],
+            ["relation", "right of", "side by side", "yes"],
+        ]
+        with pytest.raises(ValueError, match="names 0 things"):
+            start_here.asked_and_read("a dog", Image.new("RGB", (128, 128)))
