@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -14,7 +16,8 @@ from companion import figures, start_here
 
 
 def drawn(figure: Figure) -> np.ndarray:
-    with Image.open(io.BytesIO(figure._repr_png_())) as image:
+    (data,) = [data for kind, data in figure._repr_mimebundle_().items() if kind.startswith("image/")]
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
@@ -50,6 +53,15 @@ class TestPictures:
         assert [axis.get_title() for axis in figure.axes][:3] == ["one", "two", "three"]
         assert [axis.get_visible() for axis in figure.axes] == [True, True, True, False]
 
+    def test_pictures_are_stored_as_jpeg_and_curves_as_png(self):
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        bundles = [
+            figures.grid([noise])._repr_mimebundle_(),
+            figures.curves([0, 1], {"a": [0, 1]}, title="T", x_label="x", y_label="y")._repr_mimebundle_(),
+        ]
+        assert [sorted(bundle) for bundle in bundles] == [["image/jpeg", "text/plain"], ["image/png", "text/plain"]]
+        assert bundles[0]["text/plain"].startswith("<")  # the gate takes such text for no text
+
     def test_maps_share_one_scale_with_a_unit(self):
         figure = figures.grid([np.full((4, 4), -1.0), torch.full((4, 4), 3.0)], unit="volts")
         images = [image for axis in figure.axes[:2] for image in axis.images]
@@ -74,9 +86,10 @@ class TestPictures:
 
     def test_a_title_is_never_wider_than_the_figure(self):
         figure = figures.grid([Image.new("RGB", (8, 8))], title="a very long title " * 8)
-        renderer = figure.canvas.get_renderer()
+        renderer = FigureCanvasAgg(figure).get_renderer()
         figure.draw_without_rendering()
         assert figure._suptitle.get_window_extent(renderer).x1 <= figure.bbox.x1
+        assert figure._suptitle.get_text().count("\n") > 1
 
 
 class TestNumbers:

@@ -41,7 +41,9 @@ def pipe(tiny):
 
 
 def with_scheduler(pipe: StableDiffusionPipeline, kind: type, options: dict) -> StableDiffusionPipeline:
-    scheduler = kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **{"steps_offset": 1, **options})
+    scheduler = kind(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **{"steps_offset": 1, **options}
+    )
     other = StableDiffusionPipeline(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     return other
