@@ -175,10 +175,11 @@ class TestGuidanceSlider:
 
     def test_each_picture_is_the_one_drawn_alone(self, pipe):
         from companion.figures import as_array, as_pil
+        from companion.widgets.guidance import SIDE
 
         slider = GuidanceSlider(pipe, "ab", seed=1, steps=2, scales=(1, 4))
         alone = ld.draw(pipe, "ab", 1, steps=2, guidance_scale=4.0)[0]
-        difference = as_array(slider.pictures[1]).astype(int) - as_array(as_pil(alone, 320)).astype(int)
+        difference = as_array(slider.pictures[1]).astype(int) - as_array(as_pil(alone, SIDE)).astype(int)
         assert abs(difference).max() <= 1
         assert slider.plain.tobytes() == slider.pictures[0].tobytes()
 

@@ -13,7 +13,7 @@ from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-SIDE = 320
+SIDE = 288
 
 
 class GuidanceSlider(Panel):
