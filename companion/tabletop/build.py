@@ -172,6 +172,29 @@ def vae(
     _follow(run, steps, "vae", show)
 
 
+@app.command()
+def decoder(
+    steps: Steps = 1500, count: Count = 6000, folder: Folder = BUILD, threads: Threads = 0, every: float = 120.0
+) -> None:
+    """Train the autoencoder's decoder further; the latents, and the U-Net that was trained on them, stay valid."""
+    from companion.metrics import psnr
+    from companion.tabletop.vae import make_vae, rebuild, train_decoder
+    from companion.training import load_weights
+
+    _threads(threads)
+    pictures = dataset.read(folder / "renders", "train", ("picture",), count)["picture"]
+    held = _held_out(64)
+
+    def show(step: int, ema) -> str:
+        again = rebuild(ema, held)
+        grid([*held[:8], *again[:8]]).save(folder / "decoder.png")
+        return f"PSNR {psnr(again, held).mean():.2f} dB"
+
+    model = load_weights(folder / "vae.safetensors", make_vae())
+    run = train_decoder(pictures, model, steps, folder / "decoder.safetensors", folder / "decoder.jsonl", every=every)
+    _follow(run, steps, "decoder", show)
+
+
 def _held_out(n: int) -> np.ndarray:
     from companion.tabletop.samples import held_out
 
@@ -254,7 +277,9 @@ def _trained_vae(folder: Path):
     from companion.tabletop.vae import make_vae, to_tensor
     from companion.training import load_weights
 
-    model = load_weights(folder / "vae.safetensors", make_vae()).eval()
+    # A decoder that was trained further has the same encoder, so the same latents.
+    last = folder / "decoder.safetensors"
+    model = load_weights(last if last.exists() else folder / "vae.safetensors", make_vae()).eval()
     pictures = dataset.read(folder / "renders", "train", ("picture",), 250)["picture"]
     with torch.no_grad():
         std = model.encode(to_tensor(pictures)).latent_dist.mean.std().item()

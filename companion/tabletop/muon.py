@@ -18,14 +18,23 @@ from torch import Tensor, nn
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix to g (m, n), roughly: singular values between about 0.7 and 1.2 after 5
-    Newton-Schulz steps with the coefficients of the paper."""
+    Newton-Schulz steps with the coefficients of the paper, X <- a X + (b S + c S^2) X where S = X X^T."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g / (g.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    for _ in range(steps):
-        s = x @ x.T
-        x = a * x + (b * s + c * s @ s) @ x
+    m, n = x.shape
+    if n < 3 * m:
+        for _ in range(steps):
+            s = x @ x.T
+            x = a * x + (b * s + c * s @ s) @ x
+    # All steps at once: X_k = P_k X, where P_k is a polynomial of the small matrix X X^T. Twice as fast on wide ones.
+    else:
+        gram, p = x @ x.T, torch.eye(m, dtype=x.dtype, device=x.device)
+        for _ in range(steps):
+            s = p @ gram @ p
+            p = a * p + (b * s + c * s @ s) @ p
+        x = p @ x
     return x.T if tall else x
 
 

@@ -40,9 +40,8 @@ def cached_latents() -> tuple[Tensor, list[Scene]]:
 
 
 def _scenes_json(scenes: list[Scene]) -> str:
-    return (
-        json.dumps([s.to_dict() for s in scenes], separators=(",", ":")).replace('},{"things"', '},\n{"things"') + "\n"
-    ).encode()
+    lines = [json.dumps(s.to_dict(), separators=(",", ":")) for s in scenes]
+    return "[" + ",\n".join(lines) + "]\n"
 
 
 def save_held_out(pictures: np.ndarray, scenes: list[Scene]) -> None:
