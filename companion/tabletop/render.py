@@ -212,17 +212,18 @@ def _scene_dict(scene: Scene, solids: list[Solid], size: int) -> dict:
     _, _, light, towards = LIGHT[scene.time]
     _, origin = _camera(scene)
     glass = any(t.finish == "glass" for t in scene.things)
+    camera = {
+        "type": "perspective", "fov": FOV,
+        "to_world": t4().look_at(origin=origin.tolist(), target=LOOK_AT, up=[0, 0, 1]),
+        "film": {
+            "type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb",
+            "rfilter": {"type": "box"},  # the denoiser needs pixels whose noise is independent
+        },
+    }  # fmt: skip
     d: dict = {
         "type": "scene",
-        "sensor": {
-            "type": "perspective", "fov": FOV,
-            "to_world": t4().look_at(origin=origin.tolist(), target=LOOK_AT, up=[0, 0, 1]),
-            "film": {
-                "type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb",
-                "rfilter": {"type": "box"},  # the denoiser needs pixels whose noise is independent
-            },
-            "sampler": {"type": "multijitter"},
-        },
+        "picture": camera | {"sampler": {"type": "multijitter"}},
+        "maps": camera | {"sampler": {"type": "multijitter", "jitter": False}},  # through the middle of each pixel
         "integrator": {"type": "path", "max_depth": 9 if glass else 4, "rr_depth": 10},
         "sky": {"type": "envmap", "bitmap": _sky(scene.time), "to_world": t4().rotate([1, 0, 0], 90)},
         "sun": {"type": "directional", "direction": [-v for v in towards], "irradiance": _rgb(light)},
@@ -305,15 +306,16 @@ def render(scene: Scene, size: int = SIZE, samples: int = 4, denoised: bool = Tr
         _scene_dict(scene, solids, size), optimize=False
     )  # else shapes are merged, and their names lost
     aovs = mi.load_dict({"type": "aov", "aovs": "p:position,nn:sh_normal,id:shape_index"})
-    aov = np.array(mi.render(loaded, integrator=aovs, spp=1, seed=0), np.float32).reshape(size, size, -1)
+    aov = np.array(mi.render(loaded, sensor=1, integrator=aovs, spp=1, seed=0), np.float32).reshape(size, size, -1)
     position, normal, index = aov[..., -7:-4], aov[..., -4:-1], np.round(aov[..., -1]).astype(int)
     owner = [1 if s.id() == "ground" else 2 + int(s.id().split("_")[0][5:]) for s in loaded.shapes()]
-    hit = np.abs(normal).sum(-1) > 1e-6
-    segments = np.where(hit, np.array(owner)[np.clip(index, 0, len(owner) - 1)], 0).astype(np.uint8)
+    # The index counts from 1, in the order of the scene's shapes; 0 is the sky.
+    hit = index > 0
+    segments = np.where(hit, np.array([0, *owner])[index], 0).astype(np.uint8)
     depth = np.where(hit, -((position - origin) @ rotation.T)[..., 2], FAR).clip(0, FAR).astype(np.float32)
     normals = np.where(hit[..., None], normal @ rotation.T, 0).astype(np.float32)
 
-    linear = np.array(mi.render(loaded, spp=samples, seed=scene.seed % 2**31), np.float32)
+    linear = np.array(mi.render(loaded, sensor=0, spp=samples, seed=scene.seed % 2**31), np.float32)
     if denoised:
         flat = np.stack([segments == 0, segments == 1, segments >= 2], -1).astype(np.float32)
         linear = denoise(linear, flat, normals)
