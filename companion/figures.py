@@ -81,7 +81,7 @@ def _new(
     width: float, height: float, rows: int, columns: int, title: str, caption: str, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
     lines = textwrap.wrap(caption, int(width * 15.5))
-    titles = textwrap.wrap(title, int(width * 12))
+    titles = textwrap.wrap(title, int(width * 11))
     figure = _Figure(
         figsize=(width, height + 0.12 * bool(title) + 0.18 * len(titles) + 0.19 * len(lines)),
         dpi=DPI,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import nbformat
 import pytest
 import torch
 from diffusers import (
@@ -20,6 +21,7 @@ from torch import Tensor
 import companion
 from companion import latent_diffusion as ld
 from companion.models import seeded
+from companion.run import run
 from companion.tabletop.caption import Wish, parse
 from companion.tabletop.scene import WITHHELD, sample_scene
 
@@ -340,6 +342,26 @@ class TestShares:
         pictures = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
         assert ld.pixel_spread(pictures) == pytest.approx(1.0)
         assert ld.pixel_spread(pictures[[0, 0, 0]]) == 0.0
+
+
+@pytest.mark.notebooks
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["00_start_here", "01_latent_diffusion"])
+def test_the_notebook_runs_for_a_model_that_the_judge_cannot_read(name, tmp_path, capsys):
+    """Every size comes from the pipeline, and what needs the judge says so: here for a model of 64 pixels."""
+    pipe = companion.load("tabletop", device="cpu")
+    pipe.unet.register_to_config(sample_size=8)
+    pipe.save_pretrained(tmp_path / "model")
+    budgets = {} if name.startswith("00") else {"PICTURES": 4, "FEW_STEPS": 2, "TRAIN_STEPS": 24}
+    code = run(only=name, model=str(tmp_path / "model"), out=tmp_path / "out", parameters=budgets)
+    assert code == 0, capsys.readouterr().out
+    notebook = nbformat.read(tmp_path / "out" / f"{name}.ipynb", as_version=4)
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert ld.NOT_JUDGED in printed
+    if not budgets:
+        return
+    assert "It draws pictures of 64 x 64 pixels" in printed and "The judge can read them: False" in printed
+    assert printed.count("below one grey level: True") == 2
 
 
 class TestPairs:
