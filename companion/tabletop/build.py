@@ -203,8 +203,8 @@ def _held_out(n: int) -> np.ndarray:
 
 @app.command()
 def clip(
-    steps: Steps = 1200,
-    count: Count = 9000,
+    steps: Steps = 520,
+    count: Count = 6000,
     folder: Folder = BUILD,
     threads: Threads = 0,
     every: float = 120.0,
@@ -231,12 +231,12 @@ def clip(
 
 @app.command()
 def judge(
-    steps: Steps = 4000,
-    count: Count = 9000,
+    steps: Steps = 1000,
+    count: Count = 6500,
     folder: Folder = BUILD,
     threads: Threads = 0,
     every: float = 120.0,
-    batch: int = 24,
+    batch: int = 20,
 ) -> None:
     """Train the judge, on training renders and on renders of the withheld pairs."""
     from companion.judge import train_judge
@@ -263,7 +263,7 @@ def judge_accuracy(model, folder: Path, split: str, count: int) -> dict[str, flo
 
 
 @app.command()
-def latents(count: Count = 9000, folder: Folder = BUILD, threads: Threads = 0) -> None:
+def latents(count: Count = 6000, folder: Folder = BUILD, threads: Threads = 0) -> None:
     """Encode the training renders once, at 64 and at 128 pixels, with the trained autoencoder."""
     _threads(threads)
     model = _trained_vae(folder)
@@ -313,10 +313,15 @@ def cached(folder: Path, size: int, count: int) -> torch.Tensor:
 @app.command()
 def unet(
     size: Annotated[int, typer.Option(help="8 (pictures of 64 pixels) first, then 16.")] = 8,
-    steps: Steps = 3000, count: Count = 9000, folder: Folder = BUILD, threads: Threads = 0, every: float = 120.0,
+    steps: Steps = 1500,
+    count: Count = 6000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
     batch: int = 48,
-    lr: float = 1e-3, words: Annotated[bool, typer.Option(help="Let the text encoder learn too.")] = True,
-) -> None:  # fmt: skip
+    lr: float = 1e-3,
+    words: Annotated[bool, typer.Option(help="Let the text encoder learn too.")] = True,
+) -> None:
     """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
     from companion.tabletop.clip import make_clip
     from companion.tabletop.unet import train_unet

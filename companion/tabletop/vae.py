@@ -117,7 +117,7 @@ def vae_loss(pictures: Tensor, warm: int, batch: int = 8, size: int = 64, whole_
 
 def train_vae(
     pictures, steps: int, checkpoint: Path | None = None, log: Path | None = None, *, lr: float = 2e-3, batch: int = 8,
-    warm: int = 800,
+    warm: int = 500,
     seed: int = 0, config: dict | None = None, **kwargs,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:  # fmt: skip
     """Train the autoencoder on uint8 pictures (N, H, W, 3); yields progress and the moving average."""
