@@ -158,8 +158,9 @@ def test_make_installs_once(tmp_path, target, extra, last):
 
     def dry_run() -> list[str]:
         done = subprocess.run(
-            ["make", "--dry-run", target, f"VENV={venv}"],
+            ["make", "--no-print-directory", "--dry-run", target, f"VENV={venv}"],
             cwd=companion.ROOT,
+            env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")},
             capture_output=True,
             text=True,
             check=True,

@@ -280,7 +280,8 @@ def _trained_vae(folder: Path):
     # A decoder that was trained further has the same encoder, so the same latents.
     last = folder / "decoder.safetensors"
     model = load_weights(last if last.exists() else folder / "vae.safetensors", make_vae()).eval()
-    pictures = dataset.read(folder / "renders", "train", ("picture",), 250)["picture"]
+    with np.load(dataset.shards(folder / "renders", "train")[0], allow_pickle=False) as z:
+        pictures = z["picture"]
     with torch.no_grad():
         std = model.encode(to_tensor(pictures)).latent_dist.mean.std().item()
     model.register_to_config(scaling_factor=round(1 / std, 5))
