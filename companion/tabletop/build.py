@@ -15,6 +15,7 @@ A command that was killed goes on where it stopped, to the same result as an unb
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -342,7 +343,12 @@ def unet(
 
     def show(step: int, ema) -> str:
         grid(sketch(ema, model_vae, text, size)).save(folder / f"{name}.png")
-        return f"samples in {name}.png"
+        if size == 8 or step % 500:
+            return f"samples in {name}.png"
+        found = half_way(ema, model_vae, text)
+        with (folder / f"{name}-measured.jsonl").open("a") as f:
+            f.write(json.dumps({"step": step, **found}) + "\n")
+        return ", ".join(f"{k} {v:.3f}" for k, v in found.items())
 
     run = train_unet(
         latent, scenes, text, encoder, steps, folder / f"{name}.safetensors", folder / f"{name}.jsonl",
@@ -391,6 +397,24 @@ def sketch(
         empty, full = model.unet(s.scale_model_input(torch.cat([x, x]), t), t, states).sample.chunk(2)
         x = s.step(empty + guidance * (full - empty), t, x).prev_sample
     return vae.decode(x / vae.config.scaling_factor).sample
+
+
+def half_way(model, vae, words, count: int = 256) -> dict[str, float]:
+    """Measures of a half-trained model: Fréchet distance to the held-out renders of the course, and prompts met.
+
+    So few pictures make the distance large even between renders: it is there to be seen falling.
+    """
+    from companion.metrics import frechet, picture_features, prompt_accuracy
+    from companion.tabletop.caption import Wish, caption
+    from companion.tabletop.samples import held_out
+
+    renders, scenes = held_out(count)
+    prompts = [caption(s) for s in scenes]
+    drawn = torch.cat([sketch(model, vae, words, 16, prompts[i : i + 32], seed=i) for i in range(0, count, 32)])
+    met = prompt_accuracy(drawn, [Wish.of(s) for s in scenes])
+    return {"frechet": round(frechet(picture_features(drawn), picture_features(renders)), 3)} | {
+        k: round(v, 3) for k, v in met.items()
+    }
 
 
 @app.command()
