@@ -1,0 +1,462 @@
+"""Sweeps of notebook 02: every sampler against the number of model evaluations, and what the guide's advice is worth.
+
+    rows = list(converge(pipe, ["Euler", "DPM++ 2M Karras"], *crossed(PROMPTS, 2), guidance_scale=4.0))
+    quality = list(appraise(pipe, ["DDIM"], guidance_scale=4.0))
+    claims(rows, quality, small=0.05)
+
+Long ones are stored in data/results/samplers.json by `companion samplers`, with a checksum of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import companion
+from companion import latent_diffusion as ld
+from companion.files import sha256, written
+from companion.samplers import (
+    CATALOGUE,
+    Denoiser,
+    dpm_1,
+    dpm_adaptive,
+    dpm_fast,
+    find,
+    nearest,
+    sample,
+    sigmas_for,
+    start,
+)
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+# ---- Drawing and measuring -------------------------------------------------------------------------------------------
+
+#: What the sweeps ask for: places, times, one thing and two, all the ways two can stand.
+PROMPTS = (
+    "a red ball on grass by day",
+    "a gold robot left of a blue house on snow at sunset",
+    "a green tree on sand at night",
+    "a yellow cone in front of a purple house on brick at sunset",
+    "a glass cube on water by day",
+    "a blue car behind a white mushroom on grass by day",
+)
+#: Evaluations of the model for each picture, at which samplers are compared.
+EVALUATIONS = (6, 10, 15, 20, 30)
+#: Where a sampler without a limit of its own is compared with itself.
+LONG = 60
+#: The guide compared with one picture of Euler's, after so many steps.
+GUIDE_STEPS = 40
+#: Whose pictures are judged; the others are compared by distances alone.
+JUDGED = (
+    "Euler", "Euler a", "Heun Karras", "DDIM", "PLMS", "LMS Karras", "DPM++ 2M Karras", "DPM++ SDE Karras", "UniPC",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler with one number of evaluations; the lists have a number for each picture.
+
+    Attributes:
+        limit: distance of the latents (root mean square) to the exact end of the path, the same for all samplers.
+        own: to the sampler's own limit: where the path ends for it, or for stochastic ones its picture after `LONG`.
+        guide: to Euler's picture after 40 steps, the guide's only reference.
+        features: as `limit`, in the judge's features; empty where the judge cannot read.
+        seconds: for each picture, U-Net alone.
+    """
+
+    sampler: str
+    steps: int
+    evaluations: int
+    limit: list[float]
+    own: list[float]
+    guide: list[float]
+    features: list[float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the judge says of one sampler's pictures: `met` for each, and the Fréchet distance to held-out renders."""
+
+    sampler: str
+    steps: int
+    evaluations: int
+    met: list[bool]
+    frechet: float
+
+
+def apart(a: Tensor, b: Tensor) -> list[float]:
+    """Root-mean-square distance of each pair of a batch (N, ...)."""
+    return [round(v, 5) for v in ((a - b).flatten(1) ** 2).mean(1).sqrt().tolist()]
+
+
+def crossed(prompts: Sequence[str], seeds: int) -> tuple[list[str], list[int]]:
+    """Every prompt with each of the seeds 0, 1, ..."""
+    return [p for p in prompts for _ in range(seeds)], list(range(seeds)) * len(prompts)
+
+
+def denoiser(pipe: StableDiffusionPipeline, prompts: str | Sequence[str], guidance_scale: float) -> Denoiser:
+    """A `Denoiser` by the fast path where it can be had, which pays for many questions; the answers are the same."""
+    try:
+        from companion.fast import Fast
+
+        return Denoiser(pipe, prompts, guidance_scale, predict=Fast(pipe).noise_pred)
+    except (ImportError, LookupError):
+        return Denoiser(pipe, prompts, guidance_scale)
+
+
+def converge(
+    pipe: StableDiffusionPipeline,
+    names: Sequence[str],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    guidance_scale: float,
+    evaluations: Sequence[int] = EVALUATIONS,
+    reference: int = 100,
+    long: int = LONG,
+    done: Sequence[tuple[str, int]] = (),
+) -> Iterator[Row]:
+    """Draw the same pictures with every sampler and number of evaluations, and measure how far they are from the end.
+
+    All pictures are one batch; text, noise, the first answer and the references are computed once for all samplers.
+
+    Args:
+        prompts, seeds: one of each for every picture.
+        reference: steps of Heun's on Karras' levels that stand for the exact path (twice as many evaluations).
+        done: (sampler, evaluations) to leave out.
+    """
+    names = [find(name).name for name in names]
+    wanted = [(name, n) for name in names for n in evaluations if (name, n) not in set(done)]
+    if not wanted:
+        return
+    model, seeds = denoiser(pipe, prompts, guidance_scale), list(seeds)
+    judged = ld.can_be_judged(pipe)
+
+    def end(name: str, steps: int) -> tuple[Tensor, int, float]:
+        begin, before = time.perf_counter(), model.evaluations
+        sigmas = sigmas_for(name, model.levels, steps)
+        *_, last = sample(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
+        return last.x, model.evaluations - before, (time.perf_counter() - begin) / len(seeds)
+
+    sigmas = sigmas_for("Heun Karras", model.levels, reference)
+    *_, low, last = sample(model, start(pipe, seeds, sigmas), sigmas, "Heun Karras")
+    guide = end("Euler", GUIDE_STEPS)[0]
+    seen = _features(pipe, last.x) if judged else None
+    owns: dict[str, Tensor] = {}
+    for name, n in wanted:
+        sampler = find(name)
+        if name not in owns:
+            stops = sampler.ends_low or sampler.function in (dpm_fast, dpm_adaptive)
+            owns[name] = end(name, sampler.steps_for(long))[0] if sampler.stochastic else low.x if stops else last.x
+        x, spent, seconds = end(name, sampler.steps_for(n))
+        features = [round(v, 4) for v in (_features(pipe, x) - seen).norm(dim=1).tolist()] if judged else []
+        yield Row(
+            name, sampler.steps_for(n), spent, apart(x, last.x), apart(x, owns[name]), apart(x, guide), features,
+            round(seconds, 4),
+        )  # fmt: skip
+
+
+def _features(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+    from companion.metrics import picture_features
+
+    return picture_features(ld.decode(pipe, latents))
+
+
+def appraise(
+    pipe: StableDiffusionPipeline,
+    names: Sequence[str] = JUDGED,
+    *,
+    guidance_scale: float,
+    pictures: int = 64,
+    evaluations: Sequence[int] = EVALUATIONS,
+    done: Sequence[tuple[str, int]] = (),
+) -> Iterator[Quality]:
+    """Draw the captions of held-out scenes, each from its own seed, and let the judge read the pictures.
+
+    Raises ValueError for a model whose pictures the judge cannot read.
+    """
+    from companion.metrics import read
+    from companion.tabletop.caption import Wish, caption
+    from companion.tabletop.samples import held_out
+
+    if not ld.can_be_judged(pipe):
+        raise ValueError(ld.NOT_JUDGED)
+    _, scenes = held_out(pictures)
+    seeds = list(range(pictures))
+    model = denoiser(pipe, [caption(scene) for scene in scenes], guidance_scale)
+    wishes = [Wish.of(scene) for scene in scenes]
+    for name, n in ((name, n) for name in names for n in evaluations if (name, n) not in set(done)):
+        sampler, before = find(name), model.evaluations
+        sigmas = sigmas_for(name, model.levels, sampler.steps_for(n))
+        *_, last = sample(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
+        drawn = ld.decode(pipe, last.x)
+        met = [reading.meets(wish)["all"] for reading, wish in zip(read(drawn), wishes, strict=True)]
+        yield Quality(name, sampler.steps_for(n), model.evaluations - before, met, round(to_renders(drawn), 3))
+
+
+def to_renders(pictures: Tensor, parts: int = 12) -> float:
+    """Fréchet distance to the held-out renders, in the `parts` directions in which the judge's features vary most.
+
+    With few pictures the covariance of all 160 features cannot be estimated. Compare only equal numbers of pictures.
+    """
+    from companion.metrics import frechet, picture_features
+
+    middle, directions, theirs = _renders_features(parts)
+    return frechet((picture_features(pictures) - middle) @ directions, theirs)
+
+
+@lru_cache
+def _renders_features(parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    from companion.metrics import picture_features
+    from companion.tabletop.samples import held_out
+
+    features = picture_features(held_out()[0])
+    middle = features.mean(0)
+    _, _, directions = torch.linalg.svd(features - middle, full_matrices=False)
+    return middle, directions[:parts].T, (features - middle) @ directions[:parts].T
+
+
+# ---- Stored sweeps ---------------------------------------------------------------------------------------------------
+
+COMMAND = "companion samplers"
+
+
+@dataclass
+class Sweep:
+    """All that was measured of one model, and what it was measured with."""
+
+    weights: str
+    setting: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    quality: list[Quality] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, one row a line."""
+        head = {"command": COMMAND, "weights": self.weights, "setting": self.setting}
+        parts = [f'"{key}": {json.dumps(value)}' for key, value in head.items()]
+        for key in ("rows", "quality"):
+            lines = ",\n".join(json.dumps(vars(row), ensure_ascii=False) for row in getattr(self, key))
+            parts.append(f'"{key}": [\n{lines}\n]')
+        with written(path) as temporary:
+            temporary.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Sweep:
+        """Read what `save` wrote. Raises FileNotFoundError with the command that makes it."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.name} is not in {path.parent.name}/; make it with `{COMMAND}`")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows, quality = [Row(**row) for row in data["rows"]], [Quality(**row) for row in data["quality"]]
+        return cls(data["weights"], data["setting"], rows, quality)
+
+
+def results() -> Path:
+    """Where the sweep of the course's own model lies."""
+    return companion.DATA / "results" / "samplers.json"
+
+
+def weights_sum(folder: Path) -> str:
+    """One checksum of all weights of a pipeline's folder: a sweep of other weights says little about these."""
+    sums = [sha256(path) for path in sorted(folder.glob("*/*.safetensors"))]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:16]
+
+
+def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
+    """The stored sweep for the course's own model, and a sentence that says whether its weights were these.
+
+    None for another model, and when nothing is stored or not all of it.
+    """
+    from companion.models import find as find_model
+
+    path = path or results()
+    if name != "tabletop":
+        return None, "Stored sweeps are of the course's own model: what follows was measured above."
+    if not path.is_file():
+        return (
+            None,
+            f"No long sweep is stored (`{COMMAND}` makes one): what follows was measured above, on few pictures.",
+        )
+    found = Sweep.load(path)
+    measured = {row.sampler for row in found.rows}
+    if not measured.issuperset(CATALOGUE.keys() - {"DPM (first order)"}) or not found.quality:
+        return None, f"The stored sweep is not whole (`{COMMAND}` goes on with it): what follows was measured above."
+    if found.weights != weights_sum(find_model(name).folder):
+        return (
+            found,
+            f"NOTE: the stored sweep is of OTHER WEIGHTS than those in data/models; `{COMMAND}` makes it anew.",
+        )
+    return (
+        found,
+        f"The stored sweep is of these weights: {len(found.rows)} cells of {len(found.rows[0].limit)} pictures.",
+    )
+
+
+def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> Iterator[tuple[int, int, Sweep]]:
+    """Measure every sampler with the course's model: yields (done, of, sweep) after each cell, which is then stored.
+
+    What the file holds already is kept, if it is from the same weights and the same settings; so it can be stopped.
+    """
+    from companion.models import find as find_model
+    from companion.models import load
+
+    path = path or results()
+    entry = find_model("tabletop")
+    names = [name for name, sampler in CATALOGUE.items() if sampler.function is not dpm_1]  # that one is Euler
+    names.insert(names.index("LMS"), "Heun Karras")
+    setting = {"prompts": list(PROMPTS), "seeds": seeds, "pictures": pictures, "guidance_scale": entry.guidance}
+    found = Sweep(weights_sum(entry.folder), setting)
+    if path.is_file() and (old := Sweep.load(path)) and (old.weights, old.setting) == (found.weights, setting):
+        found = old
+    pipe = load("tabletop")
+    prompts, repeated = crossed(PROMPTS, seeds)
+    # A cell is known by the evaluations that were asked for: some samplers take one less.
+    asked = {(find(n).name, find(n).steps_for(e)): (n, e) for n in (*names, *JUDGED) for e in EVALUATIONS}
+    done = [[asked[row.sampler, row.steps] for row in part] for part in (found.rows, found.quality)]
+    total = (len(names) + len(JUDGED)) * len(EVALUATIONS)
+    cells = converge(pipe, names, prompts, repeated, guidance_scale=entry.guidance, done=done[0])
+    appraised = appraise(pipe, guidance_scale=entry.guidance, pictures=pictures, done=done[1])
+    for cell in itertools.chain(cells, appraised):
+        (found.rows if isinstance(cell, Row) else found.quality).append(cell)
+        found.save(path)
+        yield len(found.rows) + len(found.quality), total, found
+
+
+# ---- What the numbers say --------------------------------------------------------------------------------------------
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """How many times larger `a` is than `b`, picture by picture: geometric mean, 95 % interval (Student)."""
+    from scipy.stats import t
+
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(
+            f"{len(a)} and {len(b)} values cannot be compared in pairs; give as many of both, two at least"
+        )
+    logs = np.log(np.maximum(a, 1e-9)) - np.log(np.maximum(b, 1e-9))
+    half = float(t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
+    middle = float(logs.mean())
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def pick(rows: Sequence[Any], name: str, evaluations: int) -> Any:
+    """The row of a sampler that comes nearest to so many evaluations, not above it if there is one.
+
+    Raises ValueError when the sampler was not measured.
+    """
+    own = [row for row in rows if row.sampler == name]
+    if not own:
+        raise ValueError(f"{name} was not measured; {nearest(name, {row.sampler: 0 for row in rows})}")
+    return min(own, key=lambda row: (row.evaluations > evaluations, abs(row.evaluations - evaluations)))
+
+
+def good_enough(rows: Sequence[Row], name: str, limit: float) -> int | None:
+    """The fewest evaluations from which on the mean distance to the sampler's own limit stays below `limit`."""
+    distances = {row.evaluations: float(np.mean(row.own)) for row in rows if row.sampler == name}
+    from companion.exercises import find as find_exercise
+
+    return find_exercise("fewest_steps").solution(distances, limit)
+
+
+NOT_MEASURED = "not measured"
+
+
+class Claim(NamedTuple):
+    """One of the guide's statements: what was measured for it, and whether it "holds", "fails" or stays "open".
+
+    It is `NOT_MEASURED` when no run had a number of steps that the statement is about.
+    """
+
+    statement: str
+    measured: str
+    verdict: str
+
+
+def _verdict(low: float, high: float, at: float = 1.0) -> str:
+    """Whether a quantity that should be below `at` is, given its interval."""
+    return "holds" if high < at else "fails" if low > at else "open"
+
+
+def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> list[Claim]:
+    """The guide's picks, each tested; `small` is the distance (root mean square of latents) that counts as converged.
+
+    A verdict is "open" when the interval (95 %) of what decides it holds both answers. Quality is left out where the
+    judge has read nothing.
+    """
+    found = []
+    for name in ("DPM++ 2M Karras", "UniPC"):
+        statement, measured = f"{name}: converged at 20 to 30 steps", _between(rows, name, 20, 30)
+        if not measured:
+            found.append(Claim(statement, "", NOT_MEASURED))
+            continue
+        after = [f"{np.mean(row.own):.3f} after {row.steps}" for row in measured]
+        text = f"{', '.join(after)}; small is {small:.3f}"
+        found.append(Claim(statement, text, _verdict(*_mean_interval(measured[0].own), small)))
+    r, low, high = ratio(pick(rows, "DPM++ 2M Karras", 20).limit, pick(rows, "Euler", 20).limit)
+    found.append(
+        Claim("DPM++ 2M Karras is fast", f"{r:.2f} of Euler's distance at 20 evaluations", _verdict(low, high))
+    )
+    r, low, high = ratio(pick(rows, "Heun", 20).limit, pick(rows, "Euler", 20).limit)
+    text = f"{r:.2f} of Euler's distance at 20 evaluations, which are half as many steps"
+    found.append(Claim("Heun: fewer steps make up for its price", text, _verdict(low, high)))
+    names = [n for n in dict.fromkeys(row.sampler for row in rows) if find(n).stochastic]
+    for name in names:
+        few, many = pick(rows, name, 10), pick(rows, name, 30)
+        r = ratio(many.own, few.own)[0]
+        # The claim is that the picture is another one for another number of steps.
+        moved, ends = float(np.mean(many.own)), _mean_interval(many.own)
+        text = (
+            f"{moved:.2f} from its picture of {LONG} evaluations after {many.evaluations}, {r:.2f} times as far as "
+            f"after {few.evaluations}"
+        )
+        found.append(Claim(f"{name}: does not converge", text, _verdict(-ends[1], -ends[0], -small)))
+    return [*found, *_quality_claims(quality)] if quality else found
+
+
+def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
+    """Those about quality: is the sampler, with so few steps, as good as the best of all with the most?"""
+    most = max(row.evaluations for row in quality)
+    best = max((row for row in quality if row.evaluations >= most - 1), key=lambda row: sum(row.met))
+    cases = (
+        ("UniPC: high quality in 5 to 10 steps", "UniPC", 5, 10),
+        ("DPM++ SDE Karras: good pictures in 8 to 12 steps", "DPM++ SDE Karras", 8, 12),
+        ("DDIM: good pictures in 10 to 15 steps", "DDIM", 10, 15),
+    )
+    for statement, name, few, many in cases:
+        if not (measured := _between(quality, name, few, many)):
+            yield Claim(statement, "", NOT_MEASURED)
+            continue
+        row = measured[-1]
+        d, low, high = ld.difference((sum(row.met), len(row.met)), (sum(best.met), len(best.met)))
+        text = (
+            f"{sum(row.met)} of {len(row.met)} as asked at {row.steps} steps; {sum(best.met)} by the best with most "
+            f"({best.sampler}, {best.evaluations}); Fréchet distance {row.frechet:.2f}, there {best.frechet:.2f}"
+        )
+        # Not worse by more than a tenth: "as good" cannot be shown, "not much worse" can.
+        yield Claim(statement, text, _verdict(-high, -low, 0.1))
+
+
+def _between(rows: Sequence[Any], name: str, few: int, many: int) -> list[Any]:
+    """A sampler's rows with `few` to `many` steps, in the order of their steps."""
+    return sorted((r for r in rows if r.sampler == name and few <= r.steps <= many), key=lambda row: row.steps)
