@@ -1,0 +1,595 @@
+"""The editor of notebook 03: drawing that starts from a picture, or is held to a part of one.
+
+    *steps, last = img2img(pipe, picture, "a blue cube on snow", 7, strength=0.6, steps=20, guidance_scale=4.0)
+    *steps, last = inpaint(pipe, picture, mask, "a blue cube on snow", 7, steps=20, guidance_scale=4.0)
+    result = composite(picture, decode(pipe, last.latents), mask)
+
+Pictures are floats (N, 3, H, W) in [-1, 1], on the CPU. Masks are floats (N, 1, H, W), 1 where something new is drawn.
+The loop is the one of `companion.latent_diffusion`; only its beginning differs, and what is kept after each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from companion.latent_diffusion import (
+    Step,
+    can_be_judged,
+    decode,
+    denoise,
+    for_each,
+    noise_predictor,
+    picture_size,
+    predicted_x0,
+    sample,
+)
+from companion.models import seeded
+from companion.tabletop.caption import caption
+from companion.tabletop.scene import FINISHES, KINDS, WITHHELD, Scene
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+# ---- A different starting point --------------------------------------------------------------------------------------
+
+
+def begin(scheduler: Any, steps: int, strength: float, device: Any = None) -> Tensor:
+    """Set a scheduler to the last int(steps * strength) of its steps, and return their timesteps.
+
+    A second-order scheduler (Heun, DPM2) has two entries for each step but the last; it begins at the first of a pair.
+
+    Raises:
+        ValueError: for a strength outside [0, 1], or one that leaves no step.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength={strength:g} is outside [0, 1]; 0.6 keeps the layout of most pictures")
+    remaining = min(int(steps * strength), steps)
+    if remaining < 1:
+        raise ValueError(
+            f"strength={strength:g} of {steps} steps leaves none to take; use {1 / steps:.2g} or more, or more steps"
+        )
+    scheduler.set_timesteps(steps, device=device)
+    index = (steps - remaining) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(index)
+    return scheduler.timesteps[index:]
+
+
+def _fresh(scheduler: Any) -> Any:
+    return type(scheduler).from_config(scheduler.config)  # schedulers remember earlier steps
+
+
+@torch.no_grad()
+def _encode_sampled(pipe: StableDiffusionPipeline, pictures: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Latents drawn from the encoder's distribution with each picture's own generator, as the stock pipelines do."""
+    vae = pipe.vae
+    parts = []
+    for picture, generator in zip(pictures.to(vae.device, vae.dtype), generators, strict=True):
+        parts.append(vae.encode(picture[None]).latent_dist.sample(generator))
+    return (torch.cat(parts) * vae.config.scaling_factor).to(pipe.unet.dtype)
+
+
+def _noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal noise in the shape of `like` (N, C, h, w), one generator for each of N."""
+    shape = (1, *like.shape[1:])
+    return torch.cat([torch.randn(shape, generator=g, dtype=like.dtype) for g in generators]).to(like.device)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """As many pictures as prompts, guidance scales and generators."""
+
+    pictures: Tensor
+    prompts: list[str]
+    scales: list[float]
+    generators: list[torch.Generator]
+
+
+def _batch(pipe: StableDiffusionPipeline, pictures: Tensor, prompts: Any, seeds: Any, scales: Any) -> _Batch:
+    pictures = pictures[None] if pictures.ndim == 3 else pictures
+    factor = pipe.vae_scale_factor
+    high, wide = pictures.shape[-2:]
+    if high % factor or wide % factor:
+        raise ValueError(
+            f"pictures of {wide} x {high} pixels: both sides must be multiples of {factor}; "
+            "companion.pictures.load_picture makes them so"
+        )
+    given = {"pictures": list(pictures), "prompts": prompts, "guidance scales": scales, "seeds": seeds}
+    given, prompts, scales, seeds = for_each(given)
+    return _Batch(torch.stack(given), prompts, scales, [seeded(seed) for seed in seeds])
+
+
+@torch.no_grad()
+def img2img(
+    pipe: StableDiffusionPipeline,
+    pictures: Tensor,
+    prompts: str | Sequence[str],
+    seeds: int | Sequence[int] = 0,
+    *,
+    strength: float,
+    steps: int,
+    guidance_scale: float | Sequence[float],
+    negative_prompt: str = "",
+    scheduler: Any = None,
+) -> Iterator[Step]:
+    """Draw from pictures (N, 3, H, W) or one (3, H, W): noised to a timestep, then denoised (SDEdit, arXiv 2108.01073).
+
+    The last step's latents, decoded, are what `StableDiffusionImg2ImgPipeline` draws with the same seeds.
+
+    Args:
+        strength: how much of the way back to noise, in (0, 1]; int(steps * strength) steps are taken.
+    Raises:
+        ValueError: for a strength or sizes that do not do, or numbers of pictures, prompts and seeds that do not fit.
+    """
+    batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
+    scheduler = _fresh(scheduler or pipe.scheduler)
+    timesteps = begin(scheduler, steps, strength, pipe.unet.device)
+    source = _encode_sampled(pipe, batch.pictures, batch.generators)
+    noise = _noise(source, batch.generators)
+    latents = scheduler.add_noise(source, noise, timesteps[:1].repeat(len(source)))
+    predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt)
+    yield from denoise(scheduler, predict, latents, timesteps, batch.generators)
+
+
+# ---- Masks -----------------------------------------------------------------------------------------------------------
+
+
+def as_mask(mask: Any, high: int, wide: int) -> Tensor:
+    """A mask in any usual form as floats (N, 1, H, W) of 0 and 1; from 0.5 (or 128 of 255) on it counts as 1.
+
+    Args:
+        mask: (H, W), (N, H, W) or (N, 1, H, W): booleans, uint8 of 0 to 255, or floats in [0, 1]; or a PIL picture.
+        high, wide: the size that it must have.
+    Raises:
+        ValueError: for another size, values outside the range, or a mask that is empty.
+    """
+    if hasattr(mask, "convert"):
+        mask = np.asarray(mask.convert("L"))
+    mask = torch.as_tensor(np.array(mask) if isinstance(mask, np.ndarray) else mask)
+    if mask.dtype == torch.uint8:
+        mask = mask >= 128
+    mask = mask.float()
+    mask = mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
+    if mask.ndim != 4 or mask.shape[1:] != (1, high, wide):
+        shape = " x ".join(map(str, reversed(mask.shape[-2:])))
+        raise ValueError(f"the mask has {shape} pixels and the picture {wide} x {high}; make them equal")
+    if float(mask.min()) < 0 or float(mask.max()) > 1:
+        raise ValueError(f"the mask has values up to {float(mask.max()):g}; use booleans, or floats in [0, 1]")
+    mask = (mask >= 0.5).float()
+    if not mask.flatten(1).any(1).all():
+        raise ValueError("the mask is empty: paint where something new is to be drawn")
+    return mask
+
+
+def shrink_mask(mask: Tensor, factor: int, cover: Literal["nearest", "any"] = "nearest") -> Tensor:
+    """A mask (N, 1, H, W) at the size of the latents, (N, 1, H/factor, W/factor).
+
+    "nearest" looks at one pixel of each patch, as the stock pipeline does; "any" takes a patch that the mask touches.
+    """
+    if cover == "any":
+        return F.max_pool2d(mask, factor)
+    return F.interpolate(mask, scale_factor=1 / factor, mode="nearest")
+
+
+def composite(source: Tensor, result: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
+    """`result` where the mask is 1, `source` where it is 0, exactly; all (N, 3, H, W), the mask (N, 1, H, W).
+
+    feather: the width in pixels, inside the mask, of a soft transition.
+    """
+    if feather > 0:
+        inside = [ndimage.distance_transform_edt(m) if not m.all() else np.inf + m for m in mask[:, 0].numpy()]
+        weight = torch.tensor(np.stack(inside), dtype=source.dtype)[:, None] / (feather + 1)
+        result = torch.lerp(source, result, weight.clamp(max=1))
+    return torch.where(mask.bool(), result, source)
+
+
+def seam(pictures: Tensor, mask: Tensor) -> Tensor:
+    """How much the mask's edge shows in each picture (N, 3, H, W): steps across it less steps beside it, (N,).
+
+    A step is the absolute difference of two neighbouring pixels in grey levels of 255, a mean over channels. Those
+    beside the edge lie wholly inside or wholly outside, and touch a pixel at the edge. At 0 the edge cannot be told
+    from its surroundings.
+    """
+    values = []
+    for picture, m in zip(pictures, mask.expand(len(pictures), -1, -1, -1)[:, 0].bool(), strict=True):
+        across, beside = [], []
+        for axis in (0, 1):
+            p, k = picture.movedim(1 + axis, 1), m.movedim(axis, 0)
+            step = (p[:, 1:] - p[:, :-1]).abs().mean(0)
+            edge = k[1:] != k[:-1]
+            near = torch.zeros_like(edge)
+            near[1:] |= edge[:-1]
+            near[:-1] |= edge[1:]
+            across.append(step[edge])
+            beside.append(step[near & ~edge])
+        values.append(127.5 * (torch.cat(across).mean() - torch.cat(beside).mean()))
+    return torch.stack(values)
+
+
+# ---- Inpainting ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def inpaint(
+    pipe: StableDiffusionPipeline,
+    pictures: Tensor,
+    masks: Any,
+    prompts: str | Sequence[str],
+    seeds: int | Sequence[int] = 0,
+    *,
+    steps: int,
+    guidance_scale: float | Sequence[float],
+    strength: float = 1.0,
+    negative_prompt: str = "",
+    scheduler: Any = None,
+    cover: Literal["nearest", "any"] = "nearest",
+) -> Iterator[Step]:
+    """Draw inside masks (see `as_mask`), held to the pictures (N, 3, H, W) or (3, H, W) outside.
+
+    With a U-Net of 4 channels, each step's latents outside the mask become those of the picture under as much noise
+    (Blended Latent Diffusion, arXiv 2206.02779). One of 9 channels, trained to inpaint, is given the shrunken mask and
+    the latents of the picture without what is masked. Both equal `StableDiffusionInpaintPipeline` at the same seeds.
+
+    Raises:
+        ValueError: for masks, a strength or sizes that do not do; for a U-Net of other than 4 or 9 channels.
+    """
+    batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
+    n, _, high, wide = batch.pictures.shape
+    mask = as_mask(masks, high, wide).expand(n, -1, -1, -1)
+    channels, kept = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if channels not in (kept, 2 * kept + 1):
+        raise ValueError(f"a U-Net of {channels} channels cannot inpaint; it takes {kept} or {2 * kept + 1}")
+    scheduler = _fresh(scheduler or pipe.scheduler)
+    timesteps = begin(scheduler, steps, strength, pipe.unet.device)
+    predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt)
+    small = shrink_mask(mask, pipe.vae_scale_factor, cover).to(pipe.unet.device, pipe.unet.dtype)
+
+    # The order in which random numbers are drawn is the stock pipeline's.
+    source = torch.empty(n, kept, *small.shape[-2:], dtype=pipe.unet.dtype, device=pipe.unet.device)
+    if channels == kept or strength < 1:
+        source = _encode_sampled(pipe, batch.pictures, batch.generators)
+    noise = _noise(source, batch.generators)
+    if strength < 1:
+        latents = scheduler.add_noise(source, noise, timesteps[:1].repeat(n))
+    else:
+        latents = noise * scheduler.init_noise_sigma
+
+    if channels == kept:
+        _noise(source, batch.generators)  # the stock pipeline encodes the masked picture for this kind of U-Net too
+
+        def keep(index: int, latents: Tensor) -> Tensor:
+            last = index == len(timesteps) - 1
+            known = source if last else scheduler.add_noise(source, noise, timesteps[index + 1 : index + 2])
+            return (1 - small) * known + small * latents
+
+        yield from denoise(scheduler, predict, latents, timesteps, batch.generators, keep)
+    else:
+        masked = _encode_sampled(pipe, batch.pictures * (mask < 0.5), batch.generators)
+        yield from denoise(
+            scheduler, lambda noisy, t: predict(noisy, t, small, masked), latents, timesteps, batch.generators
+        )
+
+
+def ddim_of(pipe: StableDiffusionPipeline) -> DDIMScheduler:
+    """DDIM (arXiv 2010.02502) with the pipeline's noise schedule, set as Stable Diffusion sets it."""
+    from diffusers import DDIMScheduler
+
+    config = pipe.scheduler.config
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    given = {name: config[name] for name in names if name in config}
+    return DDIMScheduler(**given, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
+
+
+def noise_in(scheduler: Any, output: Tensor, latents: Tensor, alpha: Tensor) -> Tensor:
+    """The noise that a U-Net's output means, given for latents with cumulated alpha `alpha`."""
+    if scheduler.config.prediction_type == "v_prediction":
+        return alpha.sqrt() * output + (1 - alpha).sqrt() * latents
+    return output
+
+
+def ddim_step(latents: Tensor, eps: Tensor, alpha: Tensor, alpha_to: Tensor) -> tuple[Tensor, Tensor]:
+    """From latents with cumulated alpha `alpha` to `alpha_to`, down or up, by the noise eps (DDIM, equation 12).
+
+    Returns the latents there, and the predicted x0.
+    """
+    x0 = predicted_x0(latents, eps, alpha)
+    return alpha_to.sqrt() * x0 + (1 - alpha_to).sqrt() * eps, x0
+
+
+def renoise(latents: Tensor, noise: Tensor, alpha: Tensor, alpha_to: Tensor) -> Tensor:
+    """Latents with cumulated alpha `alpha` under more noise, with `alpha_to` < `alpha`: the forward process between."""
+    kept = alpha_to / alpha
+    return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+
+
+@torch.no_grad()
+def repaint(
+    pipe: StableDiffusionPipeline,
+    pictures: Tensor,
+    masks: Any,
+    prompts: str | Sequence[str],
+    seeds: int | Sequence[int] = 0,
+    *,
+    steps: int,
+    resample: int,
+    guidance_scale: float | Sequence[float],
+    negative_prompt: str = "",
+    cover: Literal["nearest", "any"] = "nearest",
+) -> Iterator[Step]:
+    """Inpaint with resampling (RePaint, arXiv 2201.09865, algorithm 1, jumps of one step; DDIM in place of DDPM).
+
+    Each step is taken `resample` times: after all but the last of them the latents are noised again to where the step
+    began, so that inside and outside get to know each other. Costs steps * resample passes of the U-Net.
+    """
+    batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
+    n, _, high, wide = batch.pictures.shape
+    mask = as_mask(masks, high, wide).expand(n, -1, -1, -1)
+    if resample < 1:
+        raise ValueError(f"resample={resample} takes no step at all; 1 is plain blending, 4 goes back three times")
+    scheduler, device = ddim_of(pipe), pipe.unet.device
+    scheduler.set_timesteps(steps, device=device)
+    alphas = _levels(scheduler)
+    predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt)
+    small = shrink_mask(mask, pipe.vae_scale_factor, cover).to(device, pipe.unet.dtype)
+    source = _encode_sampled(pipe, batch.pictures, batch.generators)
+    latents, index = _noise(source, batch.generators), 0
+    for i, t in enumerate(scheduler.timesteps):
+        alpha, below = alphas[i], alphas[i + 1]
+        for again in range(resample):
+            noisy = latents
+            eps = noise_in(scheduler, predict(noisy, t), noisy, alpha)
+            drawn, x0 = ddim_step(noisy, eps, alpha, below)
+            last = i == steps - 1
+            noise = _noise(source, batch.generators)
+            known = source if last else below.sqrt() * source + (1 - below).sqrt() * noise
+            latents = (1 - small) * known + small * drawn
+            yield Step(index, float(t), noisy, x0, latents)
+            index += 1
+            if again < resample - 1:
+                latents = renoise(latents, _noise(source, batch.generators), below, alpha)
+
+
+def _levels(scheduler: Any) -> Tensor:
+    """The cumulated alphas at a DDIM scheduler's timesteps, and the last one, where it ends."""
+    alphas = scheduler.alphas_cumprod.to(scheduler.timesteps.device)
+    return torch.cat([alphas[scheduler.timesteps], scheduler.final_alpha_cumprod.to(alphas.device).view(1)])
+
+
+# ---- Outpainting -----------------------------------------------------------------------------------------------------
+
+Side = Literal["left", "right", "up", "down"]
+
+
+def outpaint(
+    pipe: StableDiffusionPipeline,
+    picture: Tensor,
+    prompt: str,
+    seed: int = 0,
+    *,
+    by: int,
+    side: Side = "right",
+    steps: int,
+    guidance_scale: float,
+    resample: int = 1,
+) -> Tensor:
+    """A picture (3, H, W) with `by` more pixels at one side; what was there stays as it was, exactly.
+
+    The model sees a window of its own size: `by` new pixels, and as many of the picture's as fit beside them.
+
+    Raises:
+        ValueError: when the picture is not as high (or wide) as the model's, or `by` leaves nothing to go on from.
+    """
+    size, factor = picture_size(pipe), pipe.vae_scale_factor
+    if side not in ("left", "right", "up", "down"):
+        raise ValueError(f"side={side!r} is none; use left, right, up or down")
+    if by % factor or not 0 < by < size:
+        raise ValueError(f"by={by} will not do: use a multiple of {factor} from {factor} to {size - factor}")
+    turned = picture.transpose(1, 2) if side in ("up", "down") else picture
+    if turned.shape[1] != size or turned.shape[2] < size - by:
+        raise ValueError(
+            f"the picture has {picture.shape[2]} x {picture.shape[1]} pixels; to grow {side} by {by} it needs "
+            f"{size} across, and at least {size - by} along"
+        )
+    before = side in ("left", "up")
+    known = turned[:, :, : size - by] if before else turned[:, :, by - size :]
+    # The encoder looks beyond the edge: repeated pixels disturb it less than black.
+    blank = known[:, :, :1] if before else known[:, :, -1:]
+    parts = [blank.expand(-1, -1, by), known] if before else [known, blank.expand(-1, -1, by)]
+    window = torch.cat(parts, 2)
+    mask = torch.zeros(size, size)
+    mask[:, : by if before else None] = 1
+    if not before:
+        mask[:, : size - by] = 0
+    if side in ("up", "down"):
+        window, mask = window.transpose(1, 2), mask.T
+    settings = {"steps": steps, "guidance_scale": guidance_scale}
+    if resample > 1:
+        *_, last = repaint(pipe, window, mask, prompt, seed, resample=resample, **settings)
+    else:
+        *_, last = inpaint(pipe, window, mask, prompt, seed, **settings)
+    drawn = decode(pipe, last.latents)[0]
+    drawn = drawn.transpose(1, 2) if side in ("up", "down") else drawn
+    parts = [drawn[:, :, :by], turned] if before else [turned, drawn[:, :, -by:]]
+    grown = torch.cat(parts, 2)
+    return grown.transpose(1, 2) if side in ("up", "down") else grown
+
+
+def panorama(
+    pipe: StableDiffusionPipeline, picture: Tensor, prompts: Sequence[str], seed: int = 0, **options: Any
+) -> Iterator[Tensor]:
+    """Outpaint once for each prompt, yielding each larger picture (3, H, W); the k-th is drawn with seed + k.
+
+    `options` go to `outpaint`.
+    """
+    for k, prompt in enumerate(prompts):
+        picture = outpaint(pipe, picture, prompt, seed + k, **options)
+        yield picture
+
+
+# ---- Inversion -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def invert(
+    pipe: StableDiffusionPipeline,
+    latents: Tensor,
+    prompts: str | Sequence[str],
+    *,
+    steps: int,
+    guidance_scale: float = 1.0,
+    rounds: int = 1,
+) -> Iterator[Step]:
+    """The noise that DDIM would draw these latents (N, C, h, w) from: its steps backwards, yielding each.
+
+    DDIM goes from x_t to x_s by the noise that it sees in x_t. Backwards x_t is what is sought, so the noise seen in
+    x_s stands in for it (DDIM, arXiv 2010.02502, section 4.3; diffusers' DDIMInverseScheduler). With more `rounds` the
+    x_t just found is asked again, a fixed-point iteration (AIDI, arXiv 2309.04907); each costs one more pass.
+    """
+    prompts, scales = for_each({"prompts": prompts, "guidance scales": guidance_scale}, len(latents))
+    scheduler = ddim_of(pipe)
+    scheduler.set_timesteps(steps, device=pipe.unet.device)
+    levels = _levels(scheduler).flip(0)
+    predict = noise_predictor(pipe, prompts, scales)
+    latents = latents.to(pipe.unet.device, pipe.unet.dtype)
+    for i, t in enumerate(scheduler.timesteps.flip(0)):
+        below, alpha, found = levels[i], levels[i + 1], latents
+        for again in range(rounds):
+            eps = noise_in(scheduler, predict(found, t), found, alpha if again else below)
+            found, x0 = ddim_step(latents, eps, below, alpha)
+        yield Step(i, float(t), latents, x0, found)
+        latents = found
+
+
+def regenerate(
+    pipe: StableDiffusionPipeline,
+    noise: Tensor,
+    prompts: str | Sequence[str],
+    *,
+    steps: int,
+    guidance_scale: float | Sequence[float],
+) -> Iterator[Step]:
+    """DDIM from inverted noise (N, C, h, w): with the prompt it was inverted with, the picture comes back, nearly."""
+    return sample(pipe, prompts, steps=steps, guidance_scale=guidance_scale, scheduler=ddim_of(pipe), noise=noise)
+
+
+# ---- Pictures to edit, and what to ask for ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """One edit of a held-out render: another thing in place of the one that is there.
+
+    Attributes:
+        picture: (3, S, S) in [-1, 1].
+        scene: what it shows, one thing.
+        mask: (1, S, S), 1 at the thing and a little around it.
+        prompt: the same place and time, another thing.
+    """
+
+    picture: Tensor
+    scene: Scene
+    mask: Tensor
+    prompt: str
+
+    @property
+    def caption(self) -> str:
+        return caption(self.scene)
+
+
+def tasks(pipe: StableDiffusionPipeline, n: int, grow: int = 6, seed: int = 0) -> list[Task]:
+    """`n` edits (1 to 64) of held-out renders with one thing, the same for every pipeline of the same picture size.
+
+    The mask is what the judge takes for a thing, grown by `grow` pixels of 128 to hold its outline and shadow.
+    """
+    from companion.metrics import pictures_to_tensor
+    from companion.tabletop.samples import held_out
+
+    renders, scenes = held_out()
+    single = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
+    if not 1 <= n <= min(64, len(single)):
+        raise ValueError(f"n={n} is outside 1 to {min(64, len(single))}; so many held-out renders show one thing")
+    chosen, rng = single[:n], np.random.default_rng(seed)
+    pictures = pictures_to_tensor(renders[chosen])
+    masks = thing_masks(pictures, grow)
+    size = picture_size(pipe)
+    if not can_be_judged(pipe):
+        pictures = F.interpolate(pictures, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        masks = F.interpolate(masks, size=(size, size), mode="nearest")
+    made = []
+    for picture, mask, scene in zip(pictures, masks, (scenes[i] for i in chosen), strict=True):
+        made.append(Task(picture, scene, mask, caption(_other(scene, rng))))
+    return made
+
+
+def _other(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with a thing of another kind and another finish, in a pair that training has seen."""
+    thing = scene.things[0]
+    pairs = [(k, f) for k in KINDS for f in FINISHES if k != thing.kind and f != thing.finish]
+    pairs = [pair for pair in pairs if pair not in WITHHELD]
+    kind, finish = pairs[int(rng.integers(len(pairs)))]
+    return replace(scene, things=(replace(thing, kind=kind, finish=finish, pose=()),))
+
+
+@torch.no_grad()
+def thing_masks(pictures: Tensor, grow: int = 6) -> Tensor:
+    """Where the judge sees things in pictures (N, 3, 128, 128): floats (N, 1, 128, 128), grown by `grow` pixels."""
+    from companion.judge import SEGMENTS
+    from companion.metrics import judge
+
+    segments = judge()(pictures)["segments"]
+    things = (segments.argmax(1, keepdim=True) >= SEGMENTS.index("ground") + 1).float()
+    things = F.interpolate(things, size=pictures.shape[-2:], mode="nearest")
+    return F.max_pool2d(things, 2 * grow + 1, stride=1, padding=grow) if grow else things
+
+
+def met(pictures: Tensor, prompts: Sequence[str], what: Sequence[str] = ("kind", "finish")) -> list[bool]:
+    """For each picture, whether the judge reads all of `what` (see `Reading.meets`) as the prompt asks."""
+    from companion.metrics import read
+    from companion.tabletop.caption import parse
+
+    size = pictures.shape[-2:]
+    if size != (128, 128):  # it has learned at 128 pixels
+        pictures = F.interpolate(pictures, size=(128, 128), mode="bicubic", antialias=True).clamp(-1, 1)
+    results = [reading.meets(parse(p)) for reading, p in zip(read(pictures), prompts, strict=True)]
+    return [all(result.get(name, True) for name in what) for result in results]
+
+
+def psnr_where(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each picture of `a` against `b` (N,), over pixels where the mask is 1."""
+    error = ((a - b) * 127.5) ** 2 * mask
+    mean = error.sum((1, 2, 3)) / (mask.expand_as(a).sum((1, 2, 3)))
+    return 10 * torch.log10(255**2 / mean.clamp_min(1e-10))
+
+
+def change_outside(pictures: Tensor, sources: Tensor, masks: Tensor) -> tuple[int, float]:
+    """The largest and the mean change, in grey levels of 255, of all pixels outside the masks; (N, 3, H, W) each."""
+    a, b = (((x.clamp(-1, 1) + 1) * 127.5).round() for x in (pictures, sources))
+    change = (a - b).abs()[(masks < 0.5).expand_as(a)]
+    return int(change.max()), float(change.mean())
+
+
+def joints(strip: Tensor, size: int, by: int) -> tuple[float, float]:
+    """Mean difference of neighbouring columns (3, H, W), in grey levels: at a panorama's joints, and everywhere."""
+    steps = (strip[:, :, 1:] - strip[:, :, :-1]).abs().mean((0, 1)) * 127.5
+    return float(steps[size - 1 :: by].mean()), float(steps.mean())
+
+
+def paired(name_a: str, a: Tensor, name_b: str, b: Tensor, unit: str) -> str:
+    """A sentence on whether `a` or `b`, measured on the same N pictures, is higher: the mean difference, and its error.
+
+    The error is 1.96 standard errors of the differences (95 %); below it nothing is claimed.
+    """
+    d = (a - b).double()
+    mean, error = float(d.mean()), 1.96 * float(d.std()) / len(d) ** 0.5 if len(d) > 1 else float("inf")
+    found = f"({mean:+.1f} {unit}, 95 %: ± {error:.1f})"
+    if abs(mean) <= error:
+        return f"{name_a} and {name_b} do not differ measurably {found}"
+    return f"{name_a} is {'higher' if mean > 0 else 'lower'} than {name_b} {found}"

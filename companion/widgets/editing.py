@@ -1,0 +1,257 @@
+"""The editor's panels: a mask painted by mouse or finger, a live strength, before and after under one slider."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import ipywidgets as widgets
+import numpy as np
+import traitlets
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from companion.figures import as_array, as_pil
+from companion.widgets.base import LINE, MARGIN, VIEW, Panel, png, side_by_side, small
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+SIDE = 288
+PAINT = (230, 30, 140)  # as in mask_painter.js
+
+
+class MaskPainter(anywidget.AnyWidget):
+    """A picture to paint a mask on: brush, eraser (or Shift), undo, clear; mouse, pen and touch.
+
+    `array` is the mask as booleans (H, W) in the picture's pixels, there after each stroke. It can be set as well, so a
+    notebook runs without a mouse. Undo in the browser goes back over 50 strokes.
+
+    Args:
+        picture: PIL, uint8 (H, W, 3), or floats (3, H, W) in [-1, 1].
+        mask: booleans (H, W) to begin with; nothing is painted when it is None.
+        brush: its diameter in pixels of the picture.
+        side: width on the screen, in pixels.
+    Raises:
+        ValueError: for a mask of another size than the picture's.
+    """
+
+    _esm = Path(__file__).parent / "mask_painter.js"
+    _css = Path(__file__).parent / "mask_painter.css"
+    # CBytes: what comes from the browser is a memoryview.
+    picture = traitlets.CBytes().tag(sync=True)
+    mask = traitlets.CBytes().tag(sync=True)
+    width = traitlets.Int(1).tag(sync=True)
+    height = traitlets.Int(1).tag(sync=True)
+    scale = traitlets.Float(1.0).tag(sync=True)
+    brush = traitlets.Int(16).tag(sync=True)
+
+    def __init__(self, picture: Any, mask: Any = None, brush: int | None = None, side: int = SIDE) -> None:
+        image = as_pil(picture)
+        self._image = image
+        super().__init__(
+            picture=png(image),
+            width=image.width,
+            height=image.height,
+            scale=side / image.width,
+            brush=brush or max(2, image.width // 8),
+            mask=bytes(image.width * image.height),
+        )
+        if mask is not None:
+            self.array = mask
+
+    @classmethod
+    def from_array(cls, picture: Any, mask: Any, **options: Any) -> MaskPainter:
+        """A painter whose mask (H, W) is painted already."""
+        return cls(picture, mask, **options)
+
+    @traitlets.validate("mask")
+    def _of_the_pictures_size(self, proposal: dict[str, Any]) -> bytes:
+        data = bytes(proposal["value"])
+        if len(data) != self.width * self.height:
+            raise traitlets.TraitError(f"a mask of {len(data)} bytes for {self.width} x {self.height} pixels")
+        return data
+
+    @property
+    def array(self) -> np.ndarray:
+        """The mask, booleans (H, W): True where something new is to be drawn."""
+        return np.frombuffer(self.mask, np.uint8).reshape(self.height, self.width) >= 128
+
+    @array.setter
+    def array(self, mask: Any) -> None:
+        array = mask.detach().cpu().numpy() if hasattr(mask, "detach") else np.asarray(mask)
+        array = array.squeeze()
+        if array.shape != (self.height, self.width):
+            raise ValueError(
+                f"a mask of shape {array.shape} for a picture of {self.height} x {self.width}; make them equal"
+            )
+        array = array >= 128 if array.dtype == np.uint8 else array >= 0.5 if array.dtype.kind == "f" else array > 0
+        self.mask = (array.astype(np.uint8) * 255).tobytes()
+
+    def preview(self) -> Image.Image:
+        """What the browser shows: the picture, with the mask over it."""
+        array = np.asarray(self._image).astype(float)
+        array[self.array] = 0.45 * array[self.array] + 0.55 * np.array(PAINT)
+        return as_pil(array.astype(np.uint8), round(self.width * self.scale))
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        return {
+            "text/plain": "MaskPainter()",
+            "image/png": base64.b64encode(small(png(self.preview()))).decode(),
+            VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id},
+        }
+
+
+class Inpainter(Panel):
+    """Paint a mask, and something new is drawn inside it; outside, the picture stays as it was, pixel for pixel.
+
+    Draws anew after each stroke and for each change of the prompt, strength, seed or feather.
+
+    Args:
+        pipe: with a U-Net of 4 channels, or of 9 (trained to inpaint).
+        picture: (3, H, W) in [-1, 1]; both sides multiples of 8.
+        mask: (H, W), painted already.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        picture: Tensor,
+        prompt: str,
+        mask: Any = None,
+        *,
+        seed: int = 0,
+        strength: float = 1.0,
+        steps: int = 12,
+        guidance: float = 4.0,
+    ) -> None:
+        wide = widgets.Layout(width="34em")
+        options = {"continuous_update": False, "layout": wide}
+        self._pipe, self._source, self._steps, self._guidance = pipe, picture, steps, guidance
+        self.result = picture
+        self.painter = MaskPainter(picture, mask)
+        self.strength = widgets.FloatSlider(strength, min=0.1, max=1, step=0.05, description="strength", **options)
+        self.prompt = widgets.Text(prompt, description="prompt", **options)
+        self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
+        self.feather = widgets.IntSlider(0, 0, 8, description="feather", **options)
+        controls = [self.seed, self.strength, self.prompt, self.feather]
+        super().__init__(controls, SIDE, SIDE)
+        # Side by side, so that one sees what one's brush does.
+        self.children = (widgets.HBox([self.painter, self.picture]), self.message, *controls)
+        self.watch(self.painter, self.draw, "mask")
+        for control in controls:
+            self.watch(control, self.draw)
+        self.attempt(self.draw)
+
+    def draw(self) -> None:
+        """Draw inside the mask; `result` is the picture (3, H, W), and the source where there is no mask."""
+        from companion.img2img_inpainting import as_mask, composite, inpaint
+        from companion.latent_diffusion import decode
+
+        text = "Nothing is painted yet."
+        self.result = self._source
+        if self.painter.array.any():
+            mask = as_mask(self.painter.array, *self._source.shape[-2:])
+            *_, last = inpaint(
+                self._pipe,
+                self._source,
+                mask,
+                self.prompt.value,
+                self.seed.value,
+                strength=self.strength.value,
+                steps=self._steps,
+                guidance_scale=self._guidance,
+                cover="any",  # thin strokes count; compositing takes away what goes too far
+            )
+            drawn = decode(self._pipe, last.latents)
+            self.result = composite(self._source[None], drawn, mask, self.feather.value)[0]
+            outside = ~self.painter.array
+            change = np.abs(as_array(self.result).astype(int) - as_array(self._source).astype(int))
+            text = f"{self.painter.array.mean():.0%} painted; largest change outside: {change[outside].max(initial=0)}"
+        self.show(as_pil(self.result, SIDE), text)
+
+    def still(self) -> bytes:
+        pictures = [self.painter.preview(), as_pil(self.result, SIDE)]
+        return png(side_by_side(pictures, ["the mask", "drawn anew inside it"]))
+
+
+class StrengthSlider(Panel):
+    """img2img live: the source, and what becomes of it at the strength that the slider stands at.
+
+    Args:
+        picture: (3, H, W) in [-1, 1]; both sides multiples of 8.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        picture: Tensor,
+        prompt: str,
+        *,
+        seed: int = 0,
+        strength: float = 0.6,
+        steps: int = 20,
+        guidance: float = 4.0,
+    ) -> None:
+        wide = widgets.Layout(width="34em")
+        options = {"continuous_update": False, "layout": wide}
+        self._pipe, self._source, self._steps, self._guidance = pipe, picture, steps, guidance
+        self.strength = widgets.FloatSlider(strength, min=0, max=1, step=0.05, description="strength", **options)
+        self.prompt = widgets.Text(prompt, description="prompt", **options)
+        self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
+        controls = [self.strength, self.prompt, self.seed]
+        super().__init__(controls, 2 * SIDE + MARGIN, SIDE + LINE)
+        for control in controls:
+            self.watch(control, self.draw)
+        self.attempt(self.draw)
+
+    def draw(self) -> None:
+        """Draw with the controls as they stand; too little strength for a single step leaves the source."""
+        from companion.img2img_inpainting import img2img
+        from companion.latent_diffusion import decode
+
+        strength, remaining = self.strength.value, int(self._steps * self.strength.value)
+        self.result = self._source
+        if remaining:
+            *_, last = img2img(
+                self._pipe,
+                self._source,
+                self.prompt.value,
+                self.seed.value,
+                strength=strength,
+                steps=self._steps,
+                guidance_scale=self._guidance,
+            )
+            self.result = decode(self._pipe, last.latents)[0]
+        pictures = [as_pil(self._source, SIDE), as_pil(self.result, SIDE)]
+        text = f"strength {strength:.2f}: {remaining} of {self._steps} steps are taken"
+        self.show(side_by_side(pictures, ["source", f"strength {strength:.2f}"]), text)
+
+
+class Comparison(Panel):
+    """Two pictures of one size in one frame: the first left of a line, the second right of it; the slider moves it."""
+
+    def __init__(self, before: Any, after: Any, titles: Sequence[str] = ("before", "after"), side: int = 384) -> None:
+        self.before, self.after = as_pil(before, side), as_pil(after, side)
+        if self.before.size != self.after.size:
+            sizes = " and ".join(f"{p.width} x {p.height}" for p in (as_pil(before), as_pil(after)))
+            raise ValueError(f"the pictures have {sizes} pixels; only equal proportions can lie on each other")
+        self.titles = tuple(titles)
+        width, height = self.before.size
+        self.slider = widgets.IntSlider(50, 0, 100, description="line", readout=False, layout={"width": f"{width}px"})
+        super().__init__([self.slider], width, height)
+        self.watch(self.slider, self.draw)
+        self.draw()
+
+    def draw(self) -> None:
+        """Show both, divided where the slider stands."""
+        width, height = self.before.size
+        line = round(self.slider.value / 100 * width)
+        sheet = self.after.copy()
+        sheet.paste(self.before.crop((0, 0, line, height)), (0, 0))
+        if 0 < line < width:
+            ImageDraw.Draw(sheet).line([(line, 0), (line, height)], fill=(255, 255, 255), width=2)
+        self.show(sheet, f"{self.titles[0]} left of the line, {self.titles[1]} right of it")
