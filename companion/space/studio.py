@@ -1,0 +1,185 @@
+"""What the Space draws with: one pipeline used three ways, and the limits that let a room full of people share it.
+
+Nothing here knows of the page, or of the course: this file is copied into the Space as it is.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image, ImageOps
+
+#: The most that one visitor may ask for.
+MAX_STEPS, MAX_WORDS = 50, 300
+SEEDS = 2**31
+
+
+class Studio:
+    """Draws from text, from a picture, and into a hole of a picture, with one Stable Diffusion of any family.
+
+    The three pipelines share their parts, so that the model is in memory once; and they take turns, since a scheduler
+    remembers how far it is.
+
+    Args:
+        models: folders or repositories of a hub, tried in this order; or a pipeline that is loaded already.
+        token: for a private repository.
+        device: the GPU when CUDA has one, else the CPU.
+        steps, guidance: what to propose; by the size of its pictures when left out.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str] | Any,
+        token: str | None = None,
+        device: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        import torch
+
+        with _quiet():
+            from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+            if isinstance(models, list | tuple):
+                self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+                dtype = torch.float16 if self.device == "cuda" else torch.float32
+                self.text = _load(models, dtype, token).to(self.device)
+            else:
+                self.text, self.device, dtype = models, models.device.type, models.dtype
+            self.text.set_progress_bar_config(disable=True)
+            # from_pipe would make its own guess at the precision, and convert the shared parts to it.
+            self.image = AutoPipelineForImage2Image.from_pipe(self.text, **_precision(dtype))
+            self.hole = AutoPipelineForInpainting.from_pipe(self.text, **_precision(dtype))
+        for pipe in (self.image, self.hole):
+            pipe.set_progress_bar_config(disable=True)
+        if self.device == "cuda":
+            self.text.vae.enable_slicing()
+        self.size = self.text.unet.config.sample_size * self.text.vae_scale_factor
+        small = self.size < 512
+        self.steps = steps or (20 if small else 30)
+        self.guidance = guidance or (4.0 if small else 7.5)
+        self._turn = threading.Lock()
+
+    def draw(
+        self, prompt: str, negative: str = "", steps: int = 20, guidance: float = 4.0, seed: int = -1
+    ) -> tuple[Image.Image, int]:
+        """A picture from text, and its seed; -1 takes one by chance."""
+        return self._run(self.text, prompt, negative, steps, guidance, seed)
+
+    def vary(
+        self,
+        image: Image.Image | None,
+        prompt: str,
+        strength: float = 0.6,
+        negative: str = "",
+        steps: int = 20,
+        guidance: float = 4.0,
+        seed: int = -1,
+    ) -> tuple[Image.Image, int]:
+        """A picture that begins with another one, of which strength 0 keeps all and strength 1 nothing."""
+        given = {"image": self.fit(image), "strength": _within("strength", strength, 0.05, 1.0)}
+        if int(steps * strength) < 1:
+            raise ValueError(f"{steps} steps at strength {strength} leave none to take: take more steps.")
+        return self._run(self.image, prompt, negative, steps, guidance, seed, **given)
+
+    def fill(
+        self,
+        image: Image.Image | None,
+        mask: Image.Image | None,
+        prompt: str,
+        strength: float = 1.0,
+        negative: str = "",
+        steps: int = 20,
+        guidance: float = 4.0,
+        seed: int = -1,
+    ) -> tuple[Image.Image, int]:
+        """The picture, drawn anew where the mask is white; elsewhere it stays exactly as it is."""
+        kept = self.fit(image)
+        hole = self.fit(mask, what="mask").convert("L").point(lambda value: 255 * (value > 127))
+        if hole.getextrema() == (0, 0):
+            raise ValueError("Nothing is painted, so there is nothing to fill: paint over a part of the picture.")
+        if int(steps * strength) < 1:
+            raise ValueError(f"{steps} steps at strength {strength} leave none to take: take more steps.")
+        given = {"image": kept, "mask_image": hole, "strength": _within("strength", strength, 0.05, 1.0)}
+        given |= {"height": self.size, "width": self.size}
+        drawn, seed = self._run(self.hole, prompt, negative, steps, guidance, seed, **given)
+        # The decoder changes every pixel a little; what was to stay is put back.
+        return Image.composite(drawn, kept, hole), seed
+
+    def fit(self, image: Image.Image | None, what: str = "picture") -> Image.Image:
+        """The middle square of a picture, in the model's size."""
+        if image is None:
+            raise ValueError(f"There is no {what}: upload one.")
+        return ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.LANCZOS)
+
+    def _run(
+        self, pipe: Any, prompt: str, negative: str, steps: int, guidance: float, seed: int, **given: Any
+    ) -> tuple[Image.Image, int]:
+        import torch
+
+        prompt = (prompt or "").strip()
+        if not prompt:
+            raise ValueError("There is no prompt: say what to draw.")
+        if len(prompt) > MAX_WORDS:
+            raise ValueError(f"The prompt has {len(prompt)} letters; {MAX_WORDS} are the most.")
+        steps = int(_within("steps", steps, 1, MAX_STEPS))
+        guidance = _within("guidance", guidance, 1.0, 20.0)
+        seed = random.randrange(SEEDS) if seed is None or int(seed) < 0 else int(seed) % SEEDS
+        with self._turn, torch.inference_mode():
+            picture = pipe(
+                prompt,
+                negative_prompt=(negative or "")[:MAX_WORDS],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                **given,
+            ).images[0]
+        return picture, seed
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    if value is None or not low <= value <= high:
+        raise ValueError(f"{name}={value} is outside {low:g} to {high:g}.")
+    return value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Importing every pipeline there is warns of packages that none of ours needs."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _precision(dtype: Any) -> dict[str, Any]:
+    import diffusers
+
+    new = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40)  # it had another name before
+    return {"dtype" if new else "torch_dtype": dtype}
+
+
+def _load(models: Sequence[str], dtype: Any, token: str | None) -> Any:
+    """The first of these models that can be had. Raises OSError when none can, with the reason of each."""
+    from diffusers import AutoPipelineForText2Image
+
+    reasons = []
+    for model in models:
+        # A repository may hold its weights in half precision only, or in full precision only.
+        for variant in ("fp16", None):
+            try:
+                return AutoPipelineForText2Image.from_pretrained(
+                    model, use_safetensors=True, variant=variant, token=token, **_precision(dtype)
+                )
+            except (OSError, ValueError) as error:
+                reason = str(error).partition("\n")[0]
+        reasons.append(f"{model} ({reason})")
+    raise OSError(f"No model could be loaded: {'; '.join(reasons) or 'none is named'}. Set the Space's MODEL.")

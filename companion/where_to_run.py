@@ -1,0 +1,519 @@
+"""What a picture and a training cost: parameters, operations, bytes, seconds; and so what fits where.
+
+Costs are counted on torch's "meta" device, where tensors have shapes and no numbers: a model of any size is counted in
+seconds on any machine, and nothing is downloaded. Speeds are measured here where they can be, else taken from a
+published benchmark; a formula connects the two, and the notebook shows how far it can be trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import companion
+from companion.figures import Table
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+GB = 1e9
+#: Bytes of a number: computed with on a GPU, and on a CPU.
+HALF, SINGLE = 2, 4
+#: Bytes that CUDA and its libraries take before the first tensor. An assumption: about half a gigabyte.
+OVERHEAD = 0.5 * GB
+#: The share of a memory that can be counted on; fragments and copies take the rest. An assumption, too.
+MARGIN = 0.9
+
+
+# ---- Models ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A latent diffusion model without its numbers.
+
+    Attributes:
+        pixels: side of its pictures.
+        parts: name to a function that makes the part, such as "unet".
+        tokens, width: of the text that the U-Net is given.
+        added: further inputs of the U-Net, name to the shape for one picture (SDXL has two).
+    """
+
+    name: str
+    pixels: int
+    parts: Mapping[str, Callable[[], nn.Module]]
+    tokens: int = 77
+    width: int = 768
+    added: Mapping[str, tuple[int, ...]] | None = None
+
+    def part(self, name: str) -> nn.Module:
+        """One part on the meta device, for inference."""
+        with torch.device("meta"):
+            return self.parts[name]().eval()
+
+
+def _sd_vae() -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    return AutoencoderKL(
+        down_block_types=down, up_block_types=up, block_out_channels=(128, 256, 512, 512), layers_per_block=2
+    )
+
+
+def _clip_text(hidden: int, layers: int, heads: int, projection: int | None = None) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=projection or 512,
+    )
+    return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
+
+
+def sd15_unet(narrower: int = 1) -> nn.Module:
+    """A U-Net with the shape of Stable Diffusion 1.5's, its channels divided by `narrower`, with random weights.
+
+    Raises ValueError when 320 channels cannot be divided so.
+    """
+    from diffusers import UNet2DConditionModel
+
+    if narrower not in (1, 2, 4, 5, 10):
+        raise ValueError(f"narrower={narrower} does not divide 320 channels into groups; use 1, 2, 4, 5 or 10.")
+    channels = [c // narrower for c in (320, 640, 1280, 1280)]
+    groups = math.gcd(32, channels[0])
+    return UNet2DConditionModel(
+        sample_size=64, block_out_channels=channels, norm_num_groups=groups, cross_attention_dim=768
+    )
+
+
+def _sdxl_unet() -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+#: Stable Diffusion 1.5 (arXiv 2112.10752 and its published configuration) and SDXL (arXiv 2307.01952).
+SD15 = Shape("SD 1.5", 512, {"text encoder": lambda: _clip_text(768, 12, 12), "unet": sd15_unet, "vae": _sd_vae})
+SDXL = Shape(
+    "SDXL",
+    1024,
+    {
+        "text encoder": lambda: _clip_text(768, 12, 12),
+        "text encoder 2": lambda: _clip_text(1280, 32, 20, 1280),
+        "unet": _sdxl_unet,
+        "vae": _sd_vae,
+    },
+    width=2048,
+    added={"text_embeds": (1280,), "time_ids": (6,)},
+)
+
+
+def shape_of(pipe: StableDiffusionPipeline, name: str) -> Shape:
+    """The shape of a pipeline that is loaded."""
+
+    def again(part: Any) -> Callable[[], nn.Module]:
+        is_hub = hasattr(part, "from_config")
+        return lambda: type(part).from_config(part.config) if is_hub else type(part)(part.config)
+
+    parts = {"text encoder": again(pipe.text_encoder), "unet": again(pipe.unet), "vae": again(pipe.vae)}
+    pixels = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return Shape(name, pixels, parts, pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim)
+
+
+# ---- Counting --------------------------------------------------------------------------------------------------------
+
+
+class _Live(TorchDispatchMode):
+    """Follows the bytes of tensors that are alive: `now`, and `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):  # weights and inputs were there before
+            if isinstance(leaf, Tensor):
+                self._seen.add(leaf.untyped_storage()._cdata)
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf.untyped_storage())
+        return out
+
+    def _see(self, storage: Any) -> None:
+        key = storage._cdata
+        if key in self._seen:  # a view, or changed in place
+            return
+        self._seen.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What fused attention leaves in memory: its result, and never the matrix of all places by all places."""
+    return query * 1.0
+
+
+def operations(module: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """Floating-point operations of one call, on the meta device; a multiplication with its addition counts as two."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+def peak_bytes(module: nn.Module, *args: Any, fused: bool = True, learning: bool = False, **kwargs: Any) -> int:
+    """Bytes of activations that one call holds at its highest, on the meta device.
+
+    Args:
+        fused: attention that never stores its matrix, as torch's on a GPU; False counts the matrix too.
+        learning: keep what the backward pass will need.
+    """
+    attention = _fused if fused else F.scaled_dot_product_attention
+    with torch.set_grad_enabled(learning), patch.object(F, "scaled_dot_product_attention", attention), _Live() as live:
+        module(*args, **kwargs)
+    return live.peak
+
+
+def _unet_inputs(shape: Shape, batch: int, pixels: int, dtype: torch.dtype) -> tuple[tuple, dict]:
+    with torch.device("meta"):
+        latents = torch.empty(batch, 4, pixels // 8, pixels // 8, dtype=dtype)
+        states = torch.empty(batch, shape.tokens, shape.width, dtype=dtype)
+        added = {name: torch.empty(batch, *size, dtype=dtype) for name, size in (shape.added or {}).items()}
+        return (latents, torch.tensor(1), states), {"added_cond_kwargs": added} if added else {}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs, in its own size of pictures.
+
+    Attributes:
+        parameters: of each part.
+        step: operations of the U-Net for one picture and one step, with guidance (two passes).
+        decoding: operations of the decoder for one picture.
+        drawing: bytes of activations at their highest while a picture is drawn, in half precision.
+        plain: the same, if attention stored its matrices.
+        learning: bytes of activations that the U-Net keeps to learn from one picture, in half precision.
+        adapter: parameters of a LoRA of rank 4 on the U-Net's attention.
+    """
+
+    name: str
+    pixels: int
+    parameters: Mapping[str, int]
+    step: int
+    decoding: int
+    drawing: int
+    plain: int
+    learning: int
+    adapter: int
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(self.parameters.values())
+
+    def picture(self, steps: int) -> int:
+        """Operations of a picture of `steps` steps, the text encoder's left out (less than one per cent)."""
+        return steps * self.step + self.decoding
+
+    def memory(self, pixels: int | None = None, batch: int = 1, bytes_each: int = HALF) -> float:
+        """Bytes to draw `batch` pictures at once: the weights, and activations in proportion to pixels and batch."""
+        places = ((pixels or self.pixels) / self.pixels) ** 2
+        return bytes_each * self.total + self.drawing * places * batch * bytes_each / HALF
+
+
+@cache
+def cost(shape: Shape) -> Cost:
+    """Count a model on the meta device. It takes some seconds for the large ones."""
+    parameters = {name: _count(shape.part(name)) for name in shape.parts}
+    half = torch.float16
+    # Past the warning of diffusers, which is about numbers that these parts do not have.
+    unet, vae = (nn.Module.to(shape.part(name), half) for name in ("unet", "vae"))
+    args, kwargs = _unet_inputs(shape, 2, shape.pixels, half)
+    one, more = _unet_inputs(shape, 1, shape.pixels, half)
+    with torch.device("meta"):
+        latents = torch.empty(1, vae.config.latent_channels, shape.pixels // 8, shape.pixels // 8, dtype=half)
+    peaks = {
+        fused: max(peak_bytes(unet, *args, fused=fused, **kwargs), peak_bytes(vae.decode, latents, fused=fused))
+        for fused in (True, False)
+    }
+    return Cost(
+        shape.name,
+        shape.pixels,
+        parameters,
+        step=operations(unet, *args, **kwargs),
+        decoding=operations(vae.decode, latents),
+        drawing=peaks[True],
+        plain=peaks[False],
+        learning=peak_bytes(unet, *one, learning=True, **more),
+        adapter=lora_parameters(unet, 4),
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def lora_parameters(unet: nn.Module, rank: int) -> int:
+    """Parameters of a LoRA on the attention's four projections: `rank` x (numbers in + numbers out) for each."""
+    ends = ("to_q", "to_k", "to_v", "to_out.0")
+    layers = [m for name, m in unet.named_modules() if name.endswith(ends) and isinstance(m, nn.Linear)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+#: Bytes for each number that learns, and for each that does not. Adam keeps two moments beside number and gradient.
+METHODS = {
+    "everything, Adam": (16, HALF),
+    "everything, 8-bit Adam": (4 + 4 + 2, HALF),
+    "a LoRA of rank 4": (16, HALF),
+}
+
+
+def learning_memory(cost: Cost, method: str, checkpointing: bool = False) -> float:
+    """Bytes to teach the U-Net with a batch of one: every number's own bytes, and the activations.
+
+    Gradient checkpointing keeps about the square root of the activations' layers; a tenth is assumed here.
+
+    Raises ValueError for a method that is not in `METHODS`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; there are {', '.join(METHODS)}.")
+    learns, stays = METHODS[method]
+    learning = cost.adapter if "LoRA" in method else cost.parameters["unet"]
+    staying = cost.total - (0 if "LoRA" in method else cost.parameters["unet"])
+    return learning * learns + staying * stays + cost.learning * (0.1 if checkpointing else 1.0)
+
+
+# ---- Machines --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine to run on.
+
+    Attributes:
+        memory: bytes for the model.
+        steps: published steps a second, by model: one picture at once, half precision, with guidance.
+        dollars: an hour, on Hugging Face Spaces; None where it is not offered there.
+    """
+
+    name: str
+    memory: float
+    steps: Mapping[str, float]
+    dollars: float | None = None
+
+
+#: Steps a second: the diffusers documentation, "Accelerated PyTorch 2.0 support" (version 0.21), PyTorch 2.0 without
+#: compiling, batch 1. Prices: the hub documentation, "Using GPU Spaces"; both may have changed, so look again.
+MACHINES = (
+    Machine("T4", 16 * GB, {"SD 1.5": 6.9, "SDXL": 1.15}, 0.40),
+    Machine("V100", 16 * GB, {"SD 1.5": 18.99}),
+    Machine("RTX 3090", 24 * GB, {"SD 1.5": 22.56}),
+    Machine("RTX 4090", 24 * GB, {"SD 1.5": 40.5, "SDXL": 6.8}),
+    Machine("A100", 80 * GB, {"SD 1.5": 21.66, "SDXL": 8.64}, 4.00),
+)
+
+
+def rate(machine: Machine, cost: Cost) -> float:
+    """Operations a second that a machine reached with a model, from its published steps a second."""
+    return machine.steps[cost.name] * cost.step
+
+
+def seconds_per_picture(machine: Machine, cost: Cost, known: Cost, steps: int) -> float:
+    """Seconds for a picture: from the published speed of this model, else from the rate reached with a `known` one."""
+    if cost.name in machine.steps:
+        return cost.picture(steps) / rate(machine, cost)
+    return cost.picture(steps) / rate(machine, known)
+
+
+# ---- Measuring -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def core_seconds(call: Callable[[], Any], repeats: int = 3) -> float:
+    """Seconds that one core works for a call, the best of some; on a GPU, where cores do not count, plain seconds.
+
+    A core's own time does not grow when other programs want the machine too, so it can be measured on a busy one.
+    """
+    cuda = torch.cuda.is_available()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    clock = time.perf_counter if cuda else time.thread_time
+    try:
+        call()  # the first call allocates, and chooses algorithms
+        best = math.inf
+        for _ in range(repeats):
+            begin = clock()
+            call()
+            if cuda:
+                torch.cuda.synchronize()
+            best = min(best, clock() - begin)
+        return best
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measured_step(
+    unet: nn.Module, tokens: int, width: int, size: int, batch: int = 2, repeats: int = 3
+) -> tuple[float, int]:
+    """Seconds of one core for one step of a U-Net on latents (batch, 4, size, size), and its operations."""
+    parameter = next(unet.parameters())
+    place = {"device": parameter.device, "dtype": parameter.dtype}
+    given = torch.zeros(batch, 4, size, size, **place), torch.tensor(1), torch.zeros(batch, tokens, width, **place)
+    with torch.device("meta"):
+        copy = type(unet).from_config(unet.config)
+    counted = operations(copy, *(t.to("meta") for t in given))
+    return core_seconds(lambda: unet(*given), repeats), counted
+
+
+RESULT = "sd15_step.json"
+
+
+def full_step(repeats: int = 2) -> dict[str, Any]:
+    """Measure a step of a U-Net with all of Stable Diffusion 1.5's 860 million parameters, random ones, on the CPU.
+
+    It takes 4 GB of memory and some minutes: `python -m companion.where_to_run` does it, and keeps the result in
+    data/results/sd15_step.json.
+    """
+    torch.manual_seed(0)
+    unet = sd15_unet().eval()
+    seconds, counted = measured_step(unet, SD15.tokens, SD15.width, 64, repeats=repeats)
+    small = sd15_unet(4).eval()
+    small_seconds, small_counted = measured_step(small, SD15.tokens, SD15.width, 64)
+    return {
+        "command": "python -m companion.where_to_run",
+        "what": "one guided step (two passes) at 512 px in single precision, seconds of one core, the best of some",
+        "parameters": _count(unet),
+        "seconds": round(seconds, 2),
+        "operations": counted,
+        "narrower": 4,
+        "narrower_seconds": round(small_seconds, 3),
+        "narrower_operations": small_counted,
+        "torch": torch.__version__,
+    }
+
+
+def kept_step() -> dict[str, Any]:
+    """The result of `full_step` that is kept in data/results/."""
+    return json.loads((companion.DATA / "results" / RESULT).read_text(encoding="utf-8"))
+
+
+# ---- The decision ----------------------------------------------------------------------------------------------------
+
+NO = "does not fit"
+
+
+def this_machine(device: torch.device, speed: float) -> tuple[str, float, float]:
+    """This machine's name, free bytes, and operations a second, when those of one core (or its GPU) are `speed`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory, speed
+    import os
+
+    import psutil
+
+    cores = os.cpu_count() or 1
+    return f"this machine, {cores} cores", psutil.virtual_memory().available, speed * cores
+
+
+def fits(needed: float, memory: float) -> bool:
+    """Whether so many bytes fit into a memory, with a margin."""
+    return needed <= MARGIN * memory
+
+
+def decision(
+    costs: Sequence[Cost],
+    known: Cost,
+    here: tuple[str, float, float],
+    machines: Sequence[Machine] = MACHINES,
+    steps: int = 30,
+) -> Table:
+    """What fits where, and how long it takes: a row for each model and each thing to do with it.
+
+    Args:
+        known: the model whose published speeds stand for those that were not published. For a model with less than
+            a tenth of its work they stand for nothing (a GPU would mostly wait), and no time is given.
+        here: name, memory and speed of this machine, see `this_machine`.
+        steps: of a picture.
+    """
+    name, memory, speed = here
+    rows = []
+    for item in costs:
+        answers = [_answer(item.memory(bytes_each=SINGLE), memory, item.picture(steps) / speed)]
+        for machine in machines:
+            seconds = seconds_per_picture(machine, item, known, steps) if item.step > known.step / 10 else None
+            answers.append(_answer(item.memory() + OVERHEAD, machine.memory, seconds))
+        rows.append([f"{item.name}: draw at {item.pixels} px", *answers])
+        for method in METHODS:
+            memories = [memory, *(machine.memory for machine in machines)]
+            rows.append([f"{item.name}: teach {method}", *(_learns(item, method, m) for m in memories)])
+    return Table(("", name, *(f"{m.name}, {m.memory / GB:.0f} GB" for m in machines)), rows)
+
+
+def _answer(needed: float, memory: float, seconds: float | None) -> str:
+    if not fits(needed, memory):
+        return f"{NO} ({size(needed)})"
+    return "fits" if seconds is None else duration(seconds)
+
+
+def _learns(cost: Cost, method: str, memory: float) -> str:
+    if fits(learning_memory(cost, method) + OVERHEAD, memory):
+        return "fits"
+    answer = _answer(learning_memory(cost, method, True) + OVERHEAD, memory, None)
+    return "with checkpointing" if answer == "fits" else answer
+
+
+def size(n: float) -> str:
+    """Bytes in words: "3 MB", "0.4 GB", "14 GB"."""
+    if n < 0.1 * GB:
+        return f"{n / 1e6:.0f} MB"
+    return f"{n / GB:.0f} GB" if n >= 10 * GB else f"{n / GB:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words that are easy to compare: "0.4 s", "12 s", "9 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+if __name__ == "__main__":
+    from companion.files import written
+
+    with written(companion.DATA / "results" / RESULT) as _path:
+        _path.write_text(json.dumps(full_step(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,112 @@
+"""The part of a model hub that Spaces are pushed to, on loopback: it keeps what it is sent."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+
+@dataclass
+class SpaceHub:
+    """`requests` as (method, path, body, token) in the order they came; `files` and `settings` of the one Space."""
+
+    url: str = ""
+    requests: list[tuple[str, str, Any, str]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)  # large files, by their SHA-256
+    settings: dict[str, dict[str, Any]] = field(default_factory=lambda: {"secrets": {}, "variables": {}})
+
+    def sent(self, path: str) -> list[Any]:
+        """Bodies that were sent to the paths that this regular expression describes."""
+        return [body for _, asked, body, _ in self.requests if re.fullmatch(path, asked)]
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        data = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        path, kind = urlsplit(handler.path).path, handler.headers.get("Content-Type", "")
+        body: Any = data
+        if "ndjson" in kind:
+            body = [json.loads(line) for line in data.splitlines()]
+        elif "json" in kind and data:
+            body = json.loads(data)
+        self.requests.append((handler.command, path, body, handler.headers.get("Authorization", "")))
+        answer = json.dumps(self._do(path, body)).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(answer)))
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(answer)
+
+    def _do(self, path: str, body: Any) -> Any:
+        if path == "/api/repos/create":
+            return {"url": f"{self.url}/spaces/{body.get('organization', 'me')}/{body['name']}"}
+        if path.endswith("/duplicate"):
+            return {"url": f"{self.url}/spaces/{body['repository']}"}
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if "/preupload/" in path:
+            lfs = [
+                {"path": f["path"], "uploadMode": self._mode(f["path"]), "shouldIgnore": False} for f in body["files"]
+            ]
+            return {"files": lfs}
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**about, "actions": {"upload": {"href": f"{self.url}/put/{about['oid']}"}}}
+                for about in body["objects"]
+            ]
+            return {"transfer": "basic", "objects": objects}
+        if match := re.fullmatch(r"/put/(\w+)", path):
+            self.objects[match[1]] = body
+            return {}
+        if "/commit/" in path:
+            for line in body:
+                value = line["value"]
+                if line["key"] == "file":
+                    self.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    self.files[value["path"]] = self.objects[value["oid"]]
+            return {"commitUrl": f"{self.url}/spaces/me/space/commit/abc", "commitOid": "abc"}
+        if match := re.fullmatch(r"/api/spaces/[^/]+/[^/]+/(secrets|variables)", path):
+            self.settings[match[1]][body["key"]] = body["value"]
+            return {body["key"]: {"value": body["value"]}}
+        if path.endswith("/hardware"):
+            return {"stage": "BUILDING", "hardware": {"current": None, "requested": body["flavor"]}, "gcTimeout": 900}
+        return {"sha": "abc", "id": "me/space", "siblings": []}
+
+    @staticmethod
+    def _mode(name: str) -> str:
+        return "lfs" if name.endswith(".safetensors") else "regular"
+
+
+@contextmanager
+def serving() -> Iterator[SpaceHub]:
+    hub = SpaceHub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            hub.answer(self)
+
+        do_POST = do_PUT = do_HEAD = do_DELETE = do_GET
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{http.server_port}"
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        http.shutdown()
+        http.server_close()
