@@ -1,4 +1,4 @@
-# Three commands: `make run`, `make lab`, `make test`. They make .venv and install into it; what they run is the `companion`
+# `make run`, `make lab`, `make test`, `make colab`. They make .venv and install into it; what they run is the `companion`
 # command and pytest, which you can type yourself (README.md).
 
 # The first Python that is new enough. `make PYTHON=/path/to/python run` takes another one.
@@ -11,7 +11,7 @@ PIP ?=
 # Test processes. Each holds a torch of its own, with one thread.
 JOBS ?= 2
 
-.PHONY: run lab test chromium clean
+.PHONY: run lab test colab chromium clean
 
 run: $(VENV)/installed-lab
 	$(BIN)/companion run
@@ -22,6 +22,10 @@ lab: $(VENV)/installed-lab
 test: $(VENV)/installed-test chromium
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+
+# Every notebook with the versions that Colab has, in .venv-colab, which the test makes.
+colab: $(VENV)/installed-test
+	$(BIN)/pytest -m colab tests/colab
 
 # A stamp for each set of packages: nothing is installed again until one of these files changes.
 $(VENV)/installed-%: pyproject.toml constraints.txt
@@ -36,4 +40,4 @@ chromium:
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; fi
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-colab

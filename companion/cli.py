@@ -12,6 +12,10 @@ import typer
 
 import companion as package
 
+#: Which extra brings a package; the others are in [lab].
+_EXTRAS = {"mitsuba": "build", "drjit": "build", "oidn": "build", "gradio": "space"}
+_EXTRAS |= {"replicate": "replicate", "httpx": "replicate"}
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -76,9 +80,26 @@ def execute(
     raise typer.Exit(code)
 
 
-# Its options are read by the application that it hands over to, which imports the renderer and torch.
+@app.command()
+def samplers(
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt, for the distances.")] = 2,
+    pictures: Annotated[int, typer.Option(min=24, max=256, help="Pictures that the judge reads, of each cell.")] = 64,
+) -> None:
+    """Measure every sampler with the weights in data/models, into data/results; it may be stopped and goes on."""
+    with _sentences():
+        from companion.sampler_sweeps import sweep
+
+        for done, total, found in sweep(seeds=seeds, pictures=pictures):
+            cell = (found.quality or found.rows)[-1]
+            typer.echo(f"{done} of {total}: {cell.sampler}, {cell.evaluations} evaluations")
+
+
+# Their options are read by the applications that they hand over to, which import torch, the renderer or a client.
+_HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    context_settings=_HANDED_OVER,
     help="Make the miniature world and its models again (see `companion build --help`).",
 )
 def build(context: typer.Context) -> None:
@@ -89,6 +110,44 @@ def build(context: typer.Context) -> None:
     except ImportError as error:  # the renderer is imported where it is first needed
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
+
+
+@app.command(
+    context_settings=_HANDED_OVER,
+    help="Train on Replicate, and draw with the result (see `companion replicate --help`).",
+)
+def replicate(context: typer.Context) -> None:
+    with _sentences():
+        from companion.on_replicate import app as replicate_app
+
+        replicate_app(context.args, prog_name="companion replicate")
+
+
+@app.command(
+    context_settings=_HANDED_OVER,
+    help="Build, run and push a Gradio Space (see `companion space --help`).",
+)
+def space(context: typer.Context) -> None:
+    with _sentences():
+        from companion.space.command import app as space_app
+
+        space_app(context.args, prog_name="companion space")
+
+
+@app.command()
+def badges(
+    repo: Annotated[str, typer.Option(help="owner/name of your copy on GitHub.")] = "",
+    branch: Annotated[str, typer.Option(help="Its branch.")] = "main",
+    thumbnails: Annotated[bool, typer.Option(help="Make the README's thumbnails of the notebooks again.")] = False,
+) -> None:
+    """Point the badges and Colab's set-up cells at your own copy of the course."""
+    with _sentences():
+        from companion import badges
+
+        if not repo and not thumbnails:
+            raise ValueError("Name your copy with --repo owner/name, or make pictures with --thumbnails.")
+        for path in [*(badges.stamp(repo, branch) if repo else ()), *(badges.thumbnails() if thumbnails else ())]:
+            typer.echo(path)
 
 
 def _parameters(given: list[str]) -> dict[str, Any]:
@@ -113,7 +172,7 @@ def _sentences() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "companion":
             raise
-        extra = "build" if error.name in {"mitsuba", "drjit", "oidn"} else "lab"
+        extra = _EXTRAS.get((error.name or "").split(".")[0], "lab")
         typer.echo(f"{error.name} is not installed: run `pip install -e '.[{extra}]'` in the clone.", err=True)
         raise typer.Exit(2) from None
     except (ValueError, FileNotFoundError) as error:

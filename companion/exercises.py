@@ -323,3 +323,308 @@ def fewest_steps(distances, limit):
             break
         best = steps
     return best
+
+
+# ---- 02: samplers ----------------------------------------------------------------------------------------------------
+
+
+def _test_heun_step(heun_step: Callable[..., Any]) -> str:
+    def model(x: Any, sigma: float) -> Any:  # the exact denoiser of data N(0, 1): nothing is straight in it
+        return x / (1 + sigma**2)
+
+    (x,) = _tensors((2, 4, 8, 8))
+    s, t = 3.0, 1.5
+    x = x * s
+    found = heun_step(model, x, s, t)
+    if found is None:
+        raise Wrong("it returned nothing; end it with `return ...`")
+    d = (x - model(x, s)) / s
+    there = x + (t - s) * d
+    second = (there - model(there, t)) / t
+    if _same(found, there):
+        raise Wrong("that is Euler's step still: ask the model again where it ends, and use the mean of both slopes")
+    if _same(found, x + (t - s) * second):
+        raise Wrong("it uses the slope at the end alone; take the mean of that at the beginning and that at the end")
+    if _same(found, there + (t - s) * (d + second) / 2):
+        raise Wrong("it steps twice: the step with the mean slope begins at x, not where Euler's ended")
+    if not _same(found, x + (t - s) * (d + second) / 2):
+        raise Wrong("the second slope is (there - x0 there) / sigma_next; look at which x and which sigma you use")
+    return "the mean of both slopes, from where the step began: Heun's method, of second order."
+
+
+@_exercise("02_samplers", _test_heun_step)
+def heun_step(model, x, sigma, sigma_next):
+    """Heun's step for x at sigma > sigma_next > 0; model(x, sigma) gives x0."""
+    slope = (x - model(x, sigma)) / sigma
+    there = x + (sigma_next - sigma) * slope  # Euler's step
+    slope_there = (there - model(there, sigma_next)) / sigma_next
+    return x + (sigma_next - sigma) * (slope + slope_there) / 2
+
+
+def _test_ancestral_step(ancestral_step: Callable[..., Any]) -> str:
+    x, x0, noise = _tensors((2, 4, 8, 8), (2, 4, 8, 8), (2, 4, 8, 8))
+    s, t = 3.0, 1.0
+    up = t * (s**2 - t**2) ** 0.5 / s
+    answers = {eta: ancestral_step(x, x0, s, t, eta, noise) for eta in (0.0, 0.5, 1.0)}
+    if any(found is None for found in answers.values()):
+        raise Wrong("it returned nothing; end it with `return ...`")
+
+    def right(eta: float) -> Any:
+        down = (t**2 - (eta * up) ** 2) ** 0.5
+        return x + (down - s) * (x - x0) / s + eta * up * noise
+
+    if _same(answers[1.0], right(0.0) + up * noise):
+        raise Wrong(
+            "it goes down to sigma_next and adds noise on top, so it ends too noisy: go lower first, to sigma_down"
+        )
+    if not _same(answers[0.0], right(0.0)):
+        raise Wrong(
+            "with eta = 0 no noise may be left, and the step must be Euler's: from sigma to sigma_next along the slope"
+        )
+    if not _same(answers[1.0], right(1.0)):
+        raise Wrong("with eta = 1, sigma_up is sigma_next * sqrt(sigma^2 - sigma_next^2) / sigma")
+    if not _same(answers[0.5], right(0.5)):
+        raise Wrong(
+            "right at both ends of the dial, wrong between: eta multiplies sigma_up, before sigma_down is computed"
+        )
+    return "eta = 0 is Euler, eta = 1 is Euler a, and between them the noise level always comes out as sigma_next."
+
+
+@_exercise("02_samplers", _test_ancestral_step)
+def ancestral_step(x, x0, sigma, sigma_next, eta, noise):
+    """An ancestral step with a dial: eta = 1 adds all of its noise, eta = 0 none, so that it is deterministic."""
+    sigma_up = eta * sigma_next * (sigma**2 - sigma_next**2) ** 0.5 / sigma
+    sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
+    return x + (sigma_down - sigma) * (x - x0) / sigma + sigma_up * noise
+
+
+def _test_enough_steps(enough_steps: Callable[..., Any]) -> str:
+    cases = [
+        ({5: [9, 9, 9, 9], 10: [1, 1, 1, 9], 20: [1, 1, 1, 1]}, 2.0, 0.75, 10),
+        ({5: [9, 9, 9, 9], 10: [1, 1, 1, 9], 20: [1, 1, 1, 1]}, 2.0, 1.0, 20),
+        ({20: [1, 1], 5: [1, 1], 10: [1, 9]}, 2.0, 1.0, 20),  # in no order, and 5 came near by luck
+        ({5: [0, 0, 0, 7], 10: [1, 1, 1, 7]}, 2.0, 0.9, None),  # the mean of the first is below the limit
+        ({5: [2.0, 2.0], 10: [1.0, 1.0]}, 2.0, 1.0, 5),  # equal to the limit is enough
+    ]
+    for distances, limit, share, wanted in cases:
+        found = enough_steps({n: list(values) for n, values in distances.items()}, limit, share)
+        if found == wanted:
+            continue
+        if wanted is None:
+            raise Wrong(
+                f"with {distances} and a share of {share} none is enough, mean or not; it gave {found!r}, not None"
+            )
+        if wanted == 20 and found == 5:
+            raise Wrong(f"with {distances} 5 steps come near by luck and 10 are off again: larger ones must hold too")
+        raise Wrong(
+            f"with {distances}, limit {limit} and a share of {share} it should give {wanted}, and gave {found!r}"
+        )
+    return "it asks how many of the pictures are near enough, and that more steps keep them there."
+
+
+@_exercise("02_samplers", _test_enough_steps)
+def enough_steps(distances, limit, share):
+    """The smallest key of distances from which on a `share` of the distances in each list is <= limit, or None."""
+    best = None
+    for steps in sorted(distances, reverse=True):
+        near = [distance <= limit for distance in distances[steps]]
+        if sum(near) < share * len(near):
+            break
+        best = steps
+    return best
+
+
+# ---- 03: img2img and inpainting --------------------------------------------------------------------------------------
+
+
+def _test_first_step(first_step: Callable[[int, float], int]) -> str:
+    cases = [(20, 1.0, 0), (20, 0.6, 8), (20, 0.05, 19), (50, 0.3, 35), (10, 0.29, 8), (20, 0.0, 20)]
+    for steps, strength, wanted in cases:
+        found = first_step(steps, strength)
+        said = f"first_step({steps}, {strength})"
+        if found is None:
+            raise Wrong("it returned nothing; end it with `return ...`")
+        if isinstance(found, float):
+            raise Wrong(f"{said} gave {found!r}; it is an index in a list, so make it a whole number with int(...)")
+        if found == wanted:
+            continue
+        if found == steps - wanted:
+            raise Wrong(f"{said} gave {found}: that many steps are taken; how many are left out before them?")
+        if (steps, strength) == (10, 0.29):
+            raise Wrong(f"{said} should be 8: of 2.9 steps, the library takes int(2.9) = 2 and leaves out the other 8")
+        raise Wrong(f"{said} should be {wanted}, and gave {found!r}")
+    return "int(steps * strength) steps are taken, the last ones of the list."
+
+
+@_exercise("03_img2img_inpainting", _test_first_step)
+def first_step(steps, strength):
+    """The index, in a list of `steps` timesteps, from which int(steps * strength) of them are left."""
+    return steps - int(steps * strength)
+
+
+def _test_cover(cover: Callable[[Any, int], Any]) -> str:
+    import torch
+
+    mask = torch.zeros(16, 24)
+    mask[:, 9] = 1  # a line of one pixel
+    mask[0, 0] = 1
+    wanted = torch.zeros(4, 6)
+    wanted[:, 2] = wanted[0, 0] = 1
+    found = cover(mask.clone(), 4)
+    if found is None:
+        raise Wrong("it returned nothing; end it with `return ...`")
+    found = torch.as_tensor(found).float()
+    if found.shape != wanted.shape:
+        raise Wrong(f"a mask of (16, 24) and a factor of 4 make {tuple(wanted.shape)}, not {tuple(found.shape)}")
+    if _same(found, wanted):
+        return "a patch is covered as soon as one of its pixels is: no line is too thin."
+    if not found[:, 2].any():
+        raise Wrong("a line of one pixel got lost: it lies between the pixels that were looked at")
+    if ((found > 0) == (wanted > 0)).all():
+        raise Wrong("a patch that is touched must be 1 and not a share: take the largest value in it, not the mean")
+    raise Wrong("look at each patch of factor x factor pixels: is any of them 1?")
+
+
+@_exercise("03_img2img_inpainting", _test_cover)
+def cover(mask, factor):
+    """A mask (H, W) of 0 and 1 as (H/factor, W/factor): 1 where any pixel of the patch is 1."""
+    high, wide = mask.shape
+    return mask.reshape(high // factor, factor, wide // factor, factor).amax((1, 3))
+
+
+def _test_blend(blend: Callable[..., Any]) -> str:
+    import torch
+
+    drawn, source, noise = _tensors((2, 4, 8, 8), (2, 4, 8, 8), (2, 4, 8, 8))
+    alpha_bar, mask = torch.tensor(0.3), torch.zeros(1, 1, 8, 8)
+    mask[..., 2:6, 2:6] = 1
+    known = alpha_bar.sqrt() * source + (1 - alpha_bar).sqrt() * noise
+    found = blend(drawn, source, noise, alpha_bar, mask)
+    if found is None:
+        raise Wrong("it returned nothing; end it with `return ...`")
+    if _same(found, mask * known + (1 - mask) * drawn):
+        raise Wrong("inside and outside are exchanged: the mask is 1 where something new is drawn")
+    if _same(found, mask * drawn + (1 - mask) * source):
+        raise Wrong("outside it is clean, while inside there is still noise: bring the source to the same noise level")
+    if _same(found, mask * drawn + (1 - mask) * (alpha_bar * source + (1 - alpha_bar) * noise)):
+        raise Wrong("both weights lack their square root: it is add_noise of notebook 01")
+    if not _same(found, mask * drawn + (1 - mask) * known):
+        raise Wrong("inside the mask: drawn; outside: sqrt(alpha_bar) * source + sqrt(1 - alpha_bar) * noise")
+    return "inside what is drawn, outside the source under as much noise."
+
+
+@_exercise("03_img2img_inpainting", _test_blend)
+def blend(drawn, source, noise, alpha_bar, mask):
+    """`drawn` where the mask is 1; elsewhere the clean `source` under the noise that latents with alpha_bar have."""
+    known = alpha_bar**0.5 * source + (1 - alpha_bar) ** 0.5 * noise
+    return mask * drawn + (1 - mask) * known
+
+
+def _test_back_up(back_up: Callable[..., Any]) -> str:
+    import torch
+
+    x0, first, second = _tensors((100_000,), (100_000,), (100_000,))
+    alpha, alpha_to = torch.tensor(0.8), torch.tensor(0.3)
+    there = alpha.sqrt() * x0 + (1 - alpha).sqrt() * first
+    found = back_up(there, second, alpha, alpha_to)
+    if found is None:
+        raise Wrong("it returned nothing; end it with `return ...`")
+    kept = alpha_to / alpha
+    if _same(found, alpha_to.sqrt() * there + (1 - alpha_to).sqrt() * second):
+        raise Wrong("it treats the latents as clean, but some noise is in them already: how much is still missing?")
+    if _same(found, kept * there + (1 - kept) * second):
+        raise Wrong("both weights lack their square root")
+    if not _same(found, kept.sqrt() * there + (1 - kept).sqrt() * second):
+        raise Wrong("sqrt(alpha) * x0 must become sqrt(alpha_to) * x0: multiply with what? The noise fills up the rest")
+    return "of x0 the right share is left, and old and new noise together have variance 1 - alpha_to."
+
+
+@_exercise("03_img2img_inpainting", _test_back_up)
+def back_up(latents, noise, alpha, alpha_to):
+    """Latents that have the cumulated alpha `alpha`, with noise added until they have the smaller `alpha_to`."""
+    kept = alpha_to / alpha
+    return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
+
+
+# ---- 07: where to run ------------------------------------------------------------------------------------------------
+
+
+def _test_training_bytes(training_bytes: Callable[..., Any]) -> str:
+    learns, stays = 1_000, 10_000
+    found = training_bytes(learns, stays)
+    if found is None:
+        raise Wrong("it returned nothing; end it with `return ...`")
+    if training_bytes(0, stays) == 4 * stays:
+        raise Wrong("numbers that do not learn can be kept in half precision: two bytes each")
+    if training_bytes(0, stays) != 2 * stays:
+        raise Wrong(f"with {stays} numbers that stay and none that learns it is {2 * stays} bytes, two for each")
+    share = (found - 2 * stays) / learns
+    if share == 12:
+        raise Wrong("12 bytes for each number that learns: Adam keeps two moments, not one")
+    if share == 8:
+        raise Wrong("8 bytes for each number that learns: itself and its gradient, but Adam keeps two moments more")
+    if share == 18:
+        raise Wrong("18 bytes for each number that learns: it is either learning or staying, not both")
+    if share != 16:
+        raise Wrong(f"{share:g} bytes for each number that learns: it, its gradient and two moments take 4 bytes each")
+    return "16 bytes for each number that learns, 2 for each that stays: that is why adapters fit where models do not."
+
+
+@_exercise("07_where_to_run", _test_training_bytes)
+def training_bytes(learns, stays):
+    """Bytes for `learns` numbers taught by Adam in single precision, and `stays` numbers at rest in half precision."""
+    return 16 * learns + 2 * stays
+
+
+def _test_may_repeat(may_repeat: Callable[..., Any]) -> str:
+    cases = [
+        (False, "broken off", True, "asking how far a training is costs nothing, so ask again"),
+        (False, 500, True, "a server's own error (500) may be gone next time, and nothing is at stake"),
+        (True, "broken off", False, "it may have been started before the line broke: a second one is paid too"),
+        (True, 500, False, "after a 500 nobody knows whether the training was started"),
+        (True, 503, False, "after a 503 nobody can be sure either: every 5xx leaves it open"),
+        (True, "no connection", True, "without a connection nothing was sent, so nothing can have been started"),
+        (True, 429, True, "429 means that the request was turned away at the door: nothing was started"),
+        (False, 429, True, "429 only asks for patience"),
+        (True, 422, False, "422 says that the request is wrong, and it will be as wrong the second time"),
+        (False, 401, False, "401 says that the token is wrong, and it will be as wrong the second time"),
+    ]
+    for paid, outcome, wanted, why in cases:
+        found = may_repeat(paid, outcome)
+        if found is None:
+            raise Wrong("it returned nothing; end it with `return ...`")
+        if bool(found) != wanted:
+            raise Wrong(f"may_repeat({paid}, {outcome!r}) should be {wanted}: {why}")
+    return "free questions may be repeated unless they are wrong; paid ones only when they surely were not begun."
+
+
+@_exercise("07_where_to_run", _test_may_repeat)
+def may_repeat(paid, outcome):
+    """Whether a request may be sent again. `outcome` is "no connection", "broken off", or the status it was given."""
+    if outcome in ("no connection", 429):
+        return True
+    if paid:
+        return False
+    return outcome == "broken off" or outcome >= 500
+
+
+def _test_break_even(break_even: Callable[..., Any]) -> str:
+    found = break_even(0.40, 0.0002, 5.0)
+    if found is None:
+        raise Wrong("it returned nothing; end it with `return ...`")
+    if abs(found - 2000) < 1e-6:
+        raise Wrong("those are seconds of work in an hour: divide by the seconds of one picture")
+    if abs(found - 0.40 / (0.0002 * 3600 * 5)) < 1e-6:
+        raise Wrong("the price is for a second already, so 3600 has no place here")
+    if abs(found - 400) > 1e-6:
+        raise Wrong(
+            f"at $0.40 an hour, $0.0002 a second and 5 s a picture it should be 400, and is {found:g}: "
+            "for how many pictures does the one price become the other?"
+        )
+    return "below so many pictures in an hour, paying by the second is cheaper; above, a GPU of your own is."
+
+
+@_exercise("07_where_to_run", _test_break_even)
+def break_even(dollars_an_hour, dollars_a_second, seconds_each):
+    """Pictures an hour at which a GPU rented by the hour costs as much as one paid only for the seconds it works."""
+    return dollars_an_hour / (dollars_a_second * seconds_each)

@@ -70,7 +70,7 @@ class _Figure(Figure):
         if any(axis.images for axis in self.axes):
             kind = "jpeg"
             # No subsampling: it would wash out the small coloured things that the pictures are about.
-            image.save(buffer, "JPEG", quality=75, subsampling=0, optimize=True)
+            image.save(buffer, "JPEG", quality=70, subsampling=0, optimize=True)
         else:
             kind = "png"
             image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
@@ -263,6 +263,7 @@ def curves(
     y_label: str,
     caption: str = "",
     log: bool = False,
+    log_x: bool = False,
     points: bool = False,
     errors: Mapping[str, Any] | None = None,
     levels: Mapping[str, float] | None = None,
@@ -272,6 +273,7 @@ def curves(
 
     Args:
         log: a logarithmic y axis.
+        log_x: a logarithmic x axis, with the values of `x` as its ticks.
         points: mark each value.
         errors: for some of the lines, the lower and the upper ends (2, N) of what is plausible for each value.
         levels: named horizontal lines to compare with.
@@ -289,6 +291,11 @@ def curves(
             axis.axhline(level, color=FAINT, linestyle=style, linewidth=1.2, label=name)
         if log:
             axis.set_yscale("log")
+        if log_x:
+            ticks = sorted({float(v) for xs in (x.values() if isinstance(x, Mapping) else [x]) for v in xs})
+            axis.set_xscale("log")
+            axis.set_xticks(ticks, [f"{v:g}" for v in ticks])
+            axis.minorticks_off()
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         if len(lines) + len(levels or {}) > 1:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: What a model is loaded from; its pictures and notes may change freely.
-LOADED = (".safetensors", ".json", ".txt")
+LOADED = (".safetensors", ".json", ".txt", ".onnx")
 
 
 @contextmanager

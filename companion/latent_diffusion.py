@@ -9,7 +9,7 @@ Pictures are floats (N, 3, H, W) in [-1, 1], on the CPU. Latents are scaled as t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -306,45 +306,84 @@ def sample(
     Raises:
         ValueError: when the numbers of prompts, seeds and guidance scales do not fit.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    scales = [guidance_scale] if isinstance(guidance_scale, int | float) else list(guidance_scale)
-    n = len(noise) if noise is not None else max(len(prompts), len(seeds), len(scales))
-    for name, values in (("prompts", prompts), ("seeds", seeds), ("guidance scales", scales)):
-        if len(values) not in (1, n):
-            raise ValueError(f"{len(values)} {name} for {n} pictures; give one for all, or one for each")
-    prompts, seeds, scales = (v * n if len(v) == 1 else v for v in (prompts, seeds, scales))
+    prompts, seeds, scales = for_each(
+        {"prompts": prompts, "seeds": seeds, "guidance scales": guidance_scale}, None if noise is None else len(noise)
+    )
     unet = pipe.unet
     scheduler = scheduler or pipe.scheduler
     scheduler = type(scheduler).from_config(scheduler.config)  # a fresh one: schedulers remember earlier steps
     scheduler.set_timesteps(steps, device=unet.device)
-
-    distinct = list(dict.fromkeys(prompts))
-    states = text_states(pipe, distinct)[[distinct.index(prompt) for prompt in prompts]]
-    guided = any(scale > 1 for scale in scales)
-    if guided:
-        states = torch.cat([text_states(pipe, negative_prompt).expand(n, -1, -1), states])
-    weight = torch.tensor(scales, dtype=unet.dtype, device=unet.device).view(-1, 1, 1, 1)
     generators = [seeded(seed) for seed in seeds]
     if noise is None:
         size = unet.config.sample_size
         shape = (1, unet.config.in_channels, size, size)
         noise = torch.cat([torch.randn(shape, generator=g, dtype=unet.dtype) for g in generators])
     latents = noise.to(unet.device, unet.dtype) * scheduler.init_noise_sigma
-    extra = (
-        {"generator": generators} if _takes_generator(scheduler) else {}
-    )  # ancestral samplers add noise at each step
+    predict = noise_predictor(pipe, prompts, scales, negative_prompt)
+    yield from denoise(scheduler, predict, latents, scheduler.timesteps, generators)
 
-    for index, t in enumerate(scheduler.timesteps):
+
+def for_each(values: Mapping[str, Any], n: int | None = None) -> list[list]:
+    """Lists of one length `n` (the longest's when it is None), of values that may be given once for all.
+
+    Raises ValueError when a number of values is neither 1 nor `n`.
+    """
+    lists = {name: [value] if isinstance(value, str | int | float) else list(value) for name, value in values.items()}
+    n = n or max(map(len, lists.values()))
+    for name, items in lists.items():
+        if len(items) not in (1, n):
+            raise ValueError(f"{len(items)} {name} for {n} pictures; give one for all, or one for each")
+    return [items * n if len(items) == 1 else items for items in lists.values()]
+
+
+def noise_predictor(
+    pipe: StableDiffusionPipeline, prompts: Sequence[str], scales: Sequence[float], negative_prompt: str = ""
+) -> Callable[..., Tensor]:
+    """`predict(noisy, t)`: the guided noise (N, C, h, w) that the U-Net sees, one prompt and guidance scale for each.
+
+    Further channels of the U-Net's input, such as those of an inpainting model, go behind: `predict(noisy, t, more)`.
+    """
+    unet, n = pipe.unet, len(prompts)
+    distinct = list(dict.fromkeys(prompts))
+    states = text_states(pipe, distinct)[[distinct.index(prompt) for prompt in prompts]]
+    guided = any(scale > 1 for scale in scales)
+    if guided:
+        states = torch.cat([text_states(pipe, negative_prompt).expand(n, -1, -1), states])
+    weight = torch.tensor(scales, dtype=unet.dtype, device=unet.device).view(-1, 1, 1, 1)
+
+    def predict(noisy: Tensor, t: Tensor, *more: Tensor) -> Tensor:
+        noisy = torch.cat([noisy, *more], 1) if more else noisy
+        if not guided:
+            return unet(noisy, t, states).sample
+        eps_nothing, eps_text = unet(torch.cat([noisy, noisy]), t, states).sample.chunk(2)
+        return eps_nothing + weight * (eps_text - eps_nothing)
+
+    return predict
+
+
+@torch.no_grad()
+def denoise(
+    scheduler: Any,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    timesteps: Tensor,
+    generators: Sequence[torch.Generator] = (),
+    keep: Callable[[int, Tensor], Tensor] | None = None,
+) -> Iterator[Step]:
+    """The loop: from latents (N, C, h, w) at the first of `timesteps`, yielding each step.
+
+    Args:
+        predict: the noise in (noisy latents, timestep), as from `noise_predictor`.
+        generators: one for each picture; ancestral samplers add noise at each step.
+        keep: changes the latents after each step, given its index.
+    """
+    extra = {"generator": list(generators)} if _takes_generator(scheduler) else {}
+    for index, t in enumerate(timesteps):
         noisy = scheduler.scale_model_input(latents, t)
-        if guided:
-            eps_nothing, eps_text = unet(torch.cat([noisy, noisy]), t, states).sample.chunk(2)
-            eps = eps_nothing + weight * (eps_text - eps_nothing)
-        else:
-            eps = unet(noisy, t, states).sample
+        eps = predict(noisy, t)
         before = latents
         out = scheduler.step(eps, t, latents, **extra)
-        latents = out.prev_sample
+        latents = keep(index, out.prev_sample) if keep else out.prev_sample
         yield Step(index, float(t), noisy, _predicted_x0(scheduler, out, eps, t, before), latents)
 
 
@@ -379,13 +418,9 @@ def draw(
     batch: int = 32,
 ) -> Tensor:
     """Pictures (N, 3, H, W) in [-1, 1], in batches; prompts and seeds as in `sample`."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    scales = [guidance_scale] if isinstance(guidance_scale, int | float) else list(guidance_scale)
-    n = max(len(prompts), len(seeds), len(scales))
-    prompts, seeds, scales = (v * n if len(v) == 1 else v for v in (prompts, seeds, scales))
+    prompts, seeds, scales = for_each({"prompts": prompts, "seeds": seeds, "guidance scales": guidance_scale})
     pictures = []
-    for i in range(0, n, batch):
+    for i in range(0, len(prompts), batch):
         part = slice(i, i + batch)
         *_, last = sample(pipe, prompts[part], seeds[part], steps=steps, guidance_scale=scales[part])
         pictures.append(decode(pipe, last.latents))

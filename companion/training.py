@@ -78,6 +78,15 @@ def save_checkpoint(
         save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
 
 
+def save_start(path: Path, model: nn.Module) -> None:
+    """Write a checkpoint of step 0 that a run begins from: the weights, as model and as moving average."""
+    state = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
+    tensors = {f"{part}.{k}": v.clone() for part in ("model", "ema") for k, v in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temporary:
+        save_file(tensors, temporary, metadata={"meta": json.dumps({"step": 0, "seconds": 0.0})})
+
+
 def read_meta(path: Path) -> dict:
     """The figures (step, seconds, ...) kept in a checkpoint."""
     with safe_open(path, "pt") as f:

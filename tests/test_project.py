@@ -52,7 +52,7 @@ def test_constraints_pin_every_direct_requirement_within_its_range():
     pins = {
         canonicalize_name(r.name): r.specifier for r in map(Requirement, [x for x in lines if x[:1] not in ("", "#")])
     }
-    wanted = requirements() | requirements("lab", "build", "test")
+    wanted = requirements() | requirements("lab", "build", "space", "replicate", "test")
     assert set(pins) == set(wanted)
     for name, specifier in pins.items():
         (pin,) = specifier
@@ -116,7 +116,7 @@ def test_data_is_in_the_clone_or_where_the_environment_says(monkeypatch, tmp_pat
 def test_readme_names_commands_that_exist():
     targets = set(re.findall(r"^(\w+):", (companion.ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"^ +make (\w+)|`make (\w+)", README, re.MULTILINE))
-    assert {a or b for a, b in named} == {"run", "lab", "test"} <= targets
+    assert {a or b for a, b in named} == {"run", "lab", "test", "colab"} <= targets
     commands = set(get_command(cli.app).commands)
     used = set(re.findall(r"(?:^ +|`|bin/)companion (\w+)", README, re.MULTILINE))
     assert used == commands
@@ -137,11 +137,16 @@ def test_readme_lists_the_catalogue():
         assert not model.mirrors or f"| a model hub, {model.download:g} GB |" in README
 
 
-def test_ci_runs_the_readme_s_test_command():
+def test_ci_runs_the_readme_s_test_commands():
     script = companion.ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "exec make test" in script.read_text()
+    assert "make test\nexec make colab\n" in script.read_text()
     assert "COMPANION_REQUIRE_BROWSER=1" in script.read_text() and "CI=true" in script.read_text()
+
+
+def test_every_folder_of_data_has_its_licence_in_the_readme():
+    folders = {f"data/{path.name}" for path in (companion.ROOT / "data").iterdir() if path.is_dir()}
+    assert set(re.findall(r"^\| `(data/\w+)` \|", README, re.MULTILINE)) == folders
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -151,6 +156,7 @@ def test_ci_runs_the_readme_s_test_command():
         ("run", "lab", "companion run"),
         ("lab", "lab", "jupyter lab notebooks/00_start_here.ipynb"),
         ("test", "test", "pytest"),
+        ("colab", "test", "pytest -m colab tests/colab"),
     ],
 )
 def test_make_installs_once(tmp_path, target, extra, last):

@@ -113,7 +113,9 @@ def test_a_stopped_run_keeps_what_was_done(folder, tmp_path, name):
     write(folder / "01_second.ipynb", at_work + f"os.rename({str(started)!r} + '_', {str(started)!r})\ntime.sleep(600)")
     write(folder / "02_third.ipynb", "print('never')")
     code = (
-        "import sys, pathlib, companion.run as runner\n"
+        "import signal, sys, pathlib, companion.run as runner\n"
+        # What a shell starts in the background ignores SIGINT, and so would this process if the tests were started so.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"runner.NOTEBOOKS = pathlib.Path({str(folder)!r})\nsys.exit(runner.run(out={str(tmp_path / 'out')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)

@@ -1,6 +1,7 @@
 """How the tabletop models are made: one restartable command a model, `companion build ...`.
 
     renders    draw a split of the world                  build/renders/<split>-*.npz
+    adopt      start from the published weights           build/*.safetensors, where there are none
     vae        the autoencoder                            build/vae.safetensors
     clip       the two towers                             build/clip.safetensors
     judge      the judge                                  build/judge.safetensors
@@ -153,6 +154,37 @@ def map_pictures(r) -> list[np.ndarray]:
 
 
 @app.command()
+def adopt(folder: Folder = BUILD) -> None:
+    """Begin with the published weights: checkpoints at step 0, where the folder has none. Nothing is overwritten."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPModel, CLIPTextModel
+
+    from companion.judge import Judge
+    from companion.tabletop.unet import Conditioned
+    from companion.training import save_start
+
+    pipe = MODELS / "tabletop"
+
+    def conditioned() -> Conditioned:
+        return Conditioned(
+            UNet2DConditionModel.from_pretrained(pipe / "unet"), CLIPTextModel.from_pretrained(pipe / "text_encoder")
+        )
+
+    for name, load in {
+        "vae": lambda: AutoencoderKL.from_pretrained(pipe / "vae"),
+        "clip": lambda: CLIPModel.from_pretrained(MODELS / "clip"),
+        "judge": lambda: Judge.load(MODELS / "judge"),
+        "unet16": conditioned,
+    }.items():
+        path = folder / f"{name}.safetensors"
+        if path.exists():
+            typer.echo(f"{path} is kept")
+        else:
+            save_start(path, load().float())
+            typer.echo(f"{path} holds the published weights")
+
+
+@app.command()
 def vae(
     steps: Steps = 1700, count: Count = 5500, folder: Folder = BUILD, threads: Threads = 0, every: float = 120.0
 ) -> None:
@@ -248,13 +280,13 @@ def judge(
     )
 
     def show(step: int, ema) -> str:
-        return ", ".join(f"{k} {v:.3f}" for k, v in judge_accuracy(ema, folder, "val", 250).items())
+        return ", ".join(f"{k} {v:.3f}" for k, v in judge_accuracy(ema, folder, "val").items())
 
     _follow(run, steps, "judge", show, 250)
 
 
-def judge_accuracy(model, folder: Path, split: str, count: int) -> dict[str, float]:
-    """How often the judge's answer about renders of a split is right, by attribute."""
+def judge_accuracy(model, folder: Path, split: str, count: int | None = None) -> dict[str, float]:
+    """How often the judge's answer about (the first `count`) renders of a split is right, by attribute."""
     from companion.judge import accuracy
 
     columns = dataset.read(
@@ -337,14 +369,17 @@ def unet(
     towers = make_clip(text)
     load_weights(folder / "clip.safetensors", towers)
     encoder = text_tower(towers)
-    start = folder / "unet8.safetensors" if size == 16 else None
     name = f"unet{size}"
+    begun = (folder / f"{name}.safetensors").exists()  # killed before, or adopted
+    start = folder / "unet8.safetensors" if size == 16 and not begun else None
     model_vae = _trained_vae(folder)
 
     def show(step: int, ema) -> str:
-        grid(sketch(ema, model_vae, text, size)).save(folder / f"{name}.png")
+        sheet = folder / "samples" / f"{name}-{step:06d}.png"
+        sheet.parent.mkdir(exist_ok=True)
+        grid(sketch(ema, model_vae, text, size)).save(sheet)
         if size == 8 or step % 500:
-            return f"samples in {name}.png"
+            return f"samples in {sheet.name}"
         found = half_way(ema, model_vae, text)
         with (folder / f"{name}-measured.jsonl").open("a") as f:
             f.write(json.dumps({"step": step, **found}) + "\n")
@@ -420,6 +455,7 @@ def half_way(model, vae, words, count: int = 256) -> dict[str, float]:
 @app.command()
 def publish(folder: Folder = BUILD) -> None:
     """Put the finished parts into data/: the pipeline, CLIP, the judge, the cached latents, and the checksums."""
+    from companion.fast import write_graphs
     from companion.judge import Judge
     from companion.tabletop import pipeline, samples
     from companion.tabletop.clip import make_clip
@@ -433,6 +469,7 @@ def publish(folder: Folder = BUILD) -> None:
         last if last.exists() else folder / "unet8.safetensors", Conditioned(make_unet(), text_tower(towers))
     )
     pipeline.save(pipeline.pipeline(model_vae, model.text_encoder, text, model.unet), MODELS / "tabletop")
+    write_graphs(MODELS / "tabletop", typer.echo)
     pipeline.save_clip(towers, text, MODELS / "clip")
     if (folder / "judge.safetensors").exists():
         load_weights(folder / "judge.safetensors", Judge()).save(MODELS / "judge")

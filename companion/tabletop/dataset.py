@@ -35,7 +35,12 @@ def _build_shard(job: tuple[str, str, int, int]) -> str:
     drjit.set_thread_count(1)  # one process a core is faster than two threads a picture
     first = SPLITS[split][0] + shard * size
     scenes = [sample_scene(seed) for seed in range(first, first + size)]
-    renders = [render(s) for s in scenes]
+    renders = []
+    for scene in scenes:
+        # A pool's workers outlive a parent that was killed, and would draw on unseen.
+        if (parent := multiprocessing.parent_process()) is not None and not parent.is_alive():
+            raise SystemExit(1)
+        renders.append(render(scene))
     edges = [r.edges for r in renders]
     columns = {
         "picture": np.stack([r.picture for r in renders]),

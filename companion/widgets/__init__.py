@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from companion.widgets.base import Panel
+from companion.widgets.editing import Comparison, Inpainter, MaskPainter, StrengthSlider
 from companion.widgets.guidance import GuidanceSlider
 from companion.widgets.playground import Playground
+from companion.widgets.samplers import SamplerComparison, ScheduleExplorer
 from companion.widgets.scrubber import Scrubber
 
-__all__ = ["GuidanceSlider", "Panel", "Playground", "Scrubber"]
+__all__ = [
+    "Comparison",
+    "GuidanceSlider",
+    "Inpainter",
+    "MaskPainter",
+    "Panel",
+    "Playground",
+    "SamplerComparison",
+    "ScheduleExplorer",
+    "Scrubber",
+    "StrengthSlider",
+]

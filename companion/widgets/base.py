@@ -80,9 +80,13 @@ class Panel(widgets.VBox):
         if data is None:
             data = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
         data["text/plain"] = f"{type(self).__name__}()"  # the default lists models by ids that change with each run
-        if self.picture.value:
-            data["image/png"] = base64.b64encode(small(bytes(self.picture.value))).decode()
+        if still := self.still():
+            data["image/png"] = base64.b64encode(small(still)).decode()
         return data
+
+    def still(self) -> bytes:
+        """What is kept of the panel in the notebook's file, PNG: its picture, unless there is more to see."""
+        return bytes(self.picture.value)
 
     if widgets.__version__.startswith("7."):
 

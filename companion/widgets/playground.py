@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
+from companion.fast import faster
 from companion.figures import as_pil
 from companion.models import seeded
 from companion.tabletop.caption import caption, parse
@@ -45,7 +46,7 @@ class Playground(Panel):
         self.guidance = widgets.FloatSlider(guidance, min=1, max=16, step=0.5, description="guidance", **options)
         self.another = widgets.Button(description="Another prompt", icon="refresh")
         controls = [self.prompt, self.seed, self.steps, self.guidance]
-        self._pipe, self._judged = pipe, pipe.unet.config.sample_size * pipe.vae_scale_factor == 128
+        self._pipe, self._judged = faster(pipe), pipe.unet.config.sample_size * pipe.vae_scale_factor == 128
         super().__init__([*controls, *([self.another] if self._judged else [])], SIDE, SIDE)
         for control in controls:
             self.watch(control, self.draw)

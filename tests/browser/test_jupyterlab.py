@@ -13,7 +13,7 @@ from companion.run import NOTEBOOKS, set_parameters
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-NAMES = ["00_start_here", "01_latent_diffusion"]
+NAMES = ["00_start_here", "01_latent_diffusion", "02_samplers", "03_img2img_inpainting", "07_where_to_run"]
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 WIDGET = """

@@ -18,10 +18,13 @@ from companion import run as runner
 each_notebook = pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 
 
-def test_the_notebooks_are_numbered_without_gaps():
+def test_every_notebook_has_a_number_of_its_own_and_is_in_the_readme():
     assert COMMITTED
     assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem) for path in COMMITTED)
-    assert [int(path.stem[:2]) for path in COMMITTED] == list(range(len(COMMITTED)))
+    assert len({path.stem[:2] for path in COMMITTED}) == len(COMMITTED)
+    readme = (runner.ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"\(notebooks/(\w+)\.ipynb\)", readme)
+    assert list(dict.fromkeys(listed)) == [path.stem for path in COMMITTED], "all that are there, in order"
 
 
 @each_notebook

@@ -236,8 +236,7 @@ def small_world(tmp_path_factory):
     (folder / "renders").mkdir()
     pictures, scenes = held_out(32)
     n, size = pictures.shape[:2]
-    np.savez(
-        dataset.shard_path(folder / "renders", "train", 0),
+    columns = dict(
         picture=pictures,
         depth=np.full((n, size, size), 7, np.float16),
         normals=np.zeros((n, size, size, 3), np.int8),
@@ -248,6 +247,8 @@ def small_world(tmp_path_factory):
         edge_counts=np.zeros(n, int),
         scenes=np.array([json.dumps(s.to_dict()) for s in scenes]),
     )
+    for split in ("train", "val"):
+        np.savez(dataset.shard_path(folder / "renders", split, 0), **columns)
     return folder
 
 
@@ -282,6 +283,7 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
     commands = [
         ("vae", "--steps", str(steps), *count),
         ("clip", "--steps", str(steps), "--batch", "8", *count),
+        ("judge", "--steps", str(steps), "--batch", "4", *count),
         ("unet", "--size", "8", "--steps", str(steps), "--batch", "4", *count),
         ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", *count),
     ]
@@ -299,3 +301,21 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
         assert a.keys() == b.keys()
         worst = max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
         assert worst == 0, f"{name} differs by {worst} after a kill at step {stopped}"
+
+
+def test_published_weights_can_be_gone_on_from_and_own_ones_are_kept(tmp_path):
+    from safetensors.torch import load_file
+
+    from companion import DATA
+    from companion.training import load_weights, read_meta, save_start
+
+    mine = make_vae()
+    save_start(tmp_path / "vae.safetensors", mine)
+    before = (tmp_path / "vae.safetensors").read_bytes()
+    subprocess.run([sys.executable, "-m", "companion.tabletop.build", "adopt", "--folder", str(tmp_path)], check=True)
+    assert (tmp_path / "vae.safetensors").read_bytes() == before
+    published = load_file(DATA / "models" / "judge" / "model.safetensors")
+    judge = load_weights(tmp_path / "judge.safetensors", Judge()).state_dict()
+    assert all(torch.equal(judge[k], v.float()) for k, v in published.items())
+    assert {p.stem for p in tmp_path.glob("*.safetensors")} == {"vae", "clip", "judge", "unet16"}
+    assert read_meta(tmp_path / "unet16.safetensors")["step"] == 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from companion.tabletop import dataset
@@ -287,13 +287,16 @@ def build_command(folder, *extra) -> list[str]:
 @pytest.mark.slow
 def test_renders_killed_and_resumed_equal_an_unbroken_build(tmp_path):
     args = ("renders", "--split", "val", "--count", "12", "--shard", "4", "--workers", "1")
-    process = subprocess.Popen(build_command(tmp_path / "a", *args), start_new_session=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(build_command(tmp_path / "a", *args), stdout=subprocess.DEVNULL)
     first = dataset.shard_path(tmp_path / "a" / "renders", "val", 0)
     deadline = time.monotonic() + 300
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert workers and not alive, "the workers draw on after their parent was killed"
     assert first.exists() and not dataset.shard_path(tmp_path / "a" / "renders", "val", 2).exists()
     for name in "ab":
         subprocess.run(build_command(tmp_path / name, *args), check=True, stdout=subprocess.DEVNULL)
