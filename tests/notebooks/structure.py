@@ -61,7 +61,7 @@ def is_flat(png: str) -> bool:
 def problems(notebook: NotebookNode, size: int = 0) -> list[str]:
     """What is wrong with a committed notebook whose file has `size` bytes, a sentence each."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    found = [*_notebook_problems(notebook, code, size), *_opening_problems(notebook, code)]
+    found = [*_notebook_problems(notebook, code, size), *_opening_problems(notebook, code), *_link_problems(notebook)]
     for number, cell in enumerate(code, start=1):
         found += [f"code cell {number}: {problem}" for problem in _cell_problems(cell)]
     return found
@@ -108,6 +108,14 @@ def _opening_problems(notebook: NotebookNode, code: list[NotebookNode]) -> Itera
         yield f"the cell tagged parameters does not set {name}"
     if "MODEL" in parameters and ast.unparse(parameters["MODEL"]) != "'tabletop'":
         yield f"MODEL is {ast.unparse(parameters['MODEL'])} by default, not 'tabletop'"
+
+
+def _link_problems(notebook: NotebookNode) -> Iterator[str]:
+    """A link from one file of the course to another leads nowhere, which nobody sees before a learner follows it."""
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", prose):
+        if not (NOTEBOOKS / target).exists():
+            yield f"the link to {target} leads to no file; write the name of a planned notebook without a link"
 
 
 def _cell_problems(cell: NotebookNode) -> Iterator[str]:

@@ -52,7 +52,7 @@ def png(*colours: str) -> str:
 
 def well_formed() -> NotebookNode:
     """A notebook as the gate wants it, code cells: 0 set-up, 1 parameters, 2 to 4 checked, 5 a widget."""
-    opening = "# Title\n[![Open in Colab](badge.svg)](url)\nYou will be able to read. 1 minute on 2 cores, 1 on a T4."
+    opening = "# Title\n[![Open in Colab](https://a/badge.svg)](https://a)\nYou will be able to read. 1 minute on 2 cores, 1 on a T4."
     skip = {"tags": ["nbval-skip", "skip-execution"]}
     setup = "import sys\nif 'google.colab' in sys.modules:\n    %pip install -q companion"
     cells = [
@@ -117,6 +117,7 @@ MUTATIONS = {
     "more digits": lambda nb: code(nb, 2).outputs[0].update(text="loss 0.123456"),
     "gate sets STEP,": lambda nb: nb.metadata.companion.gate.update(STEP=1),
     "does not open with a title": lambda nb: nb.cells[0].update(source=" " + nb.cells[0].source),
+    "the link to 99_none.ipynb": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "[next](99_none.ipynb)"),
     "does not say 'T4'": lambda nb: nb.cells[0].update(source=nb.cells[0].source.replace("T4", "GPU")),
     "tagged are []": lambda nb: retag(nb, 1),
     "tagged are [1, 2]": lambda nb: retag(nb, 2, "parameters", "nbval-check-output"),
