@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import re
 import socket
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
+
+from loopback import listening
 
 
 @dataclass(frozen=True)
@@ -202,25 +203,5 @@ class Server:
 @contextmanager
 def serving() -> Iterator[Server]:
     server = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            server.answer(self)
-
-        def do_POST(self) -> None:
-            server.answer(self)
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    server.url = f"http://127.0.0.1:{http.server_port}"
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
+    with listening(server.answer) as server.url:
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
+
+from loopback import listening
 
 
 @dataclass
@@ -89,24 +90,5 @@ class SpaceHub:
 @contextmanager
 def serving() -> Iterator[SpaceHub]:
     hub = SpaceHub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            hub.answer(self)
-
-        do_POST = do_PUT = do_HEAD = do_DELETE = do_GET
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{http.server_port}"
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
+    with listening(hub.answer) as hub.url:
         yield hub
-    finally:
-        http.shutdown()
-        http.server_close()

@@ -11,18 +11,14 @@ import torch
 from diffusers import (
     DDIMInverseScheduler,
     DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
     HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
     RePaintScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
-    UniPCMultistepScheduler,
 )
+from stock import every_scheduler, scheduler_of, variant
 from torch import Tensor
 
 import companion
@@ -35,17 +31,6 @@ from companion.tabletop.caption import parse
 from companion.tabletop.samples import held_out
 
 PROMPT = "ab cd"
-SCHEDULERS = [
-    (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
-    (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-    (UniPCMultistepScheduler, {}),
-    (EulerDiscreteScheduler, {}),
-    (EulerAncestralDiscreteScheduler, {}),
-    (HeunDiscreteScheduler, {}),
-    (KDPM2DiscreteScheduler, {}),
-]
-every_scheduler = pytest.mark.parametrize(("kind", "options"), SCHEDULERS, ids=lambda v: getattr(v, "__name__", ""))
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +43,6 @@ def nine(pipe):
     """An inpainting model's U-Net: 4 channels of latents, the mask, and 4 of the masked picture."""
     torch.manual_seed(1)
     return UNet2DConditionModel.from_config({**pipe.unet.config, "in_channels": 9}).eval()
-
-
-def variant(pipe: StableDiffusionPipeline, stock: type, scheduler=None, **parts):
-    """The same parts in a stock pipeline of another kind."""
-    scheduler = scheduler or pipe.scheduler
-    parts = {**pipe.components, "scheduler": type(scheduler).from_config(scheduler.config), **parts}
-    other = stock(**parts, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    return other
-
-
-def scheduler_of(kind: type, options: dict):
-    return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **{"steps_offset": 1, **options})
 
 
 def picture(seed: int = 0, high: int = 32, wide: int = 32) -> Tensor:

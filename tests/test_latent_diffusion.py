@@ -8,14 +8,9 @@ import nbformat
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
     StableDiffusionPipeline,
-    UniPCMultistepScheduler,
 )
+from stock import every_scheduler, scheduler_of, variant
 from torch import Tensor
 
 import companion
@@ -26,29 +21,11 @@ from companion.tabletop.caption import Wish, parse
 from companion.tabletop.scene import WITHHELD, sample_scene
 
 PROMPT = "ab cd"
-SCHEDULERS = [
-    (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
-    (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-    (UniPCMultistepScheduler, {}),
-    (EulerDiscreteScheduler, {}),
-    (EulerAncestralDiscreteScheduler, {}),
-    (HeunDiscreteScheduler, {}),
-]
 
 
 @pytest.fixture(scope="module")
 def pipe(tiny):
     return companion.load(tiny, device="cpu")
-
-
-def with_scheduler(pipe: StableDiffusionPipeline, kind: type, options: dict) -> StableDiffusionPipeline:
-    scheduler = kind(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **{"steps_offset": 1, **options}
-    )
-    other = StableDiffusionPipeline(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    return other
 
 
 def last_picture(pipe: StableDiffusionPipeline, *args, **kwargs) -> Tensor:
@@ -57,10 +34,10 @@ def last_picture(pipe: StableDiffusionPipeline, *args, **kwargs) -> Tensor:
 
 
 class TestSampling:
-    @pytest.mark.parametrize(("kind", "options"), SCHEDULERS, ids=lambda v: getattr(v, "__name__", ""))
+    @every_scheduler
     def test_it_draws_the_stock_pipelines_picture(self, pipe, kind, options):
         """Ancestral and SDE schedulers too, which draw more random numbers on the way."""
-        pipe = with_scheduler(pipe, kind, options)
+        pipe = variant(pipe, StableDiffusionPipeline, scheduler_of(kind, options))
         theirs = pipe(PROMPT, num_inference_steps=5, guidance_scale=3.0, generator=seeded(4), output_type="pt").images
         mine = last_picture(pipe, PROMPT, 4, steps=5, guidance_scale=3.0)
         assert float((mine - theirs).abs().max()) < 1e-5
@@ -99,10 +76,10 @@ class TestSampling:
             assert torch.equal(a.latents, b.noisy)  # this scheduler does not scale its input
         assert steps[0].x0.shape == (2, 4, 4, 4)
 
-    @pytest.mark.parametrize(("kind", "options"), SCHEDULERS, ids=lambda v: getattr(v, "__name__", ""))
+    @every_scheduler
     def test_the_predicted_x0_is_the_truth_when_the_noise_is(self, pipe, monkeypatch, kind, options):
         """A U-Net that knows x0 and answers with the true noise: every step must report that x0."""
-        pipe = with_scheduler(pipe, kind, options)
+        pipe = variant(pipe, StableDiffusionPipeline, scheduler_of(kind, options))
         alphas = pipe.scheduler.alphas_cumprod
         truth = torch.randn(1, 4, 4, 4, generator=seeded(9))
 

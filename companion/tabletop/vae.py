@@ -1,7 +1,6 @@
 """The autoencoder of the miniature: a stock AutoencoderKL (factor 8, 4 channels), and how it is trained.
 
-Most steps see 64-pixel pieces (random crops, and whole pictures at half size, since the U-Net starts on those), the
-rest
+Most steps see 64-pixel pieces (random crops, and whole pictures at half size, since the U-Net starts on those), the rest
 whole pictures: four times cheaper, and a convolutional decoder hardly minds.
 """
 
@@ -44,9 +43,10 @@ def to_tensor(pictures) -> Tensor:
 
 
 def pieces(pictures: Tensor, generator: torch.Generator, batch: int, size: int) -> Tensor:
-    """A random batch (B, 3, size, size) in [-1, 1] from uint8 (N, H, W, 3): crops, a quarter of them of the halved
-    picture,
-    and half of all mirrored."""
+    """A random batch (B, 3, size, size) in [-1, 1] from uint8 (N, H, W, 3).
+
+    They are crops, a quarter of them of the halved picture, and half of all mirrored.
+    """
     n, h, w, _ = pictures.shape
     index = torch.randint(n, (batch,), generator=generator)
     draw = torch.rand(batch, 4, generator=generator).tolist()

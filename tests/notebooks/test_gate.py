@@ -52,7 +52,8 @@ def png(*colours: str) -> str:
 
 def well_formed() -> NotebookNode:
     """A notebook as the gate wants it, code cells: 0 set-up, 1 parameters, 2 to 4 checked, 5 a widget."""
-    opening = "# Title\n[![Open in Colab](https://a/badge.svg)](https://a)\nYou will be able to read. 1 minute on 2 cores, 1 on a T4."
+    opening = "# Title\n[![Open in Colab](https://a/badge.svg)](https://a)\n"
+    opening += "You will be able to read. 1 minute on 2 cores, 1 on a T4."
     skip = {"tags": ["nbval-skip", "skip-execution"]}
     setup = "import sys\nif 'google.colab' in sys.modules:\n    %pip install -q companion"
     cells = [
