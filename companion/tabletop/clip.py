@@ -1,8 +1,7 @@
 """The miniature's CLIP: a stock CLIPModel, two towers trained contrastively on captions and pictures.
 
 Captions with one thing changed (finishes swapped, the relation turned round, another kind) stand among the negatives,
-so
-that the towers cannot get away with a bag of words. Its text tower is where the pipeline's text encoder starts.
+so that the towers cannot get away with a bag of words. Its text tower is where the pipeline's text encoder starts.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""Muon: momentum whose matrices are orthogonalised before each step; here it trains convolutions about twice as fast
-as Adam.
+"""Muon: momentum whose matrices are orthogonalised before each step; here it trains convolutions twice as fast as Adam.
 
 K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024),
-https://kellerjordan.github.io/posts/muon/.
-`torch.optim.Muon` takes matrices only; this one flattens convolutions to (out, in x height x width) and gives
-everything
-that is not a hidden matrix (vectors, embeddings, first and last layers) to AdamW, in one optimiser.
+https://kellerjordan.github.io/posts/muon/. `torch.optim.Muon` takes matrices only; this one flattens convolutions to
+(out, in x height x width) and gives everything that is not a hidden matrix (vectors, embeddings, first and last layers)
+to AdamW, in one optimiser.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Every word of the grammar is one token, as common words are in CLIP; so are a few words that captions never hold (names
 for new subjects, and rare identifiers such as "sks"), whose embeddings training leaves as they were born. Any other
-word
-is spelled with single letters.
+word is spelled with single letters.
 """
 
 from __future__ import annotations
@@ -33,9 +32,8 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary (token to id) and the merges, in CLIP's format.
 
     Byte-pair encoding (Sennrich et al., 2016) is trained on the list of words until nothing is left to merge, so each
-    word
-    ends as one token. Ties go to the alphabet: the trainer of the `tokenizers` library breaks them differently in each
-    run.
+    word ends as one token. Ties go to the alphabet: the trainer of the `tokenizers` library breaks them differently in
+    each run.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 

@@ -1,7 +1,7 @@
 """The autoencoder of the miniature: a stock AutoencoderKL (factor 8, 4 channels), and how it is trained.
 
-Most steps see 64-pixel pieces (random crops, and whole pictures at half size, since the U-Net starts on those), the rest
-whole pictures: four times cheaper, and a convolutional decoder hardly minds.
+Most steps see 64-pixel pieces (random crops, and whole pictures at half size, since the U-Net starts on those), the
+rest whole pictures: four times cheaper, and a convolutional decoder hardly minds.
 """
 
 from __future__ import annotations
