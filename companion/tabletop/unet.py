@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -77,7 +78,9 @@ def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     return snr.clamp(max=MIN_SNR) / snr
 
 
-def unet_loss(latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, batch: int, train_text: bool) -> Callable:
+def unet_loss(
+    latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, batch: int, train_text: bool, bfloat16: bool = False
+) -> Callable:
     """The loss of a step: weighted squared error of the predicted noise, with captions made anew each time."""
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod
 
@@ -92,7 +95,8 @@ def unet_loss(latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, ba
         a = alphas[t].view(-1, 1, 1, 1)
         with torch.set_grad_enabled(train_text):
             states = model.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
-        predicted = model.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            predicted = model.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample.float()
         return (min_snr_weight(alphas, t) * ((predicted - noise) ** 2).mean((1, 2, 3))).mean()
 
     return loss
@@ -102,7 +106,7 @@ def train_unet(
     latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, steps: int,
     checkpoint: Path | None = None,
     log: Path | None = None, *, start_from: Path | None = None, lr: float = 1e-3, batch: int = 48,
-    train_text: bool = True, seed: int = 0,
+    train_text: bool = True, bfloat16: bool = False, seed: int = 0,
     config: dict | None = None, optimizer: Callable | None = None, **kwargs,
 ) -> Iterator[tuple[Progress, Conditioned]]:  # fmt: skip
     """Train on scaled latents (N, 4, h, w) of `scenes`; yields progress and the moving average.
@@ -110,14 +114,18 @@ def train_unet(
     Args:
         start_from: the checkpoint of an earlier stage, whose moving average is where this one begins.
         train_text: False freezes the text encoder.
+        bfloat16: multiply in bfloat16, weights and sums staying in single precision: 1.6 times as fast on CPUs with
+            AVX-512 BF16, slower on others.
     """
     model = Conditioned(make_unet(seed, **(config or {})), text_encoder)
     if start_from is not None:
         load_weights(start_from, model)
     model.text_encoder.requires_grad_(train_text)
     ema = ema_copy(model)
+    if bfloat16:  # torch's fused attention is slow in bfloat16 on CPUs, so slow that it would eat all that is won
+        model.unet.set_attn_processor(AttnProcessor())
     make = optimizer or (lambda m: muon(m, lr, apart=("conv_in", "conv_out.", "embedding"), weight_decay=0.01))
-    loss = unet_loss(latents, scenes, tokenizer, batch, train_text)
+    loss = unet_loss(latents, scenes, tokenizer, batch, train_text, bfloat16)
     for progress in train(
         model, loss, make(model), steps, peak_lr=lr, ema=ema, seed=seed, checkpoint=checkpoint, log=log, **kwargs
     ):

@@ -17,11 +17,13 @@ from torch import nn
 from companion.judge import FRONT, Judge, Reading, find_joints, targets
 from companion.metrics import frechet, psnr
 from companion.tabletop import dataset
+from companion.tabletop.build import text_tower, tokenizer
 from companion.tabletop.caption import parse
+from companion.tabletop.clip import make_clip
 from companion.tabletop.muon import Muon, muon, orthogonalise
 from companion.tabletop.samples import held_out
 from companion.tabletop.scene import KINDS
-from companion.tabletop.unet import SCHEDULE, min_snr_weight
+from companion.tabletop.unet import SCHEDULE, Conditioned, make_unet, min_snr_weight, unet_loss
 from companion.tabletop.vae import make_vae, patches, pca, to_tensor
 from companion.training import ema_copy, learning_rate, train
 
@@ -229,6 +231,20 @@ def test_joints_are_found_at_the_peaks():
     assert (x, y) == (41.0, 21.0) and p > 0.99
 
 
+def test_bfloat16_gives_nearly_the_gradient_of_single_precision(tmp_path):
+    words, (_, scenes) = tokenizer(tmp_path), held_out(8)
+    latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for bfloat16 in (False, True):
+        torch.manual_seed(0)
+        loss = unet_loss(latents, scenes, words, 8, train_text=False, bfloat16=bfloat16)
+        model = Conditioned(make_unet(), text_tower(make_clip(words)))
+        loss(model, torch.Generator().manual_seed(1), 0).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.unet.parameters()]))
+    assert gradients[1].dtype == torch.float32
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory):
     """A folder of renders made from the held-out pictures the course ships, for training a few steps."""
@@ -282,10 +298,11 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
     count, steps = ("--count", "32"), 12
     commands = [
         ("vae", "--steps", str(steps), *count),
+        ("decoder", "--steps", str(steps), *count),
         ("clip", "--steps", str(steps), "--batch", "8", *count),
         ("judge", "--steps", str(steps), "--batch", "4", *count),
         ("unet", "--size", "8", "--steps", str(steps), "--batch", "4", *count),
-        ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", *count),
+        ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", "--bfloat16", *count),
     ]
     folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:
