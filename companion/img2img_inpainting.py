@@ -26,6 +26,7 @@ from companion.latent_diffusion import (
     decode,
     denoise,
     for_each,
+    mean_interval,
     noise_predictor,
     picture_size,
     predicted_x0,
@@ -91,6 +92,11 @@ class _Batch:
     prompts: list[str]
     scales: list[float]
     generators: list[torch.Generator]
+
+    def masks(self, masks: Any) -> Tensor:
+        """One mask for all pictures, or one for each, as (N, 1, H, W); see `as_mask`."""
+        masks = as_mask(masks, *self.pictures.shape[-2:])
+        return torch.stack(for_each({"masks": list(masks)}, len(self.pictures))[0])
 
 
 def _batch(pipe: StableDiffusionPipeline, pictures: Tensor, prompts: Any, seeds: Any, scales: Any) -> _Batch:
@@ -242,8 +248,7 @@ def inpaint(
         ValueError: for masks, a strength or sizes that do not do; for a U-Net of other than 4 or 9 channels.
     """
     batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
-    n, _, high, wide = batch.pictures.shape
-    mask = as_mask(masks, high, wide).expand(n, -1, -1, -1)
+    n, mask = len(batch.pictures), batch.masks(masks)
     channels, kept = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
     if channels not in (kept, 2 * kept + 1):
         raise ValueError(f"a U-Net of {channels} channels cannot inpaint; it takes {kept} or {2 * kept + 1}")
@@ -328,12 +333,18 @@ def repaint(
 
     Each step is taken `resample` times: after all but the last of them the latents are noised again to where the step
     began, so that inside and outside get to know each other. Costs steps * resample passes of the U-Net.
+
+    Raises:
+        ValueError: for masks or sizes that do not do, resample < 1, or a U-Net that was trained to inpaint.
     """
     batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
-    n, _, high, wide = batch.pictures.shape
-    mask = as_mask(masks, high, wide).expand(n, -1, -1, -1)
+    mask = batch.masks(masks)
     if resample < 1:
         raise ValueError(f"resample={resample} takes no step at all; 1 is plain blending, 4 goes back three times")
+    if (channels := pipe.unet.config.in_channels) != (kept := pipe.vae.config.latent_channels):
+        raise ValueError(
+            f"RePaint needs a U-Net that takes latents alone, {kept} channels; this one takes {channels}: use inpaint"
+        )
     scheduler, device = ddim_of(pipe), pipe.unet.device
     scheduler.set_timesteps(steps, device=device)
     alphas = _levels(scheduler)
@@ -562,13 +573,6 @@ def met(pictures: Tensor, prompts: Sequence[str], what: Sequence[str] = ("kind",
     return [all(result.get(name, True) for name in what) for result in results]
 
 
-def psnr_where(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture of `a` against `b` (N,), over pixels where the mask is 1."""
-    error = ((a - b) * 127.5) ** 2 * mask
-    mean = error.sum((1, 2, 3)) / (mask.expand_as(a).sum((1, 2, 3)))
-    return 10 * torch.log10(255**2 / mean.clamp_min(1e-10))
-
-
 def change_outside(pictures: Tensor, sources: Tensor, masks: Tensor) -> tuple[int, float]:
     """The largest and the mean change, in grey levels of 255, of all pixels outside the masks; (N, 3, H, W) each."""
     a, b = (((x.clamp(-1, 1) + 1) * 127.5).round() for x in (pictures, sources))
@@ -585,10 +589,10 @@ def joints(strip: Tensor, size: int, by: int) -> tuple[float, float]:
 def paired(name_a: str, a: Tensor, name_b: str, b: Tensor, unit: str) -> str:
     """A sentence on whether `a` or `b`, measured on the same N pictures, is higher: the mean difference, and its error.
 
-    The error is 1.96 standard errors of the differences (95 %); below it nothing is claimed.
+    The error is that of `mean_interval` (95 %); below it nothing is claimed.
     """
-    d = (a - b).double()
-    mean, error = float(d.mean()), 1.96 * float(d.std()) / len(d) ** 0.5 if len(d) > 1 else float("inf")
+    mean, low, _ = mean_interval((a - b).tolist())
+    error = mean - low
     found = f"({mean:+.1f} {unit}, 95 %: ± {error:.1f})"
     if abs(mean) <= error:
         return f"{name_a} and {name_b} do not differ measurably {found}"

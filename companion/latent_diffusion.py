@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -456,6 +457,15 @@ def difference(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, float, fl
     p, q = a[0] / a[1], b[0] / b[1]
     low = p - q - math.hypot(p - low_a, high_b - q)
     return p - q, low, p - q + math.hypot(high_a - p, q - low_b)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of values (two at least, else the interval is infinite) and its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    mean, n = float(np.mean(values)), len(values)
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else math.inf
+    return mean, mean - half, mean + half
 
 
 def comparison(

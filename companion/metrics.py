@@ -80,7 +80,14 @@ def diversity(pictures) -> float:
     return float(torch.pdist(f).mean())
 
 
-def psnr(a, b) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture of `a` against `b` (N,), after rounding to 8 bits."""
+def psnr(a, b, where: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each picture of `a` against `b` (N,), after rounding to 8 bits.
+
+    Args:
+        where: count only pixels where this mask (N, 1, H, W) or (1, 1, H, W) is 1.
+    """
     a, b = (((pictures_to_tensor(x).clamp(-1, 1) + 1) * 127.5).round() for x in (a, b))
-    return 10 * torch.log10(255**2 / ((a - b) ** 2).mean((1, 2, 3)).clamp_min(1e-10))
+    error = (a - b) ** 2
+    where = torch.ones_like(error) if where is None else where.expand_as(error)
+    mean = (error * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
+    return 10 * torch.log10(255**2 / mean.clamp_min(1e-10))

@@ -341,16 +341,13 @@ def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> It
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     """How many times larger `a` is than `b`, picture by picture: geometric mean, 95 % interval (Student)."""
-    from scipy.stats import t
-
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
             f"{len(a)} and {len(b)} values cannot be compared in pairs; give as many of both, two at least"
         )
     logs = np.log(np.maximum(a, 1e-9)) - np.log(np.maximum(b, 1e-9))
-    half = float(t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
-    middle = float(logs.mean())
-    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+    middle, low, high = ld.mean_interval(logs)
+    return math.exp(middle), math.exp(low), math.exp(high)
 
 
 def pick(rows: Sequence[Any], name: str, evaluations: int) -> Any:
@@ -405,7 +402,7 @@ def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> lis
             continue
         after = [f"{np.mean(row.own):.3f} after {row.steps}" for row in measured]
         text = f"{', '.join(after)}; small is {small:.3f}"
-        found.append(Claim(statement, text, _verdict(*_mean_interval(measured[0].own), small)))
+        found.append(Claim(statement, text, _verdict(*ld.mean_interval(measured[0].own)[1:], small)))
     r, low, high = ratio(pick(rows, "DPM++ 2M Karras", 20).limit, pick(rows, "Euler", 20).limit)
     found.append(
         Claim("DPM++ 2M Karras is fast", f"{r:.2f} of Euler's distance at 20 evaluations", _verdict(low, high))
@@ -418,20 +415,13 @@ def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> lis
         few, many = pick(rows, name, 10), pick(rows, name, 30)
         r = ratio(many.own, few.own)[0]
         # The claim is that the picture is another one for another number of steps.
-        moved, ends = float(np.mean(many.own)), _mean_interval(many.own)
+        moved, *ends = ld.mean_interval(many.own)
         text = (
             f"{moved:.2f} from its picture of {LONG} evaluations after {many.evaluations}, {r:.2f} times as far as "
             f"after {few.evaluations}"
         )
         found.append(Claim(f"{name}: does not converge", text, _verdict(-ends[1], -ends[0], -small)))
     return [*found, *_quality_claims(quality)] if quality else found
-
-
-def _mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:

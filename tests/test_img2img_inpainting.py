@@ -24,7 +24,7 @@ from torch import Tensor
 import companion
 from companion import img2img_inpainting as edit
 from companion import latent_diffusion as ld
-from companion.metrics import pictures_to_tensor
+from companion.metrics import pictures_to_tensor, psnr
 from companion.models import seeded
 from companion.run import run
 from companion.tabletop.caption import parse
@@ -269,11 +269,11 @@ class TestMasks:
         assert float(edit.seam(stepped.transpose(2, 3), mask.transpose(2, 3))[0]) == pytest.approx(12.0, abs=1e-3)
 
     def test_decibels_inside_a_mask(self):
-        a, mask = torch.zeros(1, 3, 32, 32), square()[None, None]
-        b = a + 0.1 * mask + 0.5 * (1 - mask)
-        expected = 20 * np.log10(255 / (0.1 * 127.5))
-        assert float(edit.psnr_where(a, b, mask)[0]) == pytest.approx(expected, abs=1e-3)
-        assert float(edit.psnr_where(a, b, torch.ones_like(mask))[0]) < expected
+        a, mask = -torch.ones(1, 3, 32, 32), square()[None, None]
+        b = a + (12 * mask + 60 * (1 - mask)) / 127.5
+        assert float(psnr(a, b, mask)[0]) == pytest.approx(20 * np.log10(255 / 12), abs=1e-3)
+        assert float(psnr(a, b, 1 - mask)[0]) == pytest.approx(20 * np.log10(255 / 60), abs=1e-3)
+        assert torch.equal(psnr(a, b, torch.ones_like(mask)), psnr(a, b))
 
 
 class TestRepaint:
@@ -326,6 +326,16 @@ class TestRepaint:
         assert len({step.timestep for step in steps}) == 3
         with pytest.raises(ValueError, match="resample=0 takes no step"):
             list(edit.repaint(pipe, picture(), square(), PROMPT, steps=3, resample=0, guidance_scale=1.0))
+
+    def test_it_refuses_a_model_that_was_trained_to_inpaint(self, pipe, nine):
+        inpainter = variant(pipe, StableDiffusionInpaintPipeline, unet=nine)
+        with pytest.raises(ValueError, match="latents alone, 4 channels; this one takes 9: use inpaint"):
+            list(edit.repaint(inpainter, picture(), square(), PROMPT, steps=3, resample=1, guidance_scale=1.0))
+
+    def test_masks_are_one_for_all_or_one_for_each(self, pipe):
+        pictures, masks = torch.stack([picture(0), picture(1)]), torch.stack([square()] * 3)
+        with pytest.raises(ValueError, match="3 masks for 2 pictures"):
+            list(edit.repaint(pipe, pictures, masks, PROMPT, steps=1, resample=1, guidance_scale=1.0))
 
 
 class TestOutpaint:

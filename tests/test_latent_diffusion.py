@@ -310,6 +310,11 @@ class TestShares:
         with pytest.raises(ValueError, match="is no share"):
             ld.interval(*share)
 
+    def test_a_mean_of_few_values_is_known_less_well(self):
+        half = 12.706205 / 2  # Student's t for one degree of freedom, times the standard error of 1 and 2
+        assert ld.mean_interval([1.0, 2.0]) == pytest.approx((1.5, 1.5 - half, 1.5 + half))
+        assert ld.mean_interval([3.0]) == (3.0, -math.inf, math.inf)
+
     def test_a_comparison_says_which_is_higher(self):
         assert ld.comparison("A", 30.0, "B", 28.5, unit="dB", digits=1) == "A is 1.5 dB above B (30.0 dB and 28.5 dB)"
         assert ld.comparison("A", 1.0, "B", 2.0) == "A is 1.00 below B (1.00 and 2.00)"

@@ -81,9 +81,7 @@ class Studio:
         seed: int = -1,
     ) -> tuple[Image.Image, int]:
         """A picture that begins with another one, of which strength 0 keeps all and strength 1 nothing."""
-        given = {"image": self.fit(image), "strength": _within("strength", strength, 0.05, 1.0)}
-        if int(steps * strength) < 1:
-            raise ValueError(f"{steps} steps at strength {strength} leave none to take: take more steps.")
+        given = {"image": self.fit(image), "strength": _strength(strength, steps)}
         return self._run(self.image, prompt, negative, steps, guidance, seed, **given)
 
     def fill(
@@ -102,9 +100,7 @@ class Studio:
         hole = self.fit(mask, what="mask").convert("L").point(lambda value: 255 * (value > 127))
         if hole.getextrema() == (0, 0):
             raise ValueError("Nothing is painted, so there is nothing to fill: paint over a part of the picture.")
-        if int(steps * strength) < 1:
-            raise ValueError(f"{steps} steps at strength {strength} leave none to take: take more steps.")
-        given = {"image": kept, "mask_image": hole, "strength": _within("strength", strength, 0.05, 1.0)}
+        given = {"image": kept, "mask_image": hole, "strength": _strength(strength, steps)}
         given |= {"height": self.size, "width": self.size}
         drawn, seed = self._run(self.hole, prompt, negative, steps, guidance, seed, **given)
         # The decoder changes every pixel a little; what was to stay is put back.
@@ -145,6 +141,13 @@ def _within(name: str, value: float, low: float, high: float) -> float:
     if value is None or not low <= value <= high:
         raise ValueError(f"{name}={value} is outside {low:g} to {high:g}.")
     return value
+
+
+def _strength(strength: float, steps: int) -> float:
+    """The strength, when both it and the steps do, and leave at least one step to take."""
+    if int(_within("steps", steps, 1, MAX_STEPS) * _within("strength", strength, 0.05, 1.0)) < 1:
+        raise ValueError(f"{steps} steps at strength {strength} leave none to take: take more steps.")
+    return strength
 
 
 @contextmanager
