@@ -63,6 +63,7 @@ GUIDE_STEPS = 40
 #: Whose pictures are judged; the others are compared by distances alone.
 JUDGED = (
     "Euler", "Euler a", "Heun Karras", "DDIM", "PLMS", "LMS Karras", "DPM++ 2M Karras", "DPM++ SDE Karras", "UniPC",
+    "UniPC Karras",
 )  # fmt: skip
 
 
@@ -430,6 +431,7 @@ def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
     best = max((row for row in quality if row.evaluations >= most - 1), key=lambda row: sum(row.met))
     cases = (
         ("UniPC: high quality in 5 to 10 steps", "UniPC", 5, 10),
+        ("UniPC on Karras' levels: the same", "UniPC Karras", 5, 10),
         ("DPM++ SDE Karras: good pictures in 8 to 12 steps", "DPM++ SDE Karras", 8, 12),
         ("DDIM: good pictures in 10 to 15 steps", "DDIM", 10, 15),
     )
