@@ -38,6 +38,9 @@ LIGHT = {
     "sunset": ((1.00, 0.46, 0.20), (0.26, 0.22, 0.46), (1.95, 1.28, 0.80), (-1.0, -0.50, 0.50)),
     "night": ((0.13, 0.18, 0.36), (0.010, 0.016, 0.08), (0.46, 0.49, 0.62), (0.60, -0.60, 1.0)),
 }
+#: Radiance of clouds by time.
+CLOUD = {"day": (0.98, 0.98, 1.0), "sunset": (0.95, 0.50, 0.42), "night": (0.085, 0.10, 0.17)}
+SKY = (180, 720)  # rows and columns of the map of the sky above the horizon: half a degree each
 _SEGMENTS = ("sky", "ground")  # then one label a thing
 
 
@@ -96,24 +99,41 @@ def _ply(shape: str) -> str:
     return path
 
 
-@cache
-def _sky(time: str):
-    """A latitude-longitude picture of the sky: a gradient from the horizon up."""
-    mi = _mitsuba()
-    horizon, zenith = (np.array(c) for c in LIGHT[time][:2])
-    rows = np.linspace(1, -1, 64)[:, None]  # sine-like height: up to down
-    up = np.clip(rows, 0, 1) ** 0.55
-    colour = horizon * (1 - up) + zenith * up
-    return mi.Bitmap(np.repeat(colour[:, None], 8, 1).astype(np.float32))
+def _smooth_noise(rng, shape: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
+    """Periodic smooth noise in [0, 1], of `shape`, with so many bumps down and across."""
+    grid = rng.random(cells)
+    (i, u), (j, v) = (_between(n, c) for n, c in zip(shape, cells, strict=True))
+    rows = grid[i] * (1 - u)[:, None] + grid[(i + 1) % cells[0]] * u[:, None]
+    return rows[:, j] * (1 - v) + rows[:, (j + 1) % cells[1]] * v
 
 
-def _smooth_noise(rng, size: int, cells: int) -> np.ndarray:
-    """Periodic smooth noise in [0, 1], (size, size), with `cells` bumps a side."""
-    grid = rng.random((cells, cells))
+def _between(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel the cell that it is in, and how far it is across it, eased in and out."""
     t = np.arange(size) * cells / size
-    i, u = t.astype(int), (lambda f: f * f * (3 - 2 * f))(t % 1)
-    rows = grid[i % cells] * (1 - u)[:, None] + grid[(i + 1) % cells] * u[:, None]
-    return rows[:, i % cells] * (1 - u) + rows[:, (i + 1) % cells] * u
+    f = t % 1
+    return t.astype(int), f * f * (3 - 2 * f)
+
+
+def _sky(time: str, seed: int):
+    """A latitude-longitude picture of the sky: a gradient from the horizon up, with this seed's clouds or stars.
+
+    The camera sees the lowest 12 degrees at most. The rest lights the scene and is mirrored in it.
+    """
+    mi = _mitsuba()
+    rng = np.random.default_rng([seed, 11])
+    horizon, zenith, cloud = (np.array(c) for c in (*LIGHT[time][:2], CLOUD[time]))
+    up = np.linspace(1, 0, SKY[0])[:, None, None]  # from 1 overhead to 0 at the horizon
+    colour = np.repeat(horizon * (1 - up**0.55) + zenith * up**0.55, SKY[1], 1)
+    if time == "night":
+        n = 1500  # about one in 14 square degrees
+        colour[rng.integers(0, SKY[0] - 3, n), rng.integers(0, SKY[1], n)] += 0.5 * rng.random((n, 1)) ** 2
+    noise = sum(0.5**i * _smooth_noise(rng, SKY, (35 * 2**i, 48 * 2**i)) for i in range(3)) / 1.75
+    thick = np.clip((noise - rng.uniform(0.36, 0.80)) / 0.20, 0, 1)[..., None]  # from overcast to clear
+    # None at the very horizon, and none overhead, where they would only change how light it is.
+    thick = 0.9 * thick * thick * (3 - 2 * thick) * np.clip(np.minimum(up / 0.03, (0.5 - up) / 0.3), 0, 1)
+    seen = colour * (1 - thick) + cloud * thick
+    below = np.broadcast_to(horizon, seen.shape)
+    return mi.Bitmap(np.concatenate([seen, below]).astype(np.float32))
 
 
 @cache
@@ -136,15 +156,15 @@ def _ground_texture(place: str):
         return np.where(mortar[..., None], np.array((0.50, 0.45, 0.40)), colour)
     if place == "sand":  # ripples, bent by noise
         y = np.arange(n)[:, None] / n
-        bend = _smooth_noise(rng, n, 4) * 1.3
+        bend = _smooth_noise(rng, (n, n), (4, 4)) * 1.3
         tone = 0.90 + 0.10 * np.sin(2 * np.pi * (y * 14 + bend))
     elif place == "grass":
-        tone = 0.62 + 0.45 * _smooth_noise(rng, n, 10) + 0.30 * _smooth_noise(rng, n, 36)
+        tone = 0.62 + 0.45 * _smooth_noise(rng, (n, n), (10, 10)) + 0.30 * _smooth_noise(rng, (n, n), (36, 36))
     elif place == "snow":
-        tone = 0.86 + 0.16 * _smooth_noise(rng, n, 6)
+        tone = 0.86 + 0.16 * _smooth_noise(rng, (n, n), (6, 6))
     else:
         y = np.arange(n)[:, None] / n
-        bend = _smooth_noise(rng, n, 5) * 2.0
+        bend = _smooth_noise(rng, (n, n), (5, 5)) * 2.0
         tone = 0.80 + 0.35 * np.sin(2 * np.pi * (y * 9 + bend)) ** 2
     return np.clip(np.array(base[place]) * tone[..., None], 0, 0.95)
 
@@ -225,7 +245,7 @@ def _scene_dict(scene: Scene, solids: list[Solid], size: int) -> dict:
         "picture": camera | {"sampler": {"type": "multijitter"}},
         "maps": camera | {"sampler": {"type": "multijitter", "jitter": False}},  # through the middle of each pixel
         "integrator": {"type": "path", "max_depth": 9 if glass else 4, "rr_depth": 10},
-        "sky": {"type": "envmap", "bitmap": _sky(scene.time), "to_world": t4().rotate([1, 0, 0], 90)},
+        "sky": {"type": "envmap", "bitmap": _sky(scene.time, scene.seed), "to_world": t4().rotate([1, 0, 0], 90)},
         "sun": {"type": "directional", "direction": [-v for v in towards], "irradiance": _rgb(light)},
         "ground": {"type": "rectangle", "to_world": t4().scale([GROUND, GROUND, 1]), "bsdf": _ground(mi, scene.place)},
     }  # fmt: skip
