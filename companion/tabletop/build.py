@@ -42,6 +42,7 @@ BUILD = ROOT / "build"
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all; a finished run goes on when this is raised.")]
 Count = Annotated[int, typer.Option(min=1, help="Training renders to use.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")]
+Bfloat16 = Annotated[bool, typer.Option(help="Faster on CPUs with AVX-512 BF16, slower on others.")]
 
 
 def _threads(n: int) -> None:
@@ -186,7 +187,15 @@ def adopt(folder: Folder = BUILD) -> None:
 
 @app.command()
 def vae(
-    steps: Steps = 1700, count: Count = 5500, folder: Folder = BUILD, threads: Threads = 0, every: float = 120.0
+    steps: Steps = 1700,
+    count: Count = 5500,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 8,
+    lr: float = 2e-3,
+    warm: Annotated[int, typer.Option(help="Steps in which the halves learn apart; 0 after `adopt`.")] = 500,
+    bfloat16: Bfloat16 = False,
 ) -> None:
     """Train the autoencoder."""
     from companion.metrics import psnr
@@ -201,13 +210,21 @@ def vae(
         grid([*held[:8], *again[:8]]).save(folder / "vae.png")
         return f"PSNR {psnr(again, held).mean():.2f} dB"
 
-    run = train_vae(pictures, steps, folder / "vae.safetensors", folder / "vae.jsonl", every=every)
+    run = train_vae(
+        pictures, steps, folder / "vae.safetensors", folder / "vae.jsonl", lr=lr, batch=batch, warm=warm,
+        bfloat16=bfloat16, every=every,
+    )  # fmt: skip
     _follow(run, steps, "vae", show)
 
 
 @app.command()
 def decoder(
-    steps: Steps = 1500, count: Count = 6000, folder: Folder = BUILD, threads: Threads = 0, every: float = 120.0
+    steps: Steps = 1500,
+    count: Count = 6000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    bfloat16: Bfloat16 = False,
 ) -> None:
     """Train the autoencoder's decoder further; the latents, and the U-Net that was trained on them, stay valid."""
     from companion.metrics import psnr
@@ -224,7 +241,9 @@ def decoder(
         return f"PSNR {psnr(again, held).mean():.2f} dB"
 
     model = load_weights(folder / "vae.safetensors", make_vae())
-    run = train_decoder(pictures, model, steps, folder / "decoder.safetensors", folder / "decoder.jsonl", every=every)
+    run = train_decoder(
+        pictures, model, steps, folder / "decoder.safetensors", folder / "decoder.jsonl", bfloat16=bfloat16, every=every
+    )
     _follow(run, steps, "decoder", show)
 
 
@@ -355,7 +374,7 @@ def unet(
     batch: int = 48,
     lr: float = 1e-3,
     words: Annotated[bool, typer.Option(help="Let the text encoder learn too.")] = True,
-    bfloat16: Annotated[bool, typer.Option(help="Faster on CPUs with AVX-512 BF16, slower on others.")] = False,
+    bfloat16: Bfloat16 = False,
 ) -> None:
     """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
     from companion.tabletop.clip import make_clip

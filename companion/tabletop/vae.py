@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -92,7 +93,9 @@ def pca(pictures: Tensor, components: int = 4, most: int = 2000) -> Callable[[Te
     return lambda x: ((patches(x) - mean) @ project).permute(0, 3, 1, 2)
 
 
-def vae_loss(pictures: Tensor, warm: int, batch: int = 8, size: int = 64, whole_every: int = 6) -> Callable:
+def vae_loss(
+    pictures: Tensor, warm: int, batch: int = 8, size: int = 64, whole_every: int = 6, bfloat16: bool = False
+) -> Callable:
     """The loss of a step: squared error plus a little KL divergence; each `whole_every`-th step sees whole pictures.
 
     In the first `warm` steps the two halves learn apart: the encoder to give the principal components of patches, the
@@ -102,13 +105,17 @@ def vae_loss(pictures: Tensor, warm: int, batch: int = 8, size: int = 64, whole_
 
     def loss(vae: AutoencoderKL, generator: torch.Generator, step: int) -> Tensor:
         x = batch_of(pictures, generator, step, batch, size, whole_every)
-        posterior = vae.encode(x).latent_dist
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            moments = vae.quant_conv(vae.encoder(x)).float()
+        posterior = DiagonalGaussianDistribution(moments)
         noise = torch.randn(posterior.mean.shape, generator=generator)
         if step < warm:
             z = linear(x)
             halves = F.mse_loss(posterior.mean, z) + 0.01 * ((posterior.logvar + 6) ** 2).mean()
             return F.mse_loss(vae.decode(z + 0.05 * noise).sample, x) + halves
-        y = vae.decode(posterior.mean + posterior.std * noise).sample
+        z = posterior.mean + posterior.std * noise
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            y = vae.decode(z).sample.float()
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return F.mse_loss(y, x) + KL_WEIGHT * kl
 
@@ -118,13 +125,18 @@ def vae_loss(pictures: Tensor, warm: int, batch: int = 8, size: int = 64, whole_
 def train_vae(
     pictures, steps: int, checkpoint: Path | None = None, log: Path | None = None, *, lr: float = 2e-3, batch: int = 8,
     warm: int = 500,
-    seed: int = 0, config: dict | None = None, **kwargs,
+    bfloat16: bool = False, seed: int = 0, config: dict | None = None, **kwargs,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:  # fmt: skip
-    """Train the autoencoder on uint8 pictures (N, H, W, 3); yields progress and the moving average."""
+    """Train the autoencoder on uint8 pictures (N, H, W, 3); yields progress and the moving average.
+
+    Args:
+        warm: steps in which the two halves learn apart (see `vae_loss`); 0 for weights that have learned already.
+        bfloat16: multiply in bfloat16: 1.4 times as fast on CPUs with AVX-512 BF16, slower on others.
+    """
     vae = make_vae(seed, **(config or {}))
     ema = ema_copy(vae)
     optimizer = muon(vae, lr, apart=("conv_in", "conv_out."))
-    loss = vae_loss(torch.as_tensor(pictures), warm, batch)
+    loss = vae_loss(torch.as_tensor(pictures), warm, batch, bfloat16=bfloat16)
     for progress in train(
         vae,
         loss,
@@ -145,7 +157,7 @@ def train_vae(
 def train_decoder(
     pictures, vae: AutoencoderKL, steps: int, checkpoint: Path | None = None, log: Path | None = None, *,
     lr: float = 2e-3,
-    batch: int = 8, seed: int = 1, **kwargs,
+    batch: int = 8, bfloat16: bool = False, seed: int = 1, **kwargs,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:  # fmt: skip
     """Train the decoder of a trained autoencoder further, its encoder frozen: sharper pictures of the same latents.
 
@@ -161,7 +173,9 @@ def train_decoder(
         with torch.no_grad():
             z = model.encode(x).latent_dist.mean
         noise = torch.randn(z.shape, generator=generator)
-        return F.mse_loss(model.decode(z + 0.03 * z.std() * noise).sample, x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            y = model.decode(z + 0.03 * z.std() * noise).sample.float()
+        return F.mse_loss(y, x)
 
     ema = ema_copy(vae)
     optimizer = muon(vae, lr, apart=("conv_in", "conv_out."))
