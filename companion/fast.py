@@ -157,8 +157,8 @@ def session(part: nn.Module, threads: int | None = None) -> InferenceSession:
         raise LookupError(f"the weights are no longer those of {folder}: draw with the pipeline itself")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    # Threads that wait by spinning pass the work on fastest, as long as a pass of the network lasts. Between passes they
-    # must stop: they would take the cores from torch, which does the rest.
+    # Threads that wait by spinning pass the work on fastest while a pass of the network lasts. Between passes they must
+    # stop: they would take the cores from torch, which does the rest.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
