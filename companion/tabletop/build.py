@@ -474,7 +474,7 @@ def half_way(model, vae, words, count: int = 256) -> dict[str, float]:
 
 @app.command()
 def publish(folder: Folder = BUILD) -> None:
-    """Put the finished parts into data/: the pipeline, CLIP, the judge, the cached latents, and the checksums."""
+    """Put the finished parts into data/: pipeline, CLIP, judge, held-out renders, cached latents, and the checksums."""
     from companion.fast import write_graphs
     from companion.judge import Judge
     from companion.tabletop import pipeline, samples
@@ -493,12 +493,31 @@ def publish(folder: Folder = BUILD) -> None:
     pipeline.save_clip(towers, text, MODELS / "clip")
     if (folder / "judge.safetensors").exists():
         load_weights(folder / "judge.safetensors", Judge()).save(MODELS / "judge")
+    for name in dataset.build(folder / "renders", "val", 500):
+        typer.echo(f"drawn {name}")
+    held = dataset.read(folder / "renders", "val", ("picture",), 256)["picture"]
+    samples.save_held_out(held, dataset.scenes(folder / "renders", "val", 256))
     few = 1500
     samples.save_latents(cached(folder, 8, few), dataset.scenes(folder / "renders", "train", few))
     from companion.files import write_checksums
 
     write_checksums(MODELS)
     typer.echo(f"published to {MODELS}")
+
+
+@app.command()
+def strip(
+    stages: Annotated[list[str], typer.Argument(help="Commits whose published weights draw a row each, oldest first.")],
+    names: Annotated[str, typer.Option(help="What to call them, with commas between.")] = "",
+) -> None:
+    """Draw the same prompts with the weights of several commits: what training changed, as data/models/strip.png."""
+    from companion.tabletop.report import strip as draw
+
+    called = [name.strip() for name in names.split(",")] if names else stages
+    if len(called) != len(stages):
+        raise typer.BadParameter(f"{len(called)} names for {len(stages)} commits; give one for each")
+    with written(MODELS / "strip.png") as image:
+        draw(dict(zip(called, stages, strict=True))).save(image, "PNG", optimize=True)
 
 
 @app.command()

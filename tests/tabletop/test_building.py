@@ -24,7 +24,7 @@ from companion.tabletop.muon import Muon, muon, orthogonalise
 from companion.tabletop.samples import held_out
 from companion.tabletop.scene import KINDS
 from companion.tabletop.unet import SCHEDULE, Conditioned, make_unet, min_snr_weight, unet_loss
-from companion.tabletop.vae import make_vae, patches, pca, to_tensor
+from companion.tabletop.vae import make_vae, patches, pca, to_tensor, vae_loss
 from companion.training import ema_copy, learning_rate, train
 
 
@@ -245,6 +245,35 @@ def test_bfloat16_gives_nearly_the_gradient_of_single_precision(tmp_path):
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
+def test_the_autoencoder_s_bfloat16_gradient_is_nearly_that_of_single_precision():
+    pictures, gradients = torch.as_tensor(held_out(8)[0]), []
+    for bfloat16 in (False, True):
+        vae = make_vae()
+        vae_loss(pictures, 0, bfloat16=bfloat16)(vae, torch.Generator().manual_seed(1), 1).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in vae.parameters()]))
+    assert gradients[1].dtype == torch.float32
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+def test_the_report_s_table_says_which_bars_are_reached():
+    from companion.tabletop.report import table
+
+    lines = table({"vae_psnr_db": 33.0, "frechet_ratio": 3.0, "clip_top1": 0.5, "load_seconds": 11.0}).splitlines()
+    assert lines[2:] == [
+        "| VAE: PSNR on 256 held-out renders | 33.00 dB | 34.00 dB ✗ | 32.00 dB ✓ |",
+        "| CLIP: picture finds its caption among 256 held-out | 50.0% |  |  |",
+        "| ... the first over the second | 3.0 | 3.0 ✓ | 6.0 ✓ |",
+        "| Import and load | 11.0 s |  | 10.0 s ✗ |",
+    ]
+
+
+def test_a_strip_needs_the_weights_of_its_commits():
+    from companion.tabletop.report import strip
+
+    with pytest.raises(ValueError, match="git has no data/models/tabletop of commit 'nowhere'"):
+        strip({"first": "nowhere"})
+
+
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory):
     """A folder of renders made from the held-out pictures the course ships, for training a few steps."""
@@ -297,7 +326,7 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
 
     count, steps = ("--count", "32"), 12
     commands = [
-        ("vae", "--steps", str(steps), *count),
+        ("vae", "--steps", str(steps), "--bfloat16", *count),
         ("decoder", "--steps", str(steps), *count),
         ("clip", "--steps", str(steps), "--batch", "8", *count),
         ("judge", "--steps", str(steps), "--batch", "4", *count),

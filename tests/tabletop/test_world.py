@@ -237,6 +237,20 @@ def test_depth_and_normals_of_the_ground_and_the_ball_are_exact():
 
 
 @needs_mitsuba
+@pytest.mark.parametrize("time", TIMES)
+def test_a_sky_has_its_seed_s_clouds_and_no_other_light_below_the_horizon(time):
+    a, b, c = (np.array(render._sky(time, seed)) for seed in (4, 4, 8))
+    horizon, zenith = render.LIGHT[time][:2]
+    rows = render.SKY[0]
+    assert a.shape == (2 * rows, render.SKY[1], 3) and np.array_equal(a, b) and not np.array_equal(a, c)
+    assert np.allclose(a[rows - 1 :], horizon, atol=1e-6), "clouds touch the horizon, or are below it"
+    assert np.allclose(np.median(a[0], 0), zenith, atol=1e-6), "clouds are overhead"
+    clear = np.median(a[: rows // 2], 1)  # half of all rows have none
+    brighter = (a[: rows // 2].max(-1) > clear.max(-1)[:, None] + 0.02).mean()
+    assert (0 < brighter < 0.01) == (time == "night"), "stars are few, and seen at night alone"
+
+
+@needs_mitsuba
 def test_a_red_ball_is_red_and_where_it_was_put():
     scene = one("ball")
     r = render.render(scene)
