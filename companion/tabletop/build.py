@@ -398,9 +398,9 @@ def unet(
         sheet = folder / "samples" / f"{name}-{step:06d}.png"
         sheet.parent.mkdir(exist_ok=True)
         grid(sketch(ema, model_vae, text, size)).save(sheet)
-        if size == 8 or step % 500:
+        if step % 500:
             return f"samples in {sheet.name}"
-        found = half_way(ema, model_vae, text)
+        found = half_way(ema, model_vae, text, size)
         with (folder / f"{name}-measured.jsonl").open("a") as f:
             f.write(json.dumps({"step": step, **found}) + "\n")
         return ", ".join(f"{k} {v:.3f}" for k, v in found.items())
@@ -454,10 +454,11 @@ def sketch(
     return vae.decode(x / vae.config.scaling_factor).sample
 
 
-def half_way(model, vae, words, count: int = 256) -> dict[str, float]:
+def half_way(model, vae, words, size: int = 16, count: int = 256) -> dict[str, float]:
     """Measures of a half-trained model: Fréchet distance to the held-out renders of the course, and prompts met.
 
-    So few pictures make the distance large even between renders: it is there to be seen falling.
+    So few pictures make the distance large even between renders: it is there to be seen falling. Pictures of 64 pixels
+    (size 8) are enlarged for the judge: compare them with each other alone.
     """
     from companion.metrics import frechet, picture_features, prompt_accuracy
     from companion.tabletop.caption import Wish, caption
@@ -465,7 +466,9 @@ def half_way(model, vae, words, count: int = 256) -> dict[str, float]:
 
     renders, scenes = held_out(count)
     prompts = [caption(s) for s in scenes]
-    drawn = torch.cat([sketch(model, vae, words, 16, prompts[i : i + 32], seed=i) for i in range(0, count, 32)])
+    drawn = torch.cat([sketch(model, vae, words, size, prompts[i : i + 32], seed=i) for i in range(0, count, 32)])
+    if size != 16:
+        drawn = torch.nn.functional.interpolate(drawn, size=(128, 128), mode="bicubic", antialias=True)
     met = prompt_accuracy(drawn, [Wish.of(s) for s in scenes])
     return {"frechet": round(frechet(picture_features(drawn), picture_features(renders)), 3)} | {
         k: round(v, 3) for k, v in met.items()
