@@ -3,11 +3,13 @@
     renders    draw a split of the world                  build/renders/<split>-*.npz
     adopt      start from the published weights           build/*.safetensors, where there are none
     vae        the autoencoder                            build/vae.safetensors
+    decoder    its decoder alone, further                 build/decoder.safetensors
     clip       the two towers                             build/clip.safetensors
     judge      the judge                                  build/judge.safetensors
     unet       the noise predictor, 8 x 8 then 16 x 16    build/unet8.safetensors, build/unet16.safetensors
     publish    the finished parts                         data/models/, data/tabletop/
     report     the measures of what is published          data/models/report.json, README.md, sheet.png
+    strip      what the weights of several commits draw   data/models/strip.png
 
 Checkpoints, logs (JSON lines) and sample sheets stand in build/ (or the folder that COMPANION_BUILD names), which git
 ignores.
@@ -30,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from companion import DATA, ROOT
 from companion.files import written
 from companion.tabletop import dataset
-from companion.tabletop.scene import SPLITS, sample_scene
+from companion.tabletop.scene import SPLITS, Scene, sample_scene
 
 app = typer.Typer(
     no_args_is_help=True, help="Make the miniature world and its models again.", pretty_exceptions_enable=False
@@ -203,7 +205,7 @@ def vae(
 
     _threads(threads)
     pictures = dataset.read(folder / "renders", "train", ("picture",), count)["picture"]
-    held = _held_out(64)
+    held = _validation(folder, 64)[0]
 
     def show(step: int, ema) -> str:
         again = rebuild(ema, held)
@@ -233,7 +235,7 @@ def decoder(
 
     _threads(threads)
     pictures = dataset.read(folder / "renders", "train", ("picture",), count)["picture"]
-    held = _held_out(64)
+    held = _validation(folder, 64)[0]
 
     def show(step: int, ema) -> str:
         again = rebuild(ema, held)
@@ -247,10 +249,10 @@ def decoder(
     _follow(run, steps, "decoder", show)
 
 
-def _held_out(n: int) -> np.ndarray:
-    from companion.tabletop.samples import held_out
-
-    return held_out(n)[0]
+def _validation(folder: Path, n: int) -> tuple[np.ndarray, list[Scene]]:
+    """The first `n` renders of the split "val" (or as many as there are) and their scenes."""
+    pictures = dataset.read(folder / "renders", "val", ("picture",))["picture"]
+    return pictures[:n], dataset.scenes(folder / "renders", "val")[:n]
 
 
 @app.command()
@@ -264,12 +266,11 @@ def clip(
 ) -> None:
     """Train the two towers."""
     from companion.tabletop.clip import retrieval, small, train_clip
-    from companion.tabletop.samples import held_out
 
     _threads(threads)
     pictures = small(dataset.read(folder / "renders", "train", ("picture",), count)["picture"])
     scenes = dataset.scenes(folder / "renders", "train", count)
-    held, held_scenes = held_out(256)
+    held, held_scenes = _validation(folder, 256)
     words = tokenizer(folder)
 
     def show(step: int, ema) -> str:
