@@ -5,8 +5,8 @@
 Both measure how far samplers are from their own limit after a few evaluations of the model. The loop takes a stock
 pipeline for each sampler, draws picture by picture, and finds each sampler's limit by many of its own steps. The sweep
 draws all pictures as one batch on the fast path, and shares the limit: deterministic samplers solve one equation, so
-one long run stands for all of them. What each of the two gains is printed too. (The distances differ a little where many of
-a sampler's own steps are not its limit yet: Euler's 60, for one.)
+one long run stands for all of them. What each of the two gains is printed too. (The distances differ a little where a
+sampler's many own steps are not its limit yet: Euler's 60, for one.)
 """
 
 from __future__ import annotations
