@@ -12,7 +12,7 @@ from companion import DATA
 from companion.fast import GRAPH, WEIGHTS, Fast, faster
 from companion.models import find, seeded
 
-pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
 PROMPT = "a gold robot left of a blue house on snow at sunset"
 SETTINGS = find("tabletop").settings | {"num_inference_steps": 6}
 
@@ -63,6 +63,15 @@ def test_large_batches_and_other_sizes(pipe, fast):
         assert torch.allclose(fast.noise_pred(z, 20, fast.states(PROMPT)), stock, atol=1e-4)
         decoded = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
     assert torch.allclose(fast.decode(z), decoded, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_samples_come_back_in_their_order(pipe, threads):
+    x, t = torch.randn(5, 4, 16, 16, generator=seeded(0)), torch.tensor([0.0, 20.0, 500.0, 900.0, 999.0])
+    fast = Fast(pipe, threads)
+    states = torch.cat([fast.states(p) for p in ("", "a cat", "a red ball", "a gold robot on snow", PROMPT)])
+    with torch.no_grad():
+        assert torch.allclose(fast.noise_pred(x, t, states), pipe.unet(x, t, states).sample, atol=1e-4)
 
 
 def test_changed_weights_draw_with_torch():
