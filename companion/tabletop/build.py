@@ -399,7 +399,7 @@ def unet(
         sheet = folder / "samples" / f"{name}-{step:06d}.png"
         sheet.parent.mkdir(exist_ok=True)
         grid(sketch(ema, model_vae, text, size)).save(sheet)
-        if step % 500:
+        if step % MEASURED and step != steps:
             return f"samples in {sheet.name}"
         found = half_way(ema, model_vae, text, size)
         with (folder / f"{name}-measured.jsonl").open("a") as f:
@@ -423,6 +423,7 @@ def text_tower(towers):
     return model
 
 
+MEASURED = 1000  # steps between two measurements of a half-trained U-Net: they take a minute or two
 SKETCH_PROMPTS = (
     "a red ball on grass by day", "a green robot on snow by day", "a blue house on sand at sunset",
     "a yellow cone on brick by day",
@@ -478,11 +479,15 @@ def half_way(model, vae, words, size: int = 16, count: int = 256) -> dict[str, f
 
 @app.command()
 def publish(folder: Folder = BUILD) -> None:
-    """Put the finished parts into data/: pipeline, CLIP, judge, held-out renders, cached latents, and the checksums."""
+    """Put the finished parts into data/: pipeline, CLIP, judge, held-out renders, cached latents, the logs of their
+    training, and the checksums.
+    """
     from companion.fast import write_graphs
+    from companion.files import write_checksums
     from companion.judge import Judge
     from companion.tabletop import pipeline, samples
     from companion.tabletop.clip import make_clip
+    from companion.tabletop.report import LOGS
     from companion.tabletop.unet import Conditioned, make_unet
     from companion.training import load_weights
 
@@ -503,8 +508,9 @@ def publish(folder: Folder = BUILD) -> None:
     samples.save_held_out(held, dataset.scenes(folder / "renders", "val", 256))
     few = 1500
     samples.save_latents(cached(folder, 8, few), dataset.scenes(folder / "renders", "train", few))
-    from companion.files import write_checksums
-
+    for log in sorted(folder.glob("*.jsonl")):
+        with written(LOGS / log.name) as temporary:
+            temporary.write_bytes(log.read_bytes())
     write_checksums(MODELS)
     typer.echo(f"published to {MODELS}")
 

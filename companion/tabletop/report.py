@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from companion.models import find
 from companion.tabletop import dataset
 from companion.tabletop.caption import Wish, caption
 from companion.tabletop.scene import SPLITS, Scene, sample_scene
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MODELS = DATA / "models"
 #: key: (what it is, how it is shown, its goal, the least that it must reach, whether more is better)
@@ -256,14 +260,52 @@ def strip(stages: dict[str, str]) -> Image.Image:
     return out
 
 
+LOGS = MODELS / "training"
+
+
+def curves(logs: Path = LOGS) -> dict[str, Figure]:
+    """The last sitting's training as figures by name, from its logs: the losses, and what the half-trained U-Net drew.
+
+    Raises FileNotFoundError when there are no logs.
+    """
+    from companion import figures
+
+    lines = {p.stem: [json.loads(line) for line in p.read_text().splitlines()] for p in sorted(logs.glob("*.jsonl"))}
+    measured = {name: lines.pop(name) for name in list(lines) if name.endswith("-measured")}
+    if not lines:
+        raise FileNotFoundError(f"{logs} has no logs; `companion build publish` puts those of a build folder there")
+    made = {
+        "loss": figures.curves(
+            {name: [row["seconds"] / 60 for row in rows] for name, rows in lines.items()},
+            {name: [row["loss"] / rows[0]["loss"] for row in rows] for name, rows in lines.items()},
+            title="The last sitting: what training did to each loss", x_label="minutes of training",
+            y_label="loss / its first value",
+            caption="Means of a hundred steps each, over the mean of the first hundred.",
+        )
+    }  # fmt: skip
+    for name, rows in measured.items():
+        made[name] = figures.curves(
+            [row["step"] for row in rows],
+            {"Fréchet distance": [row["frechet"] for row in rows], "all of the prompt": [row["all"] for row in rows]},
+            title="The same U-Net, half-trained: 256 pictures of held-out prompts", x_label="steps",
+            y_label="distance; share of prompts", points=True,
+            caption="So few pictures lie far from renders even when they are good: see how the distance falls, not how "
+            "large it is.",
+        )  # fmt: skip
+    return made
+
+
 def write(found: dict[str, float], folder: Path) -> None:
-    """Write report.json, the table in README.md (between its marks), and sheet.png, in data/models."""
+    """Write report.json, the table in README.md (between its marks), sheet.png and the curves, in data/models."""
     path = MODELS / "README.md"
     text = path.read_text()
     start, end = "<!-- report -->", "<!-- /report -->"
     text = text[: text.index(start) + len(start)] + "\n" + table(found) + "\n" + text[text.index(end) :]
     with written(MODELS / "sheet.png") as image:
         sheet(load_tabletop()).save(image, "PNG", optimize=True)
+    for name, figure in (curves() if LOGS.is_dir() else {}).items():
+        with written(LOGS / f"{name}.png") as image:
+            figure.savefig(image, format="png")
     for name, data in (("report.json", json.dumps(found, indent=2) + "\n"), ("README.md", text)):
         with written(MODELS / name) as temporary:
             temporary.write_text(data, encoding="utf-8")

@@ -267,6 +267,24 @@ def test_the_report_s_table_says_which_bars_are_reached():
     ]
 
 
+def test_curves_are_those_of_the_logs(tmp_path):
+    from companion.tabletop.report import curves
+
+    with pytest.raises(FileNotFoundError, match="has no logs; `companion build publish`"):
+        curves(tmp_path)
+    for name, rows in {
+        "vae": [{"step": 100, "loss": 0.5, "seconds": 60}, {"step": 200, "loss": 0.25, "seconds": 180}],
+        "unet16-measured": [{"step": 1000, "frechet": 0.4, "all": 0.7}, {"step": 2000, "frechet": 0.3, "all": 0.8}],
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = curves(tmp_path)
+    drawn = {k: [line.get_xydata().tolist() for line in figure.axes[0].lines] for k, figure in made.items()}
+    assert drawn == {
+        "loss": [[[1, 1], [3, 0.5]]],
+        "unet16-measured": [[[1000, 0.4], [2000, 0.3]], [[1000, 0.7], [2000, 0.8]]],
+    }
+
+
 def test_a_strip_needs_the_weights_of_its_commits():
     from companion.tabletop.report import strip
 
