@@ -254,11 +254,13 @@ def _half(x: Tensor, size: int) -> Tensor:
     return x[:, step // 2 :: step, step // 2 :: step]
 
 
-def judge_loss(judge: Judge, pictures: Tensor, target: dict[str, Tensor]) -> Tensor:
+def judge_loss(judge: Judge, pictures: Tensor, target: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
     """Cross-entropies of the attributes plus the errors of the maps, for pictures (B, 3, H, W) in [-1, 1] and
     `targets` of renders at 128 px.
     """
-    out = judge(pictures)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        out = judge(pictures)
+    out = {k: v.float() for k, v in out.items()}
     loss = sum(F.cross_entropy(out[k], target[k]) for k in ("place", "time", "count"))
     # Sums over the answers that exist (not means, which are undefined when a batch has none).
     loss = loss + F.cross_entropy(out["front"], target["front"], reduction="sum") / len(pictures)
@@ -297,7 +299,7 @@ COLUMNS = ("picture", "depth", "normals", "segments", "joints", "boxes")
 def train_judge(
     renders: Path, count: int, steps: int, checkpoint: Path | None = None, log: Path | None = None, *,
     lr: float = 1e-3, batch: int = 24,
-    seed: int = 0, **kwargs,
+    bfloat16: bool = False, seed: int = 0, **kwargs,
 ) -> Iterator[tuple[Progress, Judge]]:  # fmt: skip
     """Train on `count` renders of "train" and all of "pairs" in the folder `renders`; yields progress and the moving
     average.
@@ -317,7 +319,7 @@ def train_judge(
         index = torch.randint(len(pictures), (batch,), generator=generator)
         x = pictures[index].permute(0, 3, 1, 2).float() / 127.5 - 1
         x = x + augment(x, generator)
-        return judge_loss(model, x, {k: v[index] for k, v in target.items()})
+        return judge_loss(model, x, {k: v[index] for k, v in target.items()}, bfloat16)
 
     optimizer = muon(judge, lr, apart=("stem", "heads", "head.", "query", "where"), weight_decay=0.01)
     for progress in train(

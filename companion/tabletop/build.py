@@ -198,6 +198,7 @@ def vae(
     lr: float = 2e-3,
     warm: Annotated[int, typer.Option(help="Steps in which the halves learn apart; 0 after `adopt`.")] = 500,
     bfloat16: Bfloat16 = False,
+    equivariance: Annotated[float, typer.Option(help="Weight of the error after shrinking the latents.")] = 0.0,
 ) -> None:
     """Train the autoencoder."""
     from companion.metrics import psnr
@@ -214,7 +215,7 @@ def vae(
 
     run = train_vae(
         pictures, steps, folder / "vae.safetensors", folder / "vae.jsonl", lr=lr, batch=batch, warm=warm,
-        bfloat16=bfloat16, every=every,
+        bfloat16=bfloat16, equivariance=equivariance, every=every,
     )  # fmt: skip
     _follow(run, steps, "vae", show)
 
@@ -290,14 +291,16 @@ def judge(
     threads: Threads = 0,
     every: float = 120.0,
     batch: int = 20,
+    bfloat16: Bfloat16 = False,
 ) -> None:
     """Train the judge, on training renders and on renders of the withheld pairs."""
     from companion.judge import train_judge
 
     _threads(threads)
     run = train_judge(
-        folder / "renders", count, steps, folder / "judge.safetensors", folder / "judge.jsonl", batch=batch, every=every
-    )
+        folder / "renders", count, steps, folder / "judge.safetensors", folder / "judge.jsonl", batch=batch,
+        bfloat16=bfloat16, every=every,
+    )  # fmt: skip
 
     def show(step: int, ema) -> str:
         return ", ".join(f"{k} {v:.3f}" for k, v in judge_accuracy(ema, folder, "val").items())
@@ -376,6 +379,7 @@ def unet(
     lr: float = 1e-3,
     words: Annotated[bool, typer.Option(help="Let the text encoder learn too.")] = True,
     bfloat16: Bfloat16 = False,
+    min_snr: Annotated[float, typer.Option(help="Signal-to-noise ratio above which an error counts less.")] = 5.0,
 ) -> None:
     """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
     from companion.tabletop.clip import make_clip
@@ -394,6 +398,7 @@ def unet(
     begun = (folder / f"{name}.safetensors").exists()  # killed before, or adopted
     start = folder / "unet8.safetensors" if size == 16 and not begun else None
     model_vae = _trained_vae(folder)
+    held = _validation(folder, 256)
 
     def show(step: int, ema) -> str:
         sheet = folder / "samples" / f"{name}-{step:06d}.png"
@@ -401,7 +406,7 @@ def unet(
         grid(sketch(ema, model_vae, text, size)).save(sheet)
         if step % MEASURED and step != steps:
             return f"samples in {sheet.name}"
-        found = half_way(ema, model_vae, text, size)
+        found = half_way(ema, model_vae, text, held, size)
         with (folder / f"{name}-measured.jsonl").open("a") as f:
             f.write(json.dumps({"step": step, **found}) + "\n")
         return ", ".join(f"{k} {v:.3f}" for k, v in found.items())
@@ -409,7 +414,7 @@ def unet(
     run = train_unet(
         latent, scenes, text, encoder, steps, folder / f"{name}.safetensors", folder / f"{name}.jsonl",
         start_from=start, batch=batch, lr=lr,
-        train_text=words, bfloat16=bfloat16, every=every,
+        train_text=words, bfloat16=bfloat16, min_snr=min_snr, every=every,
     )  # fmt: skip
     _follow(run, steps, name, show, 250)
 
@@ -456,19 +461,20 @@ def sketch(
     return vae.decode(x / vae.config.scaling_factor).sample
 
 
-def half_way(model, vae, words, size: int = 16, count: int = 256) -> dict[str, float]:
-    """Measures of a half-trained model: Fréchet distance to the held-out renders of the course, and prompts met.
+def half_way(model, vae, words, held: tuple[np.ndarray, list[Scene]], size: int = 16) -> dict[str, float]:
+    """Measures of a half-trained model: Fréchet distance to held-out renders (N, 128, 128, 3), and prompts met.
 
     So few pictures make the distance large even between renders: it is there to be seen falling. Pictures of 64 pixels
     (size 8) are enlarged for the judge: compare them with each other alone.
     """
     from companion.metrics import frechet, picture_features, prompt_accuracy
     from companion.tabletop.caption import Wish, caption
-    from companion.tabletop.samples import held_out
 
-    renders, scenes = held_out(count)
+    renders, scenes = held
     prompts = [caption(s) for s in scenes]
-    drawn = torch.cat([sketch(model, vae, words, size, prompts[i : i + 32], seed=i) for i in range(0, count, 32)])
+    drawn = torch.cat(
+        [sketch(model, vae, words, size, prompts[i : i + 32], seed=i) for i in range(0, len(prompts), 32)]
+    )
     if size != 16:
         drawn = torch.nn.functional.interpolate(drawn, size=(128, 128), mode="bicubic", antialias=True)
     met = prompt_accuracy(drawn, [Wish.of(s) for s in scenes])

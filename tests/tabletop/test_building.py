@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from companion.judge import FRONT, Judge, Reading, find_joints, targets
+from companion.judge import FRONT, Judge, Reading, find_joints, judge_loss, targets
 from companion.metrics import frechet, psnr
 from companion.tabletop import dataset
 from companion.tabletop.build import text_tower, tokenizer
@@ -24,7 +24,7 @@ from companion.tabletop.muon import Muon, muon, orthogonalise
 from companion.tabletop.samples import held_out
 from companion.tabletop.scene import KINDS
 from companion.tabletop.unet import SCHEDULE, Conditioned, make_unet, min_snr_weight, unet_loss
-from companion.tabletop.vae import make_vae, patches, pca, to_tensor, vae_loss
+from companion.tabletop.vae import batch_of, make_vae, patches, pca, to_tensor, vae_loss
 from companion.training import ema_copy, learning_rate, train
 
 
@@ -141,6 +141,7 @@ def test_min_snr_weight_by_hand():
     snr = a[t] / (1 - a[t])
     assert torch.allclose(min_snr_weight(a, t), torch.minimum(snr, torch.tensor(5.0)) / snr)
     assert min_snr_weight(a, t)[2] == 1
+    assert (min_snr_weight(a, t, float("inf")) == 1).all()
 
 
 def test_frechet_of_gaussians_is_the_closed_form():
@@ -189,16 +190,21 @@ def test_what_a_reading_meets_of_a_prompt(prompt, seen, wrong):
     assert result["all"] == (not wrong)
 
 
+def flat_maps(n: int, size: int = 128) -> dict[str, np.ndarray]:
+    """Maps of `n` renders in which nothing is to be seen, but for boxes that are all different."""
+    return {
+        "segments": np.full((n, size, size), 2, np.uint8),
+        "depth": np.ones((n, size, size), np.float16),
+        "normals": np.zeros((n, size, size, 3), np.int8),
+        "joints": np.zeros((n, 2, 11, 3), np.float32),
+        "boxes": np.arange(n * 8, dtype=np.float32).reshape(n, 2, 4),
+    }
+
+
 def test_the_targets_of_the_judge_go_from_left_to_right():
     scenes = held_out(60)[1]
     size = 128
-    columns = {
-        "segments": np.full((60, size, size), 2, np.uint8),
-        "depth": np.ones((60, size, size), np.float16),
-        "normals": np.zeros((60, size, size, 3), np.int8),
-        "joints": np.zeros((60, 2, 11, 3), np.float32),
-        "boxes": np.arange(60 * 8, dtype=np.float32).reshape(60, 2, 4),
-    }
+    columns = flat_maps(60)
     t = targets(columns, scenes)
     for i, s in enumerate(scenes):
         left = min(s.things, key=lambda th: th.x)
@@ -253,6 +259,37 @@ def test_the_autoencoder_s_bfloat16_gradient_is_nearly_that_of_single_precision(
         gradients.append(torch.cat([p.grad.flatten() for p in vae.parameters()]))
     assert gradients[1].dtype == torch.float32
     assert torch.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+def test_the_judge_s_bfloat16_gradient_is_nearly_that_of_single_precision():
+    pictures, scenes = held_out(8)
+    target, gradients = targets(flat_maps(8), scenes), []
+    for bfloat16 in (False, True):
+        torch.manual_seed(0)
+        judge = Judge()
+        judge_loss(judge, to_tensor(pictures), target, bfloat16).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in judge.parameters()]))
+    assert gradients[1].dtype == torch.float32
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+def test_the_error_after_shrinking_is_added_to_the_autoencoder_s_loss():
+    pictures, vae = torch.as_tensor(held_out(8)[0]), make_vae()
+
+    def loss(equivariance: float) -> float:
+        return vae_loss(pictures, 0, equivariance=equivariance)(vae, torch.Generator().manual_seed(1), 1).item()
+
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        x = batch_of(pictures, generator, 1, 8)
+        posterior = vae.encode(x).latent_dist
+        z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+        scale = (0.5, 0.75)[int(torch.randint(2, (), generator=generator))]
+        small_z, small_x = (
+            torch.nn.functional.interpolate(v, scale_factor=scale, mode="bicubic", antialias=True) for v in (z, x)
+        )
+        extra = float(((vae.decode(small_z).sample - small_x) ** 2).mean())
+    assert loss(0.5) - loss(0) == pytest.approx(0.5 * extra, rel=1e-4)
 
 
 def test_the_report_s_table_says_which_bars_are_reached():
