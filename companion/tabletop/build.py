@@ -404,7 +404,7 @@ def unet(
         sheet = folder / "samples" / f"{name}-{step:06d}.png"
         sheet.parent.mkdir(exist_ok=True)
         grid(sketch(ema, model_vae, text, size)).save(sheet)
-        if step % MEASURED and step != steps:
+        if step % MEASURED:
             return f"samples in {sheet.name}"
         found = half_way(ema, model_vae, text, held, size)
         with (folder / f"{name}-measured.jsonl").open("a") as f:
