@@ -379,7 +379,6 @@ def unet(
     lr: float = 1e-3,
     words: Annotated[bool, typer.Option(help="Let the text encoder learn too.")] = True,
     bfloat16: Bfloat16 = False,
-    min_snr: Annotated[float, typer.Option(help="Signal-to-noise ratio above which an error counts less.")] = 5.0,
 ) -> None:
     """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
     from companion.tabletop.clip import make_clip
@@ -414,7 +413,7 @@ def unet(
     run = train_unet(
         latent, scenes, text, encoder, steps, folder / f"{name}.safetensors", folder / f"{name}.jsonl",
         start_from=start, batch=batch, lr=lr,
-        train_text=words, bfloat16=bfloat16, min_snr=min_snr, every=every,
+        train_text=words, bfloat16=bfloat16, every=every,
     )  # fmt: skip
     _follow(run, steps, name, show, 250)
 

@@ -71,23 +71,15 @@ def encode(vae: AutoencoderKL, pictures, batch: int = 50) -> Tensor:
     return (torch.cat(mean) * vae.config.scaling_factor).half()
 
 
-def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, most: float = MIN_SNR) -> Tensor:
-    """min(SNR, most) / SNR, the weight of Hang et al. (2023, arXiv 2303.09556) for noise prediction; with most = inf it
-    is 1, Stable Diffusion's plain error.
-    """
+def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """min(SNR, 5) / SNR, the weight of Hang et al. (2023, arXiv 2303.09556) for noise prediction."""
     a = alphas_cumprod[timesteps]
     snr = a / (1 - a)
-    return snr.clamp(max=most) / snr
+    return snr.clamp(max=MIN_SNR) / snr
 
 
 def unet_loss(
-    latents: Tensor,
-    scenes: list[Scene],
-    tokenizer: CLIPTokenizer,
-    batch: int,
-    train_text: bool,
-    bfloat16: bool = False,
-    min_snr: float = MIN_SNR,
+    latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, batch: int, train_text: bool, bfloat16: bool = False
 ) -> Callable:
     """The loss of a step: weighted squared error of the predicted noise, with captions made anew each time."""
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod
@@ -105,7 +97,7 @@ def unet_loss(
             states = model.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             predicted = model.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample.float()
-        return (min_snr_weight(alphas, t, min_snr) * ((predicted - noise) ** 2).mean((1, 2, 3))).mean()
+        return (min_snr_weight(alphas, t) * ((predicted - noise) ** 2).mean((1, 2, 3))).mean()
 
     return loss
 
@@ -114,7 +106,7 @@ def train_unet(
     latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, steps: int,
     checkpoint: Path | None = None,
     log: Path | None = None, *, start_from: Path | None = None, lr: float = 1e-3, batch: int = 48,
-    train_text: bool = True, bfloat16: bool = False, min_snr: float = MIN_SNR, seed: int = 0,
+    train_text: bool = True, bfloat16: bool = False, seed: int = 0,
     config: dict | None = None, optimizer: Callable | None = None, **kwargs,
 ) -> Iterator[tuple[Progress, Conditioned]]:  # fmt: skip
     """Train on scaled latents (N, 4, h, w) of `scenes`; yields progress and the moving average.
@@ -124,7 +116,6 @@ def train_unet(
         train_text: False freezes the text encoder.
         bfloat16: multiply in bfloat16, weights and sums staying in single precision: 1.6 times as fast on CPUs with
             AVX-512 BF16, slower on others.
-        min_snr: the signal-to-noise ratio above which a step's error counts less (see `min_snr_weight`).
     """
     model = Conditioned(make_unet(seed, **(config or {})), text_encoder)
     if start_from is not None:
@@ -134,7 +125,7 @@ def train_unet(
     if bfloat16:  # torch's fused attention is slow in bfloat16 on CPUs, so slow that it would eat all that is won
         model.unet.set_attn_processor(AttnProcessor())
     make = optimizer or (lambda m: muon(m, lr, apart=("conv_in", "conv_out.", "embedding"), weight_decay=0.01))
-    loss = unet_loss(latents, scenes, tokenizer, batch, train_text, bfloat16, min_snr)
+    loss = unet_loss(latents, scenes, tokenizer, batch, train_text, bfloat16)
     for progress in train(
         model, loss, make(model), steps, peak_lr=lr, ema=ema, seed=seed, checkpoint=checkpoint, log=log, **kwargs
     ):
