@@ -201,23 +201,36 @@ def vae(
     equivariance: Annotated[float, typer.Option(help="Weight of the error after shrinking the latents.")] = 0.0,
 ) -> None:
     """Train the autoencoder."""
-    from companion.metrics import psnr
-    from companion.tabletop.vae import rebuild, train_vae
+    from companion.tabletop.vae import train_vae
 
     _threads(threads)
-    pictures = dataset.read(folder / "renders", "train", ("picture",), count)["picture"]
-    held = _validation(folder, 64)[0]
-
-    def show(step: int, ema) -> str:
-        again = rebuild(ema, held)
-        grid([*held[:8], *again[:8]]).save(folder / "vae.png")
-        return f"PSNR {psnr(again, held).mean():.2f} dB"
+    seen = dataset.read(folder / "renders", "train", ("picture", "segments"), count)
 
     run = train_vae(
-        pictures, steps, folder / "vae.safetensors", folder / "vae.jsonl", lr=lr, batch=batch, warm=warm,
-        bfloat16=bfloat16, equivariance=equivariance, every=every,
+        seen["picture"], steps, folder / "vae.safetensors", folder / "vae.jsonl", lr=lr, batch=batch, warm=warm,
+        bfloat16=bfloat16, equivariance=equivariance, segments=seen["segments"], every=every,
     )  # fmt: skip
-    _follow(run, steps, "vae", show)
+    _follow(run, steps, "vae", _rebuilding(folder, "vae"))
+
+
+def _rebuilding(folder: Path, name: str):
+    """What a half-trained autoencoder makes of 64 held-out renders: a sheet, and a line of measures."""
+    from companion.metrics import fine_contrast, psnr
+    from companion.tabletop.vae import rebuild, to_tensor
+
+    held = {k: v[:64] for k, v in dataset.read(folder / "renders", "val", ("picture", "segments")).items()}
+    pictures, thing = held["picture"], torch.as_tensor(held["segments"] >= 2)[:, None].float()
+
+    def show(step: int, ema) -> str:
+        again = rebuild(ema, pictures)
+        grid([*pictures[:8], *again[:8], *pictures[8:16], *again[8:16]]).save(folder / f"{name}.png")
+        share = fine_contrast(again) / fine_contrast(to_tensor(pictures))
+        return (
+            f"PSNR {psnr(again, pictures).mean():.2f} dB, things {psnr(again, pictures, thing).mean():.2f} dB, "
+            f"{share:.2f} of the fine contrast"
+        )
+
+    return show
 
 
 @app.command()
@@ -227,27 +240,22 @@ def decoder(
     folder: Folder = BUILD,
     threads: Threads = 0,
     every: float = 120.0,
+    lr: float = 2e-3,
+    sharpness: Annotated[float, typer.Option(help="Weight of a critic that asks for sharp pictures; 0 is none.")] = 0.0,
     bfloat16: Bfloat16 = False,
 ) -> None:
     """Train the autoencoder's decoder further; the latents, and the U-Net that was trained on them, stay valid."""
-    from companion.metrics import psnr
-    from companion.tabletop.vae import make_vae, rebuild, train_decoder
+    from companion.tabletop.vae import make_vae, train_decoder
     from companion.training import load_weights
 
     _threads(threads)
-    pictures = dataset.read(folder / "renders", "train", ("picture",), count)["picture"]
-    held = _validation(folder, 64)[0]
-
-    def show(step: int, ema) -> str:
-        again = rebuild(ema, held)
-        grid([*held[:8], *again[:8]]).save(folder / "decoder.png")
-        return f"PSNR {psnr(again, held).mean():.2f} dB"
-
+    seen = dataset.read(folder / "renders", "train", ("picture", "segments"), count)
     model = load_weights(folder / "vae.safetensors", make_vae())
     run = train_decoder(
-        pictures, model, steps, folder / "decoder.safetensors", folder / "decoder.jsonl", bfloat16=bfloat16, every=every
-    )
-    _follow(run, steps, "decoder", show)
+        seen["picture"], model, steps, folder / "decoder.safetensors", folder / "decoder.jsonl", lr=lr,
+        sharpness=sharpness, segments=seen["segments"], bfloat16=bfloat16, every=every,
+    )  # fmt: skip
+    _follow(run, steps, "decoder", _rebuilding(folder, "decoder"))
 
 
 def _validation(folder: Path, n: int) -> tuple[np.ndarray, list[Scene]]:
@@ -330,12 +338,16 @@ def latents(count: Count = 6000, folder: Folder = BUILD, threads: Threads = 0) -
 
 def _trained_vae(folder: Path):
     """The trained autoencoder, with the factor that gives its latents variance 1."""
-    from companion.tabletop.vae import make_vae, to_tensor
+    from companion.tabletop.vae import Critic, Players, make_vae, to_tensor
     from companion.training import load_weights
 
     # A decoder that was trained further has the same encoder, so the same latents.
-    last = folder / "decoder.safetensors"
-    model = load_weights(last if last.exists() else folder / "vae.safetensors", make_vae()).eval()
+    last, model = folder / "decoder.safetensors", make_vae()
+    if last.exists():
+        load_weights(last, Players(model, Critic()))
+    else:
+        load_weights(folder / "vae.safetensors", model)
+    model.eval()
     with np.load(dataset.shards(folder / "renders", "train")[0], allow_pickle=False) as z:
         pictures = z["picture"]
     with torch.no_grad():

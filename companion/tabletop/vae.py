@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion.tabletop.muon import muon
@@ -29,7 +29,9 @@ CONFIG = dict(
     norm_num_groups=8,
     sample_size=128,
 )
+THING = 5.0  # how often a pixel of a thing counts
 KL_WEIGHT = 3e-5  # against a squared error of about 2e-3 on pictures in [-1, 1]
+ALIKE = 10.0  # weight of the critic's features against its verdict (Wang et al. 2018)
 
 
 def make_vae(seed: int = 0, **changes) -> AutoencoderKL:
@@ -43,35 +45,62 @@ def to_tensor(pictures) -> Tensor:
     return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def pieces(pictures: Tensor, generator: torch.Generator, batch: int, size: int) -> Tensor:
-    """A random batch (B, 3, size, size) in [-1, 1] from uint8 (N, H, W, 3).
+def pieces(
+    pictures: Tensor, generator: torch.Generator, batch: int, size: int, segments: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A random batch (B, 3, size, size) in [-1, 1] from uint8 (N, H, W, 3), and where in it there are things.
 
-    They are crops, a quarter of them of the halved picture, and half of all mirrored.
+    They are crops, a quarter of them of the halved picture, and half of all mirrored. With `segments` (N, H, W), labels
+    from 2 on being things, two crops in three have a thing in or near their middle, and where there are things (or
+    their outlines, a pixel around) the second answer (B, 1, size, size) is 1; without, it is 0.
     """
     n, h, w, _ = pictures.shape
     index = torch.randint(n, (batch,), generator=generator)
-    draw = torch.rand(batch, 4, generator=generator).tolist()
+    draw = torch.rand(batch, 6, generator=generator).tolist()
     out = []
-    for i, (how, top, left, mirror) in zip(index.tolist(), draw, strict=True):
+    for i, (how, top, left, mirror, focus, which) in zip(index.tolist(), draw, strict=True):
         x = to_tensor(pictures[i : i + 1])
+        thing = torch.zeros(1, 1, h, w)
+        if segments is not None:
+            thing = F.max_pool2d((segments[i] >= 2).float()[None, None], 3, 1, 1)
         if size < h and how < 0.25:
-            x = F.avg_pool2d(x, 2)
-        y0, x0 = int(top * (x.shape[2] - size + 1)), int(left * (x.shape[3] - size + 1))
-        x = x[..., y0 : y0 + size, x0 : x0 + size]
-        out.append(x.flip(-1) if mirror < 0.5 else x)
-    return torch.cat(out)
+            x, thing = F.avg_pool2d(x, 2), F.avg_pool2d(thing, 2)
+        room_y, room_x = x.shape[2] - size + 1, x.shape[3] - size + 1
+        y0, x0 = int(top * room_y), int(left * room_x)
+        if focus < 2 / 3 and len(spots := thing[0, 0].nonzero()):
+            # Somewhere about a pixel of a thing, up to a quarter of the crop away.
+            y, x_ = spots[int(which * len(spots))].tolist()
+            y0 = min(max(0, int(y - size * (0.25 + 0.5 * top))), room_y - 1)
+            x0 = min(max(0, int(x_ - size * (0.25 + 0.5 * left))), room_x - 1)
+        both = torch.cat([x, thing], 1)[..., y0 : y0 + size, x0 : x0 + size]
+        out.append(both.flip(-1) if mirror < 0.5 else both)
+    both = torch.cat(out)
+    return both[:, :3], both[:, 3:]
 
 
 def batch_of(
-    pictures: Tensor, generator: torch.Generator, step: int, batch: int, size: int = 64, whole_every: int = 6
-) -> Tensor:
-    """The batch of a step: `batch` pieces of `size` pixels or, each `whole_every`-th step, as many pixels of whole
-    pictures.
+    pictures: Tensor,
+    generator: torch.Generator,
+    step: int,
+    batch: int,
+    size: int = 64,
+    whole_every: int = 6,
+    segments: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The batch of a step and where its things are (see `pieces`): `batch` pieces of `size` pixels or, each
+    `whole_every`-th step, as many pixels of whole pictures.
     """
     if step % whole_every:
-        return pieces(pictures, generator, batch, size)
+        return pieces(pictures, generator, batch, size, segments)
     full = pictures.shape[1]
-    return pieces(pictures, generator, max(1, batch * size**2 // full**2), full)
+    return pieces(pictures, generator, max(1, batch * size**2 // full**2), full, segments)
+
+
+def squared_error(y: Tensor, x: Tensor, thing: Tensor) -> Tensor:
+    """Mean squared error in which a pixel of a thing counts `THING` times: things are a ninth of the pixels, and what
+    one looks at. (Gafni et al. 2022, arXiv 2203.13131, weigh faces so.)
+    """
+    return ((1 + (THING - 1) * thing) * (y - x) ** 2).mean()
 
 
 def patches(x: Tensor) -> Tensor:
@@ -101,6 +130,7 @@ def vae_loss(
     whole_every: int = 6,
     bfloat16: bool = False,
     equivariance: float = 0.0,
+    segments: Tensor | None = None,
 ) -> Callable:
     """The loss of a step: squared error plus a little KL divergence; each `whole_every`-th step sees whole pictures.
 
@@ -114,7 +144,7 @@ def vae_loss(
     linear = pca(pictures)
 
     def loss(vae: AutoencoderKL, generator: torch.Generator, step: int) -> Tensor:
-        x = batch_of(pictures, generator, step, batch, size, whole_every)
+        x, thing = batch_of(pictures, generator, step, batch, size, whole_every, segments)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             moments = vae.quant_conv(vae.encoder(x)).float()
         posterior = DiagonalGaussianDistribution(moments)
@@ -127,7 +157,7 @@ def vae_loss(
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             y = vae.decode(z).sample.float()
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        value = F.mse_loss(y, x) + KL_WEIGHT * kl
+        value = squared_error(y, x, thing) + KL_WEIGHT * kl
         if equivariance:
             scale = (0.5, 0.75)[int(torch.randint(2, (), generator=generator))]
             z, x = (F.interpolate(v, scale_factor=scale, mode="bicubic", antialias=True) for v in (z, x))
@@ -142,11 +172,13 @@ def vae_loss(
 def train_vae(
     pictures, steps: int, checkpoint: Path | None = None, log: Path | None = None, *, lr: float = 2e-3, batch: int = 8,
     warm: int = 500,
-    bfloat16: bool = False, equivariance: float = 0.0, seed: int = 0, config: dict | None = None, **kwargs,
+    bfloat16: bool = False, equivariance: float = 0.0, segments=None, seed: int = 0, config: dict | None = None,
+    **kwargs,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:  # fmt: skip
     """Train the autoencoder on uint8 pictures (N, H, W, 3); yields progress and the moving average.
 
     Args:
+        segments: labels (N, H, W) of the pictures' pixels, for errors on things to count more (see `pieces`).
         warm: steps in which the two halves learn apart (see `vae_loss`); 0 for weights that have learned already.
         bfloat16: multiply in bfloat16: 1.4 times as fast on CPUs with AVX-512 BF16, slower on others.
         equivariance: weight of the error after shrinking (see `vae_loss`).
@@ -154,7 +186,10 @@ def train_vae(
     vae = make_vae(seed, **(config or {}))
     ema = ema_copy(vae)
     optimizer = muon(vae, lr, apart=("conv_in", "conv_out."))
-    loss = vae_loss(torch.as_tensor(pictures), warm, batch, bfloat16=bfloat16, equivariance=equivariance)
+    segments = None if segments is None else torch.as_tensor(segments)
+    loss = vae_loss(
+        torch.as_tensor(pictures), warm, batch, bfloat16=bfloat16, equivariance=equivariance, segments=segments
+    )
     for progress in train(
         vae,
         loss,
@@ -172,37 +207,105 @@ def train_vae(
         yield progress, ema
 
 
+class Critic(nn.Module):
+    """Tells renders from what a decoder made, patch by patch (Isola et al. 2017, arXiv 1611.07004): the other player.
+
+    `forward` takes pictures (B, 3, H, W) and gives a list of features, the last of them the verdict (B, 1, H/4, W/4),
+    each of its numbers about 26 x 26 pixels: positive for a render.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96)):
+        super().__init__()
+        self.stages = nn.ModuleList()
+        for i, (a, b) in enumerate(zip((3, *widths[:-1]), widths, strict=True)):
+            halve = i < 2
+            conv = nn.Conv2d(a, b, 4 if halve else 3, 2 if halve else 1, 1)
+            self.stages.append(nn.Sequential(conv, nn.LeakyReLU(0.2)))
+        self.verdict = nn.Conv2d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return [*features, self.verdict(x)]
+
+
+class Players(nn.Module):
+    """An autoencoder and its critic, trained together."""
+
+    def __init__(self, vae: AutoencoderKL, critic: Critic):
+        super().__init__()
+        self.vae, self.critic = vae, critic
+
+
+def sharp_loss(
+    pictures: Tensor, sharpness: float, batch: int = 8, bfloat16: bool = False, alone: int = 200,
+    segments: Tensor | None = None,
+) -> Callable[[Players, torch.Generator, int], Tensor]:
+    """The loss of a step of the decoder: squared error, and a critic that must not tell its pictures from renders.
+
+    Squared error alone asks for the mean of all pictures that a latent may stand for: a blurred one. As in Stable
+    Diffusion's autoencoder (Rombach et al. 2022, arXiv 2112.10752, appendix G; Esser et al. 2021, arXiv 2012.09841) a
+    patch critic with a hinge loss learns along, and the decoder is to please it. It is also to give the critic's inner
+    features of the picture itself (Wang et al. 2018, arXiv 1711.11585), which stands for a perceptual loss here, where
+    there is no network trained on photographs.
+
+    Args:
+        sharpness: how long the critic's gradient at the picture is, in lengths of the squared error's (equation 7 of
+            Esser et al.); it grows from 0 over `alone` steps, in which the critic learns alone.
+    """
+
+    def loss(model: Players, generator: torch.Generator, step: int) -> Tensor:
+        x, thing = batch_of(pictures, generator, step, batch, segments=segments)
+        with torch.no_grad():
+            z = model.vae.encode(x).latent_dist.mean
+        noise = torch.randn(z.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            y = model.vae.decode(z + 0.03 * z.std() * noise).sample.float()
+        error = squared_error(y, x, thing)
+        if not sharpness:
+            return error
+        frozen = {k: v.detach() for k, v in model.critic.named_parameters()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            *real, said_real = model.critic(x)
+            said_made = model.critic(y.detach())[-1]
+            *made, pleased = torch.func.functional_call(model.critic, frozen, y)
+        hinge = F.relu(1 - said_real.float()).mean() + F.relu(1 + said_made.float()).mean()
+        alike = sum(F.l1_loss(a.float(), b.detach().float()) for a, b in zip(made, real, strict=True)) / len(real)
+        please = ALIKE * alike - pleased.float().mean()
+        (slope,) = torch.autograd.grad(please, y, retain_graph=True)
+        length = (2 * (y - x) / y.numel()).detach().norm() / slope.norm().clamp(min=1e-12)
+        return error + sharpness * min(1.0, step / alone) * length * please + hinge
+
+    return loss
+
+
 def train_decoder(
     pictures, vae: AutoencoderKL, steps: int, checkpoint: Path | None = None, log: Path | None = None, *,
-    lr: float = 2e-3,
+    lr: float = 2e-3, sharpness: float = 0.0, segments=None,
     batch: int = 8, bfloat16: bool = False, seed: int = 1, **kwargs,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:  # fmt: skip
     """Train the decoder of a trained autoencoder further, its encoder frozen: sharper pictures of the same latents.
 
-    So a U-Net trained on these latents stays valid, as it did when Stable Diffusion's decoder was finetuned.
+    So a U-Net trained on these latents stays valid, as it did when Stable Diffusion's decoder was finetuned. With
+    `sharpness` a critic learns along (see `sharp_loss`); the checkpoint holds both, as `vae.` and `critic.`.
     """
-    pictures = torch.as_tensor(pictures)
     vae.requires_grad_(False)
     for part in (vae.decoder, vae.post_quant_conv):
         part.requires_grad_(True)
-
-    def loss(model: AutoencoderKL, generator: torch.Generator, step: int) -> Tensor:
-        x = batch_of(pictures, generator, step, batch)
-        with torch.no_grad():
-            z = model.encode(x).latent_dist.mean
-        noise = torch.randn(z.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            y = model.decode(z + 0.03 * z.std() * noise).sample.float()
-        return F.mse_loss(y, x)
-
-    ema = ema_copy(vae)
-    optimizer = muon(vae, lr, apart=("conv_in", "conv_out."))
+    torch.manual_seed(seed)
+    model = Players(vae, Critic())
+    segments = None if segments is None else torch.as_tensor(segments)
+    loss = sharp_loss(torch.as_tensor(pictures), sharpness, batch, bfloat16, segments=segments)
+    ema = ema_copy(model)
+    optimizer = muon(model, lr, apart=("conv_in", "conv_out.", "stages.0", "verdict"))
     for progress in train(
-        vae, loss, optimizer, steps, peak_lr=lr, warmup=50, decay=0.5, ema=ema, ema_decay=0.998, seed=seed,
+        model, loss, optimizer, steps, peak_lr=lr, warmup=50, decay=0.5, ema=ema, ema_decay=0.998, seed=seed,
         checkpoint=checkpoint,
         log=log, **kwargs,
     ):  # fmt: skip
-        yield progress, ema
+        yield progress, ema.vae
 
 
 @torch.no_grad()

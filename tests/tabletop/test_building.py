@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from companion.judge import FRONT, Judge, Reading, find_joints, judge_loss, targets
-from companion.metrics import frechet, psnr
+from companion.metrics import fine_contrast, frechet, psnr
 from companion.tabletop import dataset
 from companion.tabletop.build import text_tower, tokenizer
 from companion.tabletop.caption import parse
@@ -24,7 +24,21 @@ from companion.tabletop.muon import Muon, muon, orthogonalise
 from companion.tabletop.samples import held_out
 from companion.tabletop.scene import KINDS
 from companion.tabletop.unet import SCHEDULE, Conditioned, make_unet, min_snr_weight, unet_loss
-from companion.tabletop.vae import batch_of, make_vae, patches, pca, to_tensor, vae_loss
+from companion.tabletop.vae import (
+    ALIKE,
+    THING,
+    Critic,
+    Players,
+    batch_of,
+    make_vae,
+    patches,
+    pca,
+    pieces,
+    sharp_loss,
+    squared_error,
+    to_tensor,
+    vae_loss,
+)
 from companion.training import ema_copy, learning_rate, train
 
 
@@ -280,7 +294,7 @@ def test_the_error_after_shrinking_is_added_to_the_autoencoder_s_loss():
 
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
-        x = batch_of(pictures, generator, 1, 8)
+        x, _ = batch_of(pictures, generator, 1, 8)
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         scale = (0.5, 0.75)[int(torch.randint(2, (), generator=generator))]
@@ -289,6 +303,72 @@ def test_the_error_after_shrinking_is_added_to_the_autoencoder_s_loss():
         )
         extra = float(((vae.decode(small_z).sample - small_x) ** 2).mean())
     assert loss(0.5) - loss(0) == pytest.approx(0.5 * extra, rel=1e-4)
+
+
+def test_crops_show_things_and_say_where_they_are():
+    # White squares that are the things, in black pictures: the picture itself says where they are.
+    segments = torch.ones(6, 128, 128, dtype=torch.uint8)
+    for i in range(6):
+        segments[i, 10 + 15 * i : 18 + 15 * i, 100 - 12 * i : 108 - 12 * i] = 2 + i % 2
+    pictures = ((segments >= 2) * 255).to(torch.uint8)[..., None].expand(-1, -1, -1, 3)
+    x, thing = pieces(pictures, torch.Generator().manual_seed(0), 200, 64, segments)
+    assert x.shape == (200, 3, 64, 64) and thing.shape == (200, 1, 64, 64)
+    white = (x[:, :1] + 1) / 2
+    assert (thing >= white).all() and (thing.max() == 1) and (thing.min() == 0)
+    # The outline is a pixel wide: ten pixels across where eight are white, unless the crop ends there.
+    whole = (white == 1).sum((1, 2, 3)) == 64
+    assert whole.any() and set(thing[whole].sum((1, 2, 3)).tolist()) <= {100.0, 90.0, 81.0}
+    blind, nowhere = pieces(pictures, torch.Generator().manual_seed(0), 200, 64)
+    assert not nowhere.any()
+    shows = [(v > 0).any((1, 2, 3)).float().mean() for v in (white, (blind[:, :1] + 1) / 2)]
+    assert shows[0] > 0.85 > 0.75 > shows[1]
+
+
+def test_errors_on_things_count_more():
+    x, thing = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
+    thing[..., :2, :] = 1
+    assert squared_error(x + 0.5, x, thing).item() == pytest.approx(0.25 * (THING + 1) / 2)
+    assert squared_error(x + 0.5, x, 0 * thing).item() == pytest.approx(0.25)
+
+
+def test_fine_contrast_by_hand():
+    board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1  # a chessboard: its Laplacian is -8 or 8
+    pictures = torch.stack([board, torch.zeros(16, 16)])[:, None].expand(-1, 3, -1, -1)
+    n = 14 * 14
+    assert fine_contrast(pictures) == pytest.approx(64 * n / (n - 1) / 2)
+
+
+def test_decoder_and_critic_each_follow_their_own_loss():
+    pictures = torch.as_tensor(held_out(4)[0])
+    torch.manual_seed(0)
+    players = Players(make_vae(), Critic())
+
+    def gradients(sharpness: float) -> dict[str, torch.Tensor]:
+        players.zero_grad(set_to_none=True)
+        sharp_loss(pictures, sharpness, alone=1)(players, torch.Generator().manual_seed(1), 1).backward()
+        return {k: p.grad.clone() for k, p in players.named_parameters() if p.grad is not None}
+
+    plain, sharp = gradients(0.0), gradients(0.7)
+    assert not any(k.startswith("critic") for k in plain)
+    # By hand: the same crops and noise, the critic's hinge alone, and the decoder's two parts apart.
+    generator = torch.Generator().manual_seed(1)
+    x, thing = batch_of(pictures, generator, 1, 8)
+    with torch.no_grad():
+        z = players.vae.encode(x).latent_dist.mean
+    y = players.vae.decode(z + 0.03 * z.std() * torch.randn(z.shape, generator=generator)).sample
+    critic, decoder = players.critic, players.vae.decoder
+    hinge = (1 - critic(x)[-1]).relu().mean() + (1 + critic(y.detach())[-1]).relu().mean()
+    for p, g in zip(critic.parameters(), torch.autograd.grad(hinge, list(critic.parameters())), strict=True):
+        name = next(k for k, v in critic.named_parameters() if v is p)
+        assert torch.allclose(sharp[f"critic.{name}"], g, rtol=1e-3, atol=1e-7)
+    *real, _ = critic(x)
+    *made, verdict = critic(y)
+    please = ALIKE * sum((a - b.detach()).abs().mean() for a, b in zip(made, real, strict=True)) / 3 - verdict.mean()
+    slopes = [torch.autograd.grad(v, y, retain_graph=True)[0] for v in (((y - x) ** 2).mean(), please)]
+    towards = slopes[0] + 0.7 * slopes[0].norm() / slopes[1].norm() * slopes[1]
+    weight = decoder.conv_out.weight
+    (expected,) = torch.autograd.grad(y, weight, towards)
+    assert torch.allclose(sharp["vae.decoder.conv_out.weight"], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_the_report_s_table_says_which_bars_are_reached():
@@ -381,7 +461,7 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
     count, steps = ("--count", "32"), 12
     commands = [
         ("vae", "--steps", str(steps), "--bfloat16", *count),
-        ("decoder", "--steps", str(steps), *count),
+        ("decoder", "--steps", str(steps), "--sharpness", "0.5", *count),
         ("clip", "--steps", str(steps), "--batch", "8", *count),
         ("judge", "--steps", str(steps), "--batch", "4", *count),
         ("unet", "--size", "8", "--steps", str(steps), "--batch", "4", *count),
