@@ -1,12 +1,13 @@
 """How the tabletop models are made: one restartable command a model, `companion build ...`.
 
     renders    draw a split of the world                  build/renders/<split>-*.npz
-    adopt      start from the published weights           build/*.safetensors, where there are none
+    adopt      start from the kept or published weights   build/*.safetensors, where there are none
     vae        the autoencoder                            build/vae.safetensors
     decoder    its decoder alone, further                 build/decoder.safetensors
     clip       the two towers                             build/clip.safetensors
     judge      the judge                                  build/judge.safetensors
     unet       the noise predictor, 8 x 8 then 16 x 16    build/unet8.safetensors, build/unet16.safetensors
+    keep       half-trained parts, for another machine    data/models/next/
     publish    the finished parts                         data/models/, data/tabletop/
     report     the measures of what is published          data/models/report.json, README.md, sheet.png
     strip      what the weights of several commits draw   data/models/strip.png
@@ -19,7 +20,8 @@ A command that was killed goes on where it stopped, to the same result as an unb
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 
 MODELS = DATA / "models"
+NEXT = MODELS / "next"
 Folder = Annotated[Path, typer.Option(help="Where renders, checkpoints and logs stand.", envvar="COMPANION_BUILD")]
 BUILD = ROOT / "build"
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all; a finished run goes on when this is raised.")]
@@ -156,35 +159,71 @@ def map_pictures(r) -> list[np.ndarray]:
     ]  # fmt: skip
 
 
-@app.command()
-def adopt(folder: Folder = BUILD) -> None:
-    """Begin with the published weights: checkpoints at step 0, where the folder has none. Nothing is overwritten."""
+def _parts(folder: Path) -> dict[str, tuple[Path, Callable[[], torch.nn.Module], Callable[[], torch.nn.Module]]]:
+    """The parts that learn: name to (checkpoint, an untrained one, the published one)."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPModel, CLIPTextModel
 
     from companion.judge import Judge
-    from companion.tabletop.unet import Conditioned
-    from companion.training import save_start
+    from companion.tabletop.clip import make_clip
+    from companion.tabletop.unet import Conditioned, make_unet
+    from companion.tabletop.vae import make_vae
 
     pipe = MODELS / "tabletop"
+    parts = {
+        "vae": (make_vae, lambda: AutoencoderKL.from_pretrained(pipe / "vae")),
+        "clip": (lambda: make_clip(tokenizer(folder)), lambda: CLIPModel.from_pretrained(MODELS / "clip")),
+        "judge": (Judge, lambda: Judge.load(MODELS / "judge")),
+        "unet16": (
+            lambda: Conditioned(make_unet(), text_tower(make_clip(tokenizer(folder)))),
+            lambda: Conditioned(
+                UNet2DConditionModel.from_pretrained(pipe / "unet"),
+                CLIPTextModel.from_pretrained(pipe / "text_encoder"),
+            ),
+        ),
+    }
+    return {name: (folder / f"{name}.safetensors", *makers) for name, makers in parts.items()}
 
-    def conditioned() -> Conditioned:
-        return Conditioned(
-            UNet2DConditionModel.from_pretrained(pipe / "unet"), CLIPTextModel.from_pretrained(pipe / "text_encoder")
-        )
 
-    for name, load in {
-        "vae": lambda: AutoencoderKL.from_pretrained(pipe / "vae"),
-        "clip": lambda: CLIPModel.from_pretrained(MODELS / "clip"),
-        "judge": lambda: Judge.load(MODELS / "judge"),
-        "unet16": conditioned,
-    }.items():
-        path = folder / f"{name}.safetensors"
+@app.command()
+def adopt(folder: Folder = BUILD) -> None:
+    """Begin with the weights that `keep` kept, or else the published ones: checkpoints at step 0, where the folder has
+    none. Nothing is overwritten.
+    """
+    from safetensors.torch import load_file
+
+    from companion.training import save_start
+
+    for path, make, published in _parts(folder).values():
+        kept = NEXT / path.name
         if path.exists():
             typer.echo(f"{path} is kept")
-        else:
-            save_start(path, load().float())
-            typer.echo(f"{path} holds the published weights")
+            continue
+        if kept.exists():
+            model = make()
+            model.load_state_dict({k: v.float() for k, v in load_file(kept).items()})
+        save_start(path, model if kept.exists() else published().float())
+        typer.echo(f"{path} holds the {'kept' if kept.exists() else 'published'} weights")
+
+
+@app.command()
+def keep(folder: Folder = BUILD) -> None:
+    """Put the moving averages of half-trained parts where git keeps them, in half precision, for `adopt` to go on from
+    on another machine. `publish` removes them.
+    """
+    from safetensors.torch import save_file
+
+    from companion.training import load_weights, read_meta
+
+    NEXT.mkdir(exist_ok=True)
+    for name, (path, make, _) in _parts(folder).items():
+        if not path.exists() or not read_meta(path)["step"]:
+            typer.echo(f"{name} was not trained here")
+            continue
+        model = _trained_vae(folder) if name == "vae" else load_weights(path, make())
+        with written(NEXT / path.name) as temporary:
+            save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, temporary)
+        typer.echo(f"{NEXT / path.name} holds {name} after {read_meta(path)['step']:,} steps")
 
 
 @app.command()
@@ -528,6 +567,7 @@ def publish(folder: Folder = BUILD) -> None:
     for log in sorted(folder.glob("*.jsonl")):
         with written(LOGS / log.name) as temporary:
             temporary.write_bytes(log.read_bytes())
+    shutil.rmtree(NEXT, ignore_errors=True)
     write_checksums(MODELS)
     typer.echo(f"published to {MODELS}")
 

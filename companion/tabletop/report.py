@@ -32,6 +32,8 @@ MODELS = DATA / "models"
 #: key: (what it is, how it is shown, its goal, the least that it must reach, whether more is better)
 BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "vae_psnr_db": ("VAE: PSNR on 256 held-out renders", "{:.2f} dB", 34.0, 32.0, True),
+    "vae_psnr_things_db": ("... of things alone", "{:.2f} dB", None, None, True),
+    "vae_fine_contrast": ("... fine contrast left, of the renders'", "{:.0%}", None, None, True),
     "judge_min_attribute": ("Judge: its weakest attribute on held-out renders", "{:.1%}", 0.995, 0.99, True),
     "clip_top1": ("CLIP: picture finds its caption among 256 held-out", "{:.1%}", None, None, True),
     "clip_near_miss": ("CLIP: own caption before one that is nearly right", "{:.1%}", None, None, True),
@@ -44,6 +46,7 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "frechet": ("Fréchet distance to held-out renders", "{:.3f}", None, None, False),
     "frechet_halves": ("... between two sets of held-out renders", "{:.3f}", None, None, False),
     "frechet_ratio": ("... the first over the second", "{:.1f}", 3.0, 6.0, False),
+    "fine_contrast": ("Fine contrast of pictures, of that of renders", "{:.0%}", None, None, True),
     "picture_seconds": ("A warm picture, 20 steps, stock pipeline", "{:.2f} s", None, 1.0, False),
     "fast_picture_seconds": ("A warm picture, 20 steps, `companion.fast`", "{:.2f} s", 0.5, 0.8, False),
     "load_seconds": ("Import and load", "{:.1f} s", None, 10.0, False),
@@ -87,7 +90,7 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     from transformers import CLIPModel, CLIPTokenizer
 
     from companion.judge import COLUMNS, Judge, accuracy
-    from companion.metrics import frechet, prompt_accuracy, psnr
+    from companion.metrics import fine_contrast, frechet, prompt_accuracy, psnr
     from companion.tabletop.clip import retrieval, small
     from companion.tabletop.samples import held_out
     from companion.tabletop.vae import rebuild
@@ -102,12 +105,19 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
             found[k] = round(float(v), 4)
             say(f"{k:24} {found[k]}")
 
-    for split, count in (("test", take(2000, 500)), ("withheld", 250)):
+    for split, count in (("val", 500), ("test", take(2000, 500)), ("withheld", 250)):
         for name in dataset.build(folder / "renders", split, count):
             say(f"drawn {name}")
     pictures, scenes = held_out(take(256))
     pipe = load_tabletop()
-    note(vae_psnr_db=psnr(rebuild(pipe.vae, pictures), pictures).mean())
+    again = rebuild(pipe.vae, pictures)
+    segments = dataset.read(folder / "renders", "val", ("segments",), len(pictures))["segments"]
+    thing = torch.as_tensor(segments >= 2)[:, None].float()
+    note(
+        vae_psnr_db=psnr(again, pictures).mean(),
+        vae_psnr_things_db=psnr(again, pictures, thing).mean(),
+        vae_fine_contrast=fine_contrast(again) / fine_contrast(pictures),
+    )
 
     judge = Judge.load(MODELS / "judge")
     columns = dataset.read(folder / "renders", "test", COLUMNS, take(1000, 250))
@@ -152,13 +162,15 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
                 prompt_pair_relation=got["relation"],
             )
         else:
-            both = prompt_accuracy(
+            pair = prompt_accuracy(
                 drawn[name], [Wish(s_.kinds, s_.finishes, None, None, None) for s_ in map(Wish.of, asked)]
             )
-            note(prompt_withheld=both["all"], prompt_withheld_kind=got["kind"], prompt_withheld_colour=got["finish"])
+            note(prompt_withheld=pair["all"], prompt_withheld_kind=got["kind"], prompt_withheld_colour=got["finish"])
 
-    made = judge.features(_floats(np.concatenate([drawn["one"], drawn["two"]])))
-    real = judge.features(_floats(dataset.read(folder / "renders", "test", ("picture",), take(2000, 500))["picture"]))
+    both = np.concatenate([drawn["one"], drawn["two"]])
+    renders = dataset.read(folder / "renders", "test", ("picture",), take(2000, 500))["picture"]
+    note(fine_contrast=fine_contrast(both) / fine_contrast(renders))
+    made, real = judge.features(_floats(both)), judge.features(_floats(renders))
     half = len(real) // 2
     if len(made) > made.shape[1]:
         note(
@@ -175,7 +187,9 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
             way(prompt, **settings)
             times.setdefault(name, []).append(time.perf_counter() - t)
     note(**{name: np.median(found[1:]) for name, found in times.items()}, load_seconds=_load_seconds())
-    note(weights_mb=sum(p.stat().st_size for p in MODELS.rglob("*.safetensors")) / 1e6)
+    # What `companion build keep` put in data/models/next is not what is published.
+    weights = [p for p in MODELS.rglob("*.safetensors") if p.parent != MODELS / "next"]
+    note(weights_mb=sum(p.stat().st_size for p in weights) / 1e6)
     return found
 
 

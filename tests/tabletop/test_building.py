@@ -21,6 +21,7 @@ from companion.tabletop.build import text_tower, tokenizer
 from companion.tabletop.caption import parse
 from companion.tabletop.clip import make_clip
 from companion.tabletop.muon import Muon, muon, orthogonalise
+from companion.tabletop.report import load_tabletop
 from companion.tabletop.samples import held_out
 from companion.tabletop.scene import KINDS
 from companion.tabletop.unet import SCHEDULE, Conditioned, make_unet, min_snr_weight, unet_loss
@@ -481,6 +482,27 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
         assert a.keys() == b.keys()
         worst = max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
         assert worst == 0, f"{name} differs by {worst} after a kill at step {stopped}"
+
+
+def test_half_trained_weights_are_kept_for_another_machine(tmp_path, monkeypatch):
+    from companion.tabletop import build
+    from companion.training import load_weights, read_meta, save_checkpoint
+
+    monkeypatch.setattr(build, "NEXT", tmp_path / "next")
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    torch.manual_seed(3)
+    judge = Judge()
+    save_checkpoint(folders[0] / "judge.safetensors", judge, judge, muon(judge, 1e-3), {"step": 7, "seconds": 1.0})
+    build.keep(folders[0])
+    assert [p.name for p in (tmp_path / "next").iterdir()] == ["judge.safetensors"]  # nothing else was trained
+    build.adopt(folders[1])
+    again = load_weights(folders[1] / "judge.safetensors", Judge()).state_dict()
+    assert all(torch.equal(again[k], v.half().float()) for k, v in judge.state_dict().items())
+    assert read_meta(folders[1] / "judge.safetensors")["step"] == 0
+    vae = load_weights(folders[1] / "vae.safetensors", make_vae()).state_dict()  # not kept: the published one
+    assert torch.equal(vae["decoder.conv_out.bias"], load_tabletop().vae.state_dict()["decoder.conv_out.bias"])
 
 
 def test_published_weights_can_be_gone_on_from_and_own_ones_are_kept(tmp_path):
