@@ -454,12 +454,12 @@ def unet(
         sheet = folder / "samples" / f"{name}-{step:06d}.png"
         sheet.parent.mkdir(exist_ok=True)
         grid(sketch(ema, model_vae, text, size)).save(sheet)
-        if step % MEASURED:
-            return f"samples in {sheet.name}"
-        found = half_way(ema, model_vae, text, held, size)
+        found = held_out_error(ema, model_vae, text, held, size)
+        if step % MEASURED == 0:
+            found |= half_way(ema, model_vae, text, held, size)
         with (folder / f"{name}-measured.jsonl").open("a") as f:
             f.write(json.dumps({"step": step, **found}) + "\n")
-        return ", ".join(f"{k} {v:.3f}" for k, v in found.items())
+        return ", ".join(f"{k} {v:.4f}" for k, v in found.items())
 
     run = train_unet(
         latent, scenes, text, encoder, steps, folder / f"{name}.safetensors", folder / f"{name}.jsonl",
@@ -478,7 +478,7 @@ def text_tower(towers):
     return model
 
 
-MEASURED = 1000  # steps between two measurements of a half-trained U-Net: they take a minute or two
+MEASURED = 1000  # steps between two sets of pictures that the judge reads: they take a minute or two
 SKETCH_PROMPTS = (
     "a red ball on grass by day", "a green robot on snow by day", "a blue house on sand at sunset",
     "a yellow cone on brick by day",
@@ -509,6 +509,33 @@ def sketch(
         empty, full = model.unet(s.scale_model_input(torch.cat([x, x]), t), t, states).sample.chunk(2)
         x = s.step(empty + guidance * (full - empty), t, x).prev_sample
     return vae.decode(x / vae.config.scaling_factor).sample
+
+
+@torch.no_grad()
+def held_out_error(
+    model, vae, words, held: tuple[np.ndarray, list[Scene]], size: int = 16, count: int = 64
+) -> dict[str, float]:
+    """Squared error of the predicted noise on held-out renders at four timesteps: with their captions and, as
+    "error_untold", with empty ones. The gap is what the words tell the model.
+    """
+    from companion.tabletop.caption import caption
+    from companion.tabletop.clip import small, tokenize
+    from companion.tabletop.pipeline import scheduler
+    from companion.tabletop.unet import encode
+
+    renders, scenes = held[0][:count], held[1][:count]
+    x0 = encode(vae, small(renders) if size == 8 else renders).float()
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    told, untold = (
+        model.text_encoder(tokenize(words, texts)).last_hidden_state
+        for texts in ([caption(s) for s in scenes], [""] * len(scenes))
+    )
+    s, errors = scheduler(), {"error": 0.0, "error_untold": 0.0}
+    for t in (torch.tensor([v] * len(x0)) for v in (200, 400, 600, 800)):
+        noisy = s.add_noise(x0, noise, t)
+        for name, states in zip(errors, (told, untold), strict=True):
+            errors[name] += float(((model.unet(noisy, t, states).sample - noise) ** 2).mean()) / 4
+    return {k: round(v, 5) for k, v in errors.items()}
 
 
 def half_way(model, vae, words, held: tuple[np.ndarray, list[Scene]], size: int = 16) -> dict[str, float]:

@@ -297,15 +297,26 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
             caption="Means of a hundred steps each, over the mean of the first hundred.",
         )
     }  # fmt: skip
-    for name, rows in measured.items():
-        made[name] = figures.curves(
-            [row["step"] for row in rows],
-            {"Fréchet distance": [row["frechet"] for row in rows], "all of the prompt": [row["all"] for row in rows]},
-            title="The same U-Net, half-trained: 256 pictures of held-out prompts", x_label="steps",
-            y_label="distance; share of prompts", points=True,
-            caption="So few pictures lie far from renders even when they are good: see how the distance falls, not how "
-            "large it is.",
-        )  # fmt: skip
+    for name, every in measured.items():
+        if rows := [row for row in every if "error" in row]:
+            made[f"{name}-error"] = figures.curves(
+                [row["step"] for row in rows],
+                {"with their captions": [row["error"] for row in rows],
+                 "with empty captions": [row["error_untold"] for row in rows]},
+                title="The same U-Net, half-trained: the noise in 64 held-out renders", x_label="steps",
+                y_label="mean squared error", points=True,
+                caption="Of the moving average, at timesteps 200, 400, 600 and 800. The gap is what the words tell it.",
+            )  # fmt: skip
+        if rows := [row for row in every if "frechet" in row]:
+            made[name] = figures.curves(
+                [row["step"] for row in rows],
+                {"Fréchet distance": [row["frechet"] for row in rows],
+                 "all of the prompt": [row["all"] for row in rows]},
+                title="The same U-Net, half-trained: 256 pictures of held-out prompts", x_label="steps",
+                y_label="distance; share of prompts", points=True,
+                caption="So few pictures lie far from renders even when they are good: see how the distance falls, not "
+                "how large it is.",
+            )  # fmt: skip
     return made
 
 

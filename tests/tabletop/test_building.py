@@ -391,13 +391,18 @@ def test_curves_are_those_of_the_logs(tmp_path):
         curves(tmp_path)
     for name, rows in {
         "vae": [{"step": 100, "loss": 0.5, "seconds": 60}, {"step": 200, "loss": 0.25, "seconds": 180}],
-        "unet16-measured": [{"step": 1000, "frechet": 0.4, "all": 0.7}, {"step": 2000, "frechet": 0.3, "all": 0.8}],
+        "unet16-measured": [
+            {"step": 500, "error": 0.05, "error_untold": 0.06},
+            {"step": 1000, "error": 0.04, "error_untold": 0.06, "frechet": 0.4, "all": 0.7},
+            {"step": 2000, "frechet": 0.3, "all": 0.8},
+        ],
     }.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = curves(tmp_path)
     drawn = {k: [line.get_xydata().tolist() for line in figure.axes[0].lines] for k, figure in made.items()}
     assert drawn == {
         "loss": [[[1, 1], [3, 0.5]]],
+        "unet16-measured-error": [[[500, 0.05], [1000, 0.04]], [[500, 0.06], [1000, 0.06]]],
         "unet16-measured": [[[1000, 0.4], [2000, 0.3]], [[1000, 0.7], [2000, 0.8]]],
     }
 
