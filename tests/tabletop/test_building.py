@@ -407,6 +407,20 @@ def test_curves_are_those_of_the_logs(tmp_path):
     }
 
 
+def test_captions_help_the_published_model_on_held_out_renders(tmp_path):
+    from companion.tabletop.build import held_out_error
+
+    pipe, held = load_tabletop(), held_out(8)
+    model = Conditioned(pipe.unet, pipe.text_encoder)
+    found = held_out_error(model, pipe.vae, pipe.tokenizer, held, count=8)
+    assert 0 < found["error"] < found["error_untold"] < 1
+    # A model that predicts no noise at all errs by the noise's variance.
+    torch.nn.init.zeros_(pipe.unet.conv_out.weight), torch.nn.init.zeros_(pipe.unet.conv_out.bias)
+    blank = held_out_error(model, pipe.vae, pipe.tokenizer, held, count=8)
+    noise = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert blank == {k: pytest.approx(float((noise**2).mean()), abs=1e-5) for k in found}
+
+
 def test_a_strip_needs_the_weights_of_its_commits():
     from companion.tabletop.report import strip
 
