@@ -518,10 +518,11 @@ def held_out_error(
     """Squared error of the predicted noise on held-out renders at four timesteps: with their captions and, as
     "error_untold", with empty ones. The gap is what the words tell the model.
     """
+    from diffusers import DDPMScheduler
+
     from companion.tabletop.caption import caption
     from companion.tabletop.clip import small, tokenize
-    from companion.tabletop.pipeline import scheduler
-    from companion.tabletop.unet import encode
+    from companion.tabletop.unet import SCHEDULE, encode
 
     renders, scenes = held[0][:count], held[1][:count]
     x0 = encode(vae, small(renders) if size == 8 else renders).float()
@@ -530,7 +531,7 @@ def held_out_error(
         model.text_encoder(tokenize(words, texts)).last_hidden_state
         for texts in ([caption(s) for s in scenes], [""] * len(scenes))
     )
-    s, errors = scheduler(), {"error": 0.0, "error_untold": 0.0}
+    s, errors = DDPMScheduler(**SCHEDULE), {"error": 0.0, "error_untold": 0.0}
     for t in (torch.tensor([v] * len(x0)) for v in (200, 400, 600, 800)):
         noisy = s.add_noise(x0, noise, t)
         for name, states in zip(errors, (told, untold), strict=True):

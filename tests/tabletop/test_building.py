@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import nn
 
 from companion.judge import FRONT, Judge, Reading, find_joints, judge_loss, targets
@@ -24,7 +26,7 @@ from companion.tabletop.muon import Muon, muon, orthogonalise
 from companion.tabletop.report import load_tabletop
 from companion.tabletop.samples import held_out
 from companion.tabletop.scene import KINDS
-from companion.tabletop.unet import SCHEDULE, Conditioned, make_unet, min_snr_weight, unet_loss
+from companion.tabletop.unet import SCHEDULE, Conditioned, encode, make_unet, min_snr_weight, unet_loss
 from companion.tabletop.vae import (
     ALIKE,
     THING,
@@ -149,8 +151,6 @@ def test_pca_is_the_best_linear_code():
 
 
 def test_min_snr_weight_by_hand():
-    from diffusers import DDPMScheduler
-
     a = DDPMScheduler(**SCHEDULE).alphas_cumprod
     t = torch.tensor([0, 400, 999])
     snr = a[t] / (1 - a[t])
@@ -414,11 +414,19 @@ def test_captions_help_the_published_model_on_held_out_renders(tmp_path):
     model = Conditioned(pipe.unet, pipe.text_encoder)
     found = held_out_error(model, pipe.vae, pipe.tokenizer, held, count=8)
     assert 0 < found["error"] < found["error_untold"] < 1
-    # A model that predicts no noise at all errs by the noise's variance.
-    torch.nn.init.zeros_(pipe.unet.conv_out.weight), torch.nn.init.zeros_(pipe.unet.conv_out.bias)
-    blank = held_out_error(model, pipe.vae, pipe.tokenizer, held, count=8)
-    noise = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert blank == {k: pytest.approx(float((noise**2).mean()), abs=1e-5) for k in found}
+    # The exact noise at the timestep that it is told has no error, and half of it a quarter of the noise's variance.
+    x0 = encode(pipe.vae, held[0]).float()
+    a = DDPMScheduler(**SCHEDULE).alphas_cumprod
+
+    def halved(noisy, t, states):
+        at = a[t].view(-1, 1, 1, 1)
+        return SimpleNamespace(sample=share * (noisy - at.sqrt() * x0) / (1 - at).sqrt())
+
+    knowing = SimpleNamespace(unet=halved, text_encoder=pipe.text_encoder)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    for share, error in ((1.0, 0.0), (0.5, float((noise**2).mean()) / 4)):
+        exact = held_out_error(knowing, pipe.vae, pipe.tokenizer, held, count=8)
+        assert exact == {k: pytest.approx(error, abs=2e-5) for k in found}
 
 
 def test_a_strip_needs_the_weights_of_its_commits():
