@@ -418,14 +418,16 @@ def test_captions_help_the_published_model_on_held_out_renders(tmp_path):
     x0 = encode(pipe.vae, held[0]).float()
     a = DDPMScheduler(**SCHEDULE).alphas_cumprod
 
-    def halved(noisy, t, states):
-        at = a[t].view(-1, 1, 1, 1)
-        return SimpleNamespace(sample=share * (noisy - at.sqrt() * x0) / (1 - at).sqrt())
+    def knowing(share: float):
+        def unet(noisy, t, states):
+            at = a[t].view(-1, 1, 1, 1)
+            return SimpleNamespace(sample=share * (noisy - at.sqrt() * x0) / (1 - at).sqrt())
 
-    knowing = SimpleNamespace(unet=halved, text_encoder=pipe.text_encoder)
+        return SimpleNamespace(unet=unet, text_encoder=pipe.text_encoder)
+
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     for share, error in ((1.0, 0.0), (0.5, float((noise**2).mean()) / 4)):
-        exact = held_out_error(knowing, pipe.vae, pipe.tokenizer, held, count=8)
+        exact = held_out_error(knowing(share), pipe.vae, pipe.tokenizer, held, count=8)
         assert exact == {k: pytest.approx(error, abs=2e-5) for k in found}
 
 
