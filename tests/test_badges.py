@@ -60,6 +60,7 @@ def test_stamping_changes_addresses_and_nothing_else(copy):
         assert "git clone -q --depth 1 https://github.com/ann/my.course /content/course" in text
         different = [i for i, (a, b) in enumerate(zip(before["cells"], after["cells"], strict=True)) if a != b]
         assert different == [0, 1]
+    assert "OWNER" not in (copy / "README.md").read_text(encoding="utf-8")
     assert badges.stamp("ann/my.course", "trunk", copy) == [], "nothing is left to change"
     badges.stamp("bob/other", root=copy)
     assert "ann/my.course" not in (copy / "README.md").read_text(encoding="utf-8")
