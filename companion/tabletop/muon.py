@@ -15,25 +15,26 @@ from torch import Tensor, nn
 
 
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix to g (m, n), roughly: singular values between about 0.7 and 1.2 after 5
+    """The nearest semi-orthogonal matrices to g (B, m, n), roughly: singular values between about 0.7 and 1.2 after 5
     Newton-Schulz steps with the coefficients of the paper, X <- a X + (b S + c S^2) X where S = X X^T."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g / (g.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    m, n = x.shape
-    if n < 3 * m:
+    x = g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    m, n = x.shape[1:]
+    if n < 2 * m:
         for _ in range(steps):
-            s = x @ x.T
-            x = a * x + (b * s + c * s @ s) @ x
+            s = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
     # All steps at once: X_k = P_k X, where P_k is a polynomial of the small matrix X X^T. Twice as fast on wide ones.
     else:
-        gram, p = x @ x.T, torch.eye(m, dtype=x.dtype, device=x.device)
-        for _ in range(steps):
-            s = p @ gram @ p
-            p = a * p + (b * s + c * s @ s) @ p
+        gram = x @ x.mT
+        p = torch.eye(m, dtype=x.dtype, device=x.device).expand_as(gram)
+        for i in range(steps):
+            s = p @ gram @ p if i else gram
+            p = torch.baddbmm(p, torch.baddbmm(s, s, s, beta=b, alpha=c), p, beta=a)
         x = p @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -68,14 +69,18 @@ class Muon(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             if group["muon"]:
+                alike: dict[tuple[int, int], list] = {}  # by shape: one product of many matrices costs less than many
                 for p in params:
                     state = self.state[p]
                     if not state:
                         state["momentum"] = torch.zeros_like(p)
                     state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                     g = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov
-                    scale = lr * group["ratio"] * max(1.0, g.shape[0] / g.shape[1]) ** 0.5
-                    p.sub_(orthogonalise(g).view_as(p), alpha=scale)
+                    alike.setdefault(tuple(g.shape), []).append((p, g))
+                for (rows, columns), some in alike.items():
+                    scale = lr * group["ratio"] * max(1.0, rows / columns) ** 0.5
+                    for (p, _), o in zip(some, orthogonalise(torch.stack([g for _, g in some])), strict=True):
+                        p.sub_(o.view_as(p), alpha=scale)
                 continue
             b1, b2 = group["betas"]
             for p in params:

@@ -83,6 +83,7 @@ def unet_loss(
 ) -> Callable:
     """The loss of a step: weighted squared error of the predicted noise, with captions made anew each time."""
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod
+    rough = bfloat16 and not train_text
 
     def loss(model: Conditioned, generator: torch.Generator, step: int) -> Tensor:
         index = torch.randint(len(latents), (batch,), generator=generator)
@@ -93,7 +94,8 @@ def unet_loss(
         # Stratified timesteps: one in each of `batch` equal parts, which makes the gradient less noisy.
         t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)).long().clamp(max=999)
         a = alphas[t].view(-1, 1, 1, 1)
-        with torch.set_grad_enabled(train_text):
+        # A frozen text encoder may be as rough as what the U-Net makes of its states.
+        with torch.set_grad_enabled(train_text), torch.autocast("cpu", torch.bfloat16, enabled=rough):
             states = model.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             predicted = model.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample.float()
@@ -124,6 +126,7 @@ def train_unet(
     ema = ema_copy(model)
     if bfloat16:  # torch's fused attention is slow in bfloat16 on CPUs, so slow that it would eat all that is won
         model.unet.set_attn_processor(AttnProcessor())
+        model.text_encoder.set_attn_implementation("eager")
     make = optimizer or (lambda m: muon(m, lr, apart=("conv_in", "conv_out.", "embedding"), weight_decay=0.01))
     loss = unet_loss(latents, scenes, tokenizer, batch, train_text, bfloat16)
     for progress in train(
