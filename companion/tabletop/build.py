@@ -466,7 +466,7 @@ def unet(
         start_from=start, batch=batch, lr=lr,
         train_text=words, bfloat16=bfloat16, every=every,
     )  # fmt: skip
-    _follow(run, steps, name, show, 250)
+    _follow(run, steps, name, show, 500)
 
 
 def text_tower(towers):
