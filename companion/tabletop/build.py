@@ -194,35 +194,36 @@ def adopt(folder: Folder = BUILD) -> None:
 
     from companion.training import save_start
 
-    for path, make, published in _parts(folder).values():
+    for path, _, published in _parts(folder).values():
         kept = NEXT / path.name
         if path.exists():
             typer.echo(f"{path} is kept")
             continue
+        model = published().float()
         if kept.exists():
-            model = make()
-            model.load_state_dict({k: v.float() for k, v in load_file(kept).items()})
-        save_start(path, model if kept.exists() else published().float())
+            model.load_state_dict(model.state_dict() | load_file(kept))
+        save_start(path, model)
         typer.echo(f"{path} holds the {'kept' if kept.exists() else 'published'} weights")
 
 
 @app.command()
 def keep(folder: Folder = BUILD) -> None:
-    """Put the moving averages of half-trained parts where git keeps them, in half precision, for `adopt` to go on from
-    on another machine. `publish` removes them.
+    """Put the moving averages of half-trained parts where git keeps them, for `adopt` to go on from on another machine:
+    in half precision, what differs from the published weights. `publish` removes them.
     """
     from safetensors.torch import save_file
 
     from companion.training import load_weights, read_meta
 
     NEXT.mkdir(exist_ok=True)
-    for name, (path, make, _) in _parts(folder).items():
+    for name, (path, make, published) in _parts(folder).items():
         if not path.exists() or not read_meta(path)["step"]:
             typer.echo(f"{name} was not trained here")
             continue
         model = _trained_vae(folder) if name == "vae" else load_weights(path, make())
+        now, before = ({k: v.half().contiguous() for k, v in m.state_dict().items()} for m in (model, published()))
         with written(NEXT / path.name) as temporary:
-            save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, temporary)
+            save_file({k: v for k, v in now.items() if not torch.equal(v, before[k])}, temporary)
         typer.echo(f"{NEXT / path.name} holds {name} after {read_meta(path)['step']:,} steps")
 
 

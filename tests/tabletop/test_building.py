@@ -522,6 +522,9 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
 
 
 def test_half_trained_weights_are_kept_for_another_machine(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    from companion import DATA
     from companion.tabletop import build
     from companion.training import load_weights, read_meta, save_checkpoint
 
@@ -529,11 +532,13 @@ def test_half_trained_weights_are_kept_for_another_machine(tmp_path, monkeypatch
     folders = [tmp_path / "one", tmp_path / "other"]
     for folder in folders:
         folder.mkdir()
-    torch.manual_seed(3)
-    judge = Judge()
+    judge = Judge.load(DATA / "models" / "judge")
+    with torch.no_grad():
+        next(judge.parameters()).mul_(1.5)
     save_checkpoint(folders[0] / "judge.safetensors", judge, judge, muon(judge, 1e-3), {"step": 7, "seconds": 1.0})
     build.keep(folders[0])
     assert [p.name for p in (tmp_path / "next").iterdir()] == ["judge.safetensors"]  # nothing else was trained
+    assert len(load_file(tmp_path / "next" / "judge.safetensors")) == 1  # nor anything else of the judge
     build.adopt(folders[1])
     again = load_weights(folders[1] / "judge.safetensors", Judge()).state_dict()
     assert all(torch.equal(again[k], v.half().float()) for k, v in judge.state_dict().items())
