@@ -68,7 +68,7 @@ def pieces(
         room_y, room_x = x.shape[2] - size + 1, x.shape[3] - size + 1
         y0, x0 = int(top * room_y), int(left * room_x)
         if focus < 2 / 3 and len(spots := thing[0, 0].nonzero()):
-            # Somewhere about a pixel of a thing, up to a quarter of the crop away.
+            # A pixel of a thing, anywhere in the middle half of the crop.
             y, x_ = spots[int(which * len(spots))].tolist()
             y0 = min(max(0, int(y - size * (0.25 + 0.5 * top))), room_y - 1)
             x0 = min(max(0, int(x_ - size * (0.25 + 0.5 * left))), room_x - 1)
@@ -240,7 +240,7 @@ class Players(nn.Module):
 
 
 def sharp_loss(
-    pictures: Tensor, sharpness: float, batch: int = 8, bfloat16: bool = False, alone: int = 200,
+    pictures: Tensor, sharpness: float, batch: int = 8, bfloat16: bool = False, rise: int = 200,
     segments: Tensor | None = None,
 ) -> Callable[[Players, torch.Generator, int], Tensor]:
     """The loss of a step of the decoder: squared error, and a critic that must not tell its pictures from renders.
@@ -253,7 +253,8 @@ def sharp_loss(
 
     Args:
         sharpness: how long the critic's gradient at the picture is, in lengths of the squared error's (equation 7 of
-            Esser et al.); it grows from 0 over `alone` steps, in which the critic learns alone.
+            Esser et al.).
+        rise: the steps over which that weight grows from 0, while the critic still knows little.
     """
 
     def loss(model: Players, generator: torch.Generator, step: int) -> Tensor:
@@ -276,7 +277,7 @@ def sharp_loss(
         please = ALIKE * alike - pleased.float().mean()
         (slope,) = torch.autograd.grad(please, y, retain_graph=True)
         length = (2 * (y - x) / y.numel()).detach().norm() / slope.norm().clamp(min=1e-12)
-        return error + sharpness * min(1.0, step / alone) * length * please + hinge
+        return error + sharpness * min(1.0, step / rise) * length * please + hinge
 
     return loss
 

@@ -354,7 +354,7 @@ def test_decoder_and_critic_each_follow_their_own_loss():
 
     def gradients(sharpness: float) -> dict[str, torch.Tensor]:
         players.zero_grad(set_to_none=True)
-        sharp_loss(pictures, sharpness, alone=1)(players, torch.Generator().manual_seed(1), 1).backward()
+        sharp_loss(pictures, sharpness, rise=1)(players, torch.Generator().manual_seed(1), 1).backward()
         return {k: p.grad.clone() for k, p in players.named_parameters() if p.grad is not None}
 
     plain, sharp = gradients(0.0), gradients(0.7)
