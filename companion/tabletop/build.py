@@ -213,6 +213,7 @@ def keep(folder: Folder = BUILD) -> None:
     """
     from safetensors.torch import save_file
 
+    from companion.files import write_checksums
     from companion.training import load_weights, read_meta
 
     NEXT.mkdir(exist_ok=True)
@@ -225,6 +226,7 @@ def keep(folder: Folder = BUILD) -> None:
         with written(NEXT / path.name) as temporary:
             save_file({k: v for k, v in now.items() if not torch.equal(v, before[k])}, temporary)
         typer.echo(f"{NEXT / path.name} holds {name} after {read_meta(path)['step']:,} steps")
+    write_checksums(NEXT.parent)
 
 
 @app.command()

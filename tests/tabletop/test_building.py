@@ -525,10 +525,12 @@ def test_half_trained_weights_are_kept_for_another_machine(tmp_path, monkeypatch
     from safetensors.torch import load_file
 
     from companion import DATA
+    from companion.files import damage
     from companion.tabletop import build
     from companion.training import load_weights, read_meta, save_checkpoint
 
-    monkeypatch.setattr(build, "NEXT", tmp_path / "next")
+    monkeypatch.setattr(build, "NEXT", tmp_path / "models" / "next")
+    (tmp_path / "models").mkdir()
     folders = [tmp_path / "one", tmp_path / "other"]
     for folder in folders:
         folder.mkdir()
@@ -537,8 +539,9 @@ def test_half_trained_weights_are_kept_for_another_machine(tmp_path, monkeypatch
         next(judge.parameters()).mul_(1.5)
     save_checkpoint(folders[0] / "judge.safetensors", judge, judge, muon(judge, 1e-3), {"step": 7, "seconds": 1.0})
     build.keep(folders[0])
-    assert [p.name for p in (tmp_path / "next").iterdir()] == ["judge.safetensors"]  # nothing else was trained
-    assert len(load_file(tmp_path / "next" / "judge.safetensors")) == 1  # nor anything else of the judge
+    assert [p.name for p in (tmp_path / "models" / "next").iterdir()] == ["judge.safetensors"]  # the only one trained
+    assert len(load_file(tmp_path / "models" / "next" / "judge.safetensors")) == 1  # nor anything else of the judge
+    assert damage(tmp_path / "models") == []
     build.adopt(folders[1])
     again = load_weights(folders[1] / "judge.safetensors", Judge()).state_dict()
     assert all(torch.equal(again[k], v.half().float()) for k, v in judge.state_dict().items())
@@ -547,16 +550,18 @@ def test_half_trained_weights_are_kept_for_another_machine(tmp_path, monkeypatch
     assert torch.equal(vae["decoder.conv_out.bias"], load_tabletop().vae.state_dict()["decoder.conv_out.bias"])
 
 
-def test_published_weights_can_be_gone_on_from_and_own_ones_are_kept(tmp_path):
+def test_published_weights_can_be_gone_on_from_and_own_ones_are_kept(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     from companion import DATA
+    from companion.tabletop import build
     from companion.training import load_weights, read_meta, save_start
 
     mine = make_vae()
     save_start(tmp_path / "vae.safetensors", mine)
     before = (tmp_path / "vae.safetensors").read_bytes()
-    subprocess.run([sys.executable, "-m", "companion.tabletop.build", "adopt", "--folder", str(tmp_path)], check=True)
+    monkeypatch.setattr(build, "NEXT", tmp_path / "next")  # where nothing was kept
+    build.adopt(tmp_path)
     assert (tmp_path / "vae.safetensors").read_bytes() == before
     published = load_file(DATA / "models" / "judge" / "model.safetensors")
     judge = load_weights(tmp_path / "judge.safetensors", Judge()).state_dict()
