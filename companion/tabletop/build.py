@@ -218,14 +218,17 @@ def keep(folder: Folder = BUILD) -> None:
 
     NEXT.mkdir(exist_ok=True)
     for name, (path, make, published) in _parts(folder).items():
-        if not path.exists() or not read_meta(path)["step"]:
+        # The decoder alone has a checkpoint of its own.
+        checkpoints = (path, folder / "decoder.safetensors") if name == "vae" else (path,)
+        steps = sum(read_meta(p)["step"] for p in checkpoints if p.exists())
+        if not steps:
             typer.echo(f"{name} was not trained here")
             continue
         model = _trained_vae(folder) if name == "vae" else load_weights(path, make())
         now, before = ({k: v.half().contiguous() for k, v in m.state_dict().items()} for m in (model, published()))
         with written(NEXT / path.name) as temporary:
             save_file({k: v for k, v in now.items() if not torch.equal(v, before[k])}, temporary)
-        typer.echo(f"{NEXT / path.name} holds {name} after {read_meta(path)['step']:,} steps")
+        typer.echo(f"{NEXT / path.name} holds {name} after {steps:,} steps")
     write_checksums(NEXT.parent)
 
 

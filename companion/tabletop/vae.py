@@ -252,8 +252,8 @@ def sharp_loss(
     there is no network trained on photographs.
 
     Args:
-        sharpness: how long the critic's gradient at the picture is, in lengths of the squared error's (equation 7 of
-            Esser et al.).
+        sharpness: how long the critic's gradient at the picture is, in lengths of the plain squared error's, in which
+            all pixels count alike (after equation 7 of Esser et al.).
         rise: the steps over which that weight grows from 0, while the critic still knows little.
     """
 
