@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 #: given up by huggingface_hub itself: after six times HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, 10 seconds) in
 #: the middle of a file, or a few minutes between two.
 TIMEOUT = 10.0
+#: The guidance scale that the miniature's pictures are best drawn with; data/models/README.md tells how it was found.
+GUIDANCE = 4.0
 
 
 class UnknownModelError(ValueError):
@@ -100,7 +102,7 @@ CATALOGUE: dict[str, Model] = {
             "the course's own Stable Diffusion in miniature, in the clone",
             size=128,
             steps=20,
-            guidance=4.0,
+            guidance=GUIDANCE,
             # Its world holds nothing to check for, and the checker is many times its size.
             options={"safety_checker": None, "requires_safety_checker": False},
         ),

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import companion
 from companion import cli
-from companion.models import CATALOGUE
+from companion.models import CATALOGUE, find
 from companion.space import command
 from companion.space.studio import MAX_STEPS, Studio
 
@@ -46,7 +46,7 @@ class TestStudio:
         stock = pipe("a b", num_inference_steps=3, guidance_scale=4.0, generator=seeded(5), negative_prompt="").images[
             0
         ]
-        drawn, seed = studio.draw("a b", steps=3, seed=5)
+        drawn, seed = studio.draw("a b", steps=3, guidance=4.0, seed=5)
         assert seed == 5 and drawn.size == (32, 32) and drawn.tobytes() == stock.tobytes()
 
     def test_a_seed_by_chance_is_told_and_draws_it_again(self, studio):
@@ -113,7 +113,7 @@ class TestStudio:
             Studio([str(tmp_path / "none")], device="cpu")
 
     def test_it_proposes_what_fits_the_size(self, studio):
-        assert (studio.steps, studio.guidance) == (4, 4.0)
+        assert (studio.steps, studio.guidance) == (4, find("tabletop").guidance)
 
 
 # ---- The folder

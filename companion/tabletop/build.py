@@ -33,6 +33,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from companion import DATA, ROOT
 from companion.files import written
+from companion.models import GUIDANCE
 from companion.tabletop import dataset
 from companion.tabletop.scene import SPLITS, Scene, sample_scene
 
@@ -500,7 +501,7 @@ SKETCH_PROMPTS = (
 
 @torch.no_grad()
 def sketch(
-    model, vae, words, size: int, prompts=SKETCH_PROMPTS, steps: int = 20, guidance: float = 4.0, seed: int = 0
+    model, vae, words, size: int, prompts=SKETCH_PROMPTS, steps: int = 20, guidance: float = GUIDANCE, seed: int = 0
 ) -> torch.Tensor:
     """Pictures (N, 3, 8 size, 8 size) of a half-trained `Conditioned` model, to look at while it learns."""
     from companion.tabletop.clip import tokenize

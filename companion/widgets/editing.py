@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from companion.figures import as_array, as_pil
+from companion.models import GUIDANCE
 from companion.widgets.base import LINE, MARGIN, VIEW, Panel, png, side_by_side, small
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Inpainter(Panel):
         seed: int = 0,
         strength: float = 1.0,
         steps: int = 12,
-        guidance: float = 4.0,
+        guidance: float = GUIDANCE,
     ) -> None:
         wide = widgets.Layout(width="34em")
         options = {"continuous_update": False, "layout": wide}
@@ -194,7 +195,7 @@ class StrengthSlider(Panel):
         seed: int = 0,
         strength: float = 0.6,
         steps: int = 20,
-        guidance: float = 4.0,
+        guidance: float = GUIDANCE,
     ) -> None:
         wide = widgets.Layout(width="34em")
         options = {"continuous_update": False, "layout": wide}

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from companion.fast import faster
 from companion.figures import as_pil
-from companion.models import seeded
+from companion.models import GUIDANCE, seeded
 from companion.tabletop.caption import caption, parse
 from companion.tabletop.scene import SPLITS, sample_scene
 from companion.widgets.base import Panel
@@ -35,7 +35,7 @@ class Playground(Panel):
     """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline, prompt: str, seed: int = 0, steps: int = 20, guidance: float = 4.0
+        self, pipe: StableDiffusionPipeline, prompt: str, seed: int = 0, steps: int = 20, guidance: float = GUIDANCE
     ) -> None:
         wide = widgets.Layout(width="34em")
         # continuous_update=False: a picture when the slider is let go, not for each point on its way.

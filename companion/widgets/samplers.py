@@ -14,6 +14,7 @@ from PIL import Image
 from companion import samplers as sm
 from companion.figures import as_pil, curves
 from companion.latent_diffusion import decode
+from companion.models import GUIDANCE
 from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class SamplerComparison(Panel):
         seed: int = 0,
         steps: int = 6,
         most: int = 16,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = GUIDANCE,
     ) -> None:
         self._pipe, self._scale = pipe, guidance_scale
         wide = widgets.Layout(width="34em")
