@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from companion import DATA, ROOT
 from companion.files import written
@@ -288,6 +288,7 @@ def decoder(
     every: float = 120.0,
     lr: float = 2e-3,
     sharpness: Annotated[float, typer.Option(help="Weight of a critic that asks for sharp pictures; 0 is none.")] = 0.0,
+    mend: Annotated[bool, typer.Option("--mend", help="Show it also latents that the U-Net has redrawn.")] = False,
     bfloat16: Bfloat16 = False,
 ) -> None:
     """Train the autoencoder's decoder further; the latents, and the U-Net that was trained on them, stay valid."""
@@ -300,8 +301,24 @@ def decoder(
     run = train_decoder(
         seen["picture"], model, steps, folder / "decoder.safetensors", folder / "decoder.jsonl", lr=lr,
         sharpness=sharpness, segments=seen["segments"], bfloat16=bfloat16, every=every,
+        redrawn=_redrawn(folder, count) if mend else None,
     )  # fmt: skip
     _follow(run, steps, "decoder", _rebuilding(folder, "decoder"))
+
+
+def _redrawn(folder: Path, count: int) -> torch.Tensor:
+    """Latents of the training renders as the trained U-Net redraws them, in the decoder's units; kept as a file."""
+    from companion.tabletop.unet import redrawn
+
+    out = folder / "latents" / f"redrawn-{count}.npy"
+    if not out.exists():
+        words, scenes = tokenizer(folder), dataset.scenes(folder / "renders", "train", count)
+        start, factor = cached(folder, 16, count), _trained_vae(folder).config.scaling_factor
+        run = redrawn(_trained_unet(folder), start, scenes, words, batch=64)
+        parts = track(run, "redrawing", total=-(-len(start) // 64))
+        with written(out) as temporary, temporary.open("wb") as f:
+            np.save(f, (torch.cat(list(parts)) / factor).half().numpy())
+    return torch.from_numpy(np.load(out))
 
 
 def _validation(folder: Path, n: int) -> tuple[np.ndarray, list[Scene]]:
@@ -423,6 +440,17 @@ def cached(folder: Path, size: int, count: int) -> torch.Tensor:
     return torch.from_numpy(
         np.concatenate([np.load(p) for p in _encode_missing(_trained_vae(folder), folder, size, count)])[:count]
     )
+
+
+def _trained_unet(folder: Path):
+    """The trained U-Net of the last stage there is, with its text encoder."""
+    from companion.tabletop.clip import make_clip
+    from companion.tabletop.unet import Conditioned, make_unet
+    from companion.training import load_weights
+
+    last = folder / "unet16.safetensors"
+    empty = Conditioned(make_unet(), text_tower(make_clip(tokenizer(folder))))
+    return load_weights(last if last.exists() else folder / "unet8.safetensors", empty).eval()
 
 
 @app.command()
@@ -579,15 +607,10 @@ def publish(folder: Folder = BUILD) -> None:
     from companion.tabletop import pipeline, samples
     from companion.tabletop.clip import make_clip
     from companion.tabletop.report import LOGS
-    from companion.tabletop.unet import Conditioned, make_unet
     from companion.training import load_weights
 
-    text, model_vae = tokenizer(folder), _trained_vae(folder)
+    text, model_vae, model = tokenizer(folder), _trained_vae(folder), _trained_unet(folder)
     towers = load_weights(folder / "clip.safetensors", make_clip(text)).eval()
-    last = folder / "unet16.safetensors"
-    model = load_weights(
-        last if last.exists() else folder / "unet8.safetensors", Conditioned(make_unet(), text_tower(towers))
-    )
     pipeline.save(pipeline.pipeline(model_vae, model.text_encoder, text, model.unet), MODELS / "tabletop")
     write_graphs(MODELS / "tabletop", typer.echo)
     pipeline.save_clip(towers, text, MODELS / "clip")

@@ -104,6 +104,31 @@ def unet_loss(
     return loss
 
 
+@torch.no_grad()
+def redrawn(
+    model: Conditioned, latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, seed: int = 0,
+    noisiest: int = 200, steps: int = 3, batch: int = 64,
+) -> Iterator[Tensor]:
+    """Scaled latents (N, 4, h, w) with some noise mixed in and taken out again, a batch at a time.
+
+    The scene stays, fine detail is the model's: what a decoder will be given when the model draws. Each picture's noise
+    is that of a timestep between `noisiest` / 10 and `noisiest`, taken out in `steps` steps of DDIM.
+    """
+    alphas, generator = DDPMScheduler(**SCHEDULE).alphas_cumprod, torch.Generator().manual_seed(seed)
+    for i, x0 in zip(range(0, len(latents), batch), latents.split(batch), strict=True):
+        texts = [caption(scene) for scene in scenes[i : i + batch]]
+        states = model.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
+        first = torch.randint(noisiest // 10, noisiest, (len(x0),), generator=generator)
+        x0, eps = x0.float(), torch.randn(x0.shape, generator=generator)
+        for left in range(steps, 0, -1):
+            t = first * left // steps
+            a = alphas[t].view(-1, 1, 1, 1)
+            x = a.sqrt() * x0 + (1 - a).sqrt() * eps
+            eps = model.unet(x, t, states).sample
+            x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+        yield x0
+
+
 def train_unet(
     latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, steps: int,
     checkpoint: Path | None = None,

@@ -96,6 +96,18 @@ def batch_of(
     return pieces(pictures, generator, max(1, batch * size**2 // full**2), full, segments)
 
 
+def pairs_of(
+    pictures: Tensor, latents: Tensor, segments: Tensor | None, generator: torch.Generator, batch: int, size: int = 64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole pictures, where their things are, and their given latents: as many pixels as `batch` pieces of `size`."""
+    index = torch.randint(len(pictures), (max(1, batch * size**2 // pictures.shape[1] ** 2),), generator=generator)
+    x = to_tensor(pictures[index])
+    thing = torch.zeros_like(x[:, :1])
+    if segments is not None:
+        thing = F.max_pool2d((segments[index] >= 2).float()[:, None], 3, 1, 1)
+    return x, thing, latents[index].float()
+
+
 def squared_error(y: Tensor, x: Tensor, thing: Tensor) -> Tensor:
     """Mean squared error in which a pixel of a thing counts `THING` times: things are a ninth of the pixels, and what
     one looks at. (Gafni et al. 2022, arXiv 2203.13131, weigh faces so.)
@@ -241,7 +253,7 @@ class Players(nn.Module):
 
 def sharp_loss(
     pictures: Tensor, sharpness: float, batch: int = 8, bfloat16: bool = False, rise: int = 200,
-    segments: Tensor | None = None,
+    segments: Tensor | None = None, redrawn: Tensor | None = None,
 ) -> Callable[[Players, torch.Generator, int], Tensor]:
     """The loss of a step of the decoder: squared error, and a critic that must not tell its pictures from renders.
 
@@ -255,15 +267,20 @@ def sharp_loss(
         sharpness: how long the critic's gradient at the picture is, in lengths of the plain squared error's, in which
             all pixels count alike (after equation 7 of Esser et al.).
         rise: the steps over which that weight grows from 0, while the critic still knows little.
+        redrawn: latents (N, 4, H/8, W/8) of the whole pictures as a U-Net redrew them, which every second step decodes
+            instead of the encoder's own: so the decoder learns to mend the U-Net's faults.
     """
 
     def loss(model: Players, generator: torch.Generator, step: int) -> Tensor:
-        x, thing = batch_of(pictures, generator, step, batch, segments=segments)
-        with torch.no_grad():
-            z = model.vae.encode(x).latent_dist.mean
-        noise = torch.randn(z.shape, generator=generator)
+        if redrawn is not None and step % 2:
+            x, thing, z = pairs_of(pictures, redrawn, segments, generator, batch)
+        else:
+            x, thing = batch_of(pictures, generator, step, batch, segments=segments)
+            with torch.no_grad():
+                z = model.vae.encode(x).latent_dist.mean
+            z = z + 0.03 * z.std() * torch.randn(z.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            y = model.vae.decode(z + 0.03 * z.std() * noise).sample.float()
+            y = model.vae.decode(z).sample.float()
         error = squared_error(y, x, thing)
         if not sharpness:
             return error
@@ -284,13 +301,14 @@ def sharp_loss(
 
 def train_decoder(
     pictures, vae: AutoencoderKL, steps: int, checkpoint: Path | None = None, log: Path | None = None, *,
-    lr: float = 2e-3, sharpness: float = 0.0, segments=None,
+    lr: float = 2e-3, sharpness: float = 0.0, segments=None, redrawn: Tensor | None = None,
     batch: int = 8, bfloat16: bool = False, seed: int = 1, **kwargs,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:  # fmt: skip
     """Train the decoder of a trained autoencoder further, its encoder frozen: sharper pictures of the same latents.
 
     So a U-Net trained on these latents stays valid, as it did when Stable Diffusion's decoder was finetuned. With
-    `sharpness` a critic learns along (see `sharp_loss`); the checkpoint holds both, as `vae.` and `critic.`.
+    `sharpness` a critic learns along; the checkpoint holds both, as `vae.` and `critic.`. See `sharp_loss`, also for
+    `redrawn`.
     """
     vae.requires_grad_(False)
     for part in (vae.decoder, vae.post_quant_conv):
@@ -298,7 +316,7 @@ def train_decoder(
     torch.manual_seed(seed)
     model = Players(vae, Critic())
     segments = None if segments is None else torch.as_tensor(segments)
-    loss = sharp_loss(torch.as_tensor(pictures), sharpness, batch, bfloat16, segments=segments)
+    loss = sharp_loss(torch.as_tensor(pictures), sharpness, batch, bfloat16, segments=segments, redrawn=redrawn)
     ema = ema_copy(model)
     optimizer = muon(model, lr, apart=("conv_in", "conv_out.", "stages.0", "verdict"))
     for progress in train(

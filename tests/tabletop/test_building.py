@@ -26,7 +26,7 @@ from companion.tabletop.muon import Muon, muon, orthogonalise
 from companion.tabletop.report import load_tabletop
 from companion.tabletop.samples import held_out
 from companion.tabletop.scene import KINDS
-from companion.tabletop.unet import SCHEDULE, Conditioned, encode, make_unet, min_snr_weight, unet_loss
+from companion.tabletop.unet import SCHEDULE, Conditioned, encode, make_unet, min_snr_weight, redrawn, unet_loss
 from companion.tabletop.vae import (
     ALIKE,
     THING,
@@ -34,6 +34,7 @@ from companion.tabletop.vae import (
     Players,
     batch_of,
     make_vae,
+    pairs_of,
     patches,
     pca,
     pieces,
@@ -380,6 +381,50 @@ def test_decoder_and_critic_each_follow_their_own_loss():
     assert torch.allclose(sharp["vae.decoder.conv_out.weight"], expected, rtol=1e-3, atol=1e-6)
 
 
+def test_the_decoder_is_given_the_latents_of_its_very_pictures():
+    pictures = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 128, 128, 3) * 40
+    latents = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 16, 16)
+    segments = (torch.arange(6) % 3).view(6, 1, 1).expand(6, 128, 128)
+    x, thing, z = pairs_of(pictures, latents, segments, torch.Generator().manual_seed(0), 16)
+    assert len(x) == 4  # as many pixels as 16 pieces of 64
+    which = z[:, 0, 0, 0]
+    assert len(which.unique()) > 1
+    assert torch.allclose(x[:, 0, 0, 0], which * 40 / 127.5 - 1)
+    assert torch.equal(thing[:, 0, 0, 0], (which % 3 == 2).float())
+    # Every second step decodes them; the others what the encoder gives. The loss shows which.
+    torch.manual_seed(0)
+    players, z = Players(make_vae(), Critic()), torch.randn(6, 4, 16, 16)
+    loss = sharp_loss(pictures, 0.0, 16, redrawn=z)
+    x, thing, chosen = pairs_of(pictures, z, None, torch.Generator().manual_seed(1), 16)
+    expected = squared_error(players.vae.decode(chosen).sample, x, thing)
+    assert loss(players, torch.Generator().manual_seed(1), 1).item() == pytest.approx(expected.item(), rel=1e-5)
+    plain = sharp_loss(pictures, 0.0, 16)
+    assert loss(players, torch.Generator().manual_seed(1), 2).item() == plain(
+        players, torch.Generator().manual_seed(1), 2
+    ).item()  # fmt: skip
+
+
+def test_latents_are_redrawn_exactly_by_a_model_that_knows_them(tmp_path):
+    words, (_, scenes) = tokenizer(tmp_path), held_out(5)
+    x0, alphas, seen = torch.randn(5, 4, 8, 8), DDPMScheduler(**SCHEDULE).alphas_cumprod, []
+
+    class Knowing(nn.Module):
+        def forward(self, x, t, states):
+            seen.append((t, states, x))
+            a = alphas[t].view(-1, 1, 1, 1)
+            return SimpleNamespace(sample=(x - a.sqrt() * x0[3 * (len(seen) > 3) :][: len(x)]) / (1 - a).sqrt())
+
+    model = Conditioned(Knowing(), text_tower(make_clip(words)))
+    again = torch.cat(list(redrawn(model, x0.half(), scenes, words, batch=3)))
+    assert torch.allclose(again, x0, atol=1e-2)
+    times = torch.stack([t for t, *_ in seen[:3]])
+    assert (times[0] < 200).all() and (times[0] >= 20).all() and (times.diff(dim=0) < 0).all()
+    a = alphas[times[0]].view(-1, 1, 1, 1)
+    noise = (seen[0][2] - a.sqrt() * x0[:3]) / (1 - a).sqrt()
+    assert noise.std().item() == pytest.approx(1, abs=0.1) and noise.mean().item() == pytest.approx(0, abs=0.1)
+    assert seen[0][1].shape == (3, 32, 192)
+
+
 def test_the_report_s_table_says_which_bars_are_reached():
     from companion.tabletop.report import table
 
@@ -499,11 +544,11 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
     count, steps = ("--count", "32"), 12
     commands = [
         ("vae", "--steps", str(steps), "--bfloat16", *count),
-        ("decoder", "--steps", str(steps), "--sharpness", "0.5", *count),
         ("clip", "--steps", str(steps), "--batch", "8", *count),
         ("judge", "--steps", str(steps), "--batch", "4", *count),
         ("unet", "--size", "8", "--steps", str(steps), "--batch", "4", *count),
         ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", "--bfloat16", *count),
+        ("decoder", "--steps", str(steps), "--sharpness", "0.5", "--mend", *count),
     ]
     folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:
