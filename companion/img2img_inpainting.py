@@ -1,7 +1,7 @@
 """The editor of notebook 03: drawing that starts from a picture, or is held to a part of one.
 
-    *steps, last = img2img(pipe, picture, "a blue cube on snow", 7, strength=0.6, steps=20, guidance_scale=4.0)
-    *steps, last = inpaint(pipe, picture, mask, "a blue cube on snow", 7, steps=20, guidance_scale=4.0)
+    *steps, last = img2img(pipe, picture, "a blue cube on snow", 7, strength=0.6, steps=20, guidance_scale=3.0)
+    *steps, last = inpaint(pipe, picture, mask, "a blue cube on snow", 7, steps=20, guidance_scale=3.0)
     result = composite(picture, decode(pipe, last.latents), mask)
 
 Pictures are floats (N, 3, H, W) in [-1, 1], on the CPU. Masks are floats (N, 1, H, W), 1 where something new is drawn.

@@ -1,6 +1,6 @@
 """The machine of notebook 01, taken apart: autoencoder, noise, text, attention, guidance and the sampling loop.
 
-    *steps, last = sample(pipe, "a red ball on grass by day", 7, steps=20, guidance_scale=4.0)
+    *steps, last = sample(pipe, "a red ball on grass by day", 7, steps=20, guidance_scale=3.0)
     picture = decode(pipe, last.latents)[0]
 
 Pictures are floats (N, 3, H, W) in [-1, 1], on the CPU. Latents are scaled as the U-Net sees them, on its device.

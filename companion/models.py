@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: the middle of a file, or a few minutes between two.
 TIMEOUT = 10.0
 #: The guidance scale that the miniature's pictures are best drawn with; data/models/README.md tells how it was found.
-GUIDANCE = 4.0
+GUIDANCE = 3.0
 
 
 class UnknownModelError(ValueError):

@@ -1,7 +1,7 @@
 """Sweeps of notebook 02: every sampler against the number of model evaluations, and what the guide's advice is worth.
 
-    rows = list(converge(pipe, ["Euler", "DPM++ 2M Karras"], *crossed(PROMPTS, 2), guidance_scale=4.0))
-    quality = list(appraise(pipe, ["DDIM"], guidance_scale=4.0))
+    rows = list(converge(pipe, ["Euler", "DPM++ 2M Karras"], *crossed(PROMPTS, 2), guidance_scale=3.0))
+    quality = list(appraise(pipe, ["DDIM"], guidance_scale=3.0))
     claims(rows, quality, small=0.05)
 
 Long ones are stored in data/results/samplers.json by `companion samplers`, with a checksum of the weights.

@@ -1,6 +1,6 @@
 """The samplers of notebook 02: every name that web interfaces offer, as a short function in the paper's symbols.
 
-    denoise = Denoiser(pipe, "a red ball on grass by day", guidance_scale=4.0)
+    denoise = Denoiser(pipe, "a red ball on grass by day", guidance_scale=3.0)
     sigmas = sigmas_for("DPM++ 2M Karras", denoise.levels, 20)
     *_, last = sample(denoise, start(pipe, seeds := [7], sigmas), sigmas, "DPM++ 2M Karras", seeds=seeds)
 

@@ -61,11 +61,11 @@ class Studio:
         self.size = self.text.unet.config.sample_size * self.text.vae_scale_factor
         small = self.size < 512
         self.steps = steps or (20 if small else 30)
-        self.guidance = guidance or (4.0 if small else 7.5)
+        self.guidance = guidance or (3.0 if small else 7.5)
         self._turn = threading.Lock()
 
     def draw(
-        self, prompt: str, negative: str = "", steps: int = 20, guidance: float = 4.0, seed: int = -1
+        self, prompt: str, negative: str = "", steps: int = 20, guidance: float = 3.0, seed: int = -1
     ) -> tuple[Image.Image, int]:
         """A picture from text, and its seed; -1 takes one by chance."""
         return self._run(self.text, prompt, negative, steps, guidance, seed)
@@ -77,7 +77,7 @@ class Studio:
         strength: float = 0.6,
         negative: str = "",
         steps: int = 20,
-        guidance: float = 4.0,
+        guidance: float = 3.0,
         seed: int = -1,
     ) -> tuple[Image.Image, int]:
         """A picture that begins with another one, of which strength 0 keeps all and strength 1 nothing."""
@@ -92,7 +92,7 @@ class Studio:
         strength: float = 1.0,
         negative: str = "",
         steps: int = 20,
-        guidance: float = 4.0,
+        guidance: float = 3.0,
         seed: int = -1,
     ) -> tuple[Image.Image, int]:
         """The picture, drawn anew where the mask is white; elsewhere it stays exactly as it is."""
