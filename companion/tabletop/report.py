@@ -308,14 +308,19 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
                 caption="Of the moving average, at timesteps 200, 400, 600 and 800. The gap is what the words tell it.",
             )  # fmt: skip
         if rows := [row for row in every if "frechet" in row]:
-            made[name] = figures.curves(
-                [row["step"] for row in rows],
-                {"Fréchet distance": [row["frechet"] for row in rows],
-                 "all of the prompt": [row["all"] for row in rows]},
-                title="The same U-Net, half-trained: 256 pictures of held-out prompts", x_label="steps",
-                y_label="distance; share of prompts", points=True,
+            steps = [row["step"] for row in rows]
+            made[f"{name}-frechet"] = figures.curves(
+                steps, {"Fréchet distance": [row["frechet"] for row in rows]},
+                title="The same U-Net, half-trained: 256 pictures, and 256 held-out renders", x_label="steps",
+                y_label="Fréchet distance", points=True,
                 caption="So few pictures lie far from renders even when they are good: see how the distance falls, not "
                 "how large it is.",
+            )  # fmt: skip
+            made[f"{name}-prompts"] = figures.curves(
+                steps, {"all of the prompt": [row["all"] for row in rows]},
+                title="The same U-Net, half-trained: 256 held-out prompts", x_label="steps",
+                y_label="share of prompts wholly met", points=True,
+                caption="The judge's verdict: a step of the curve is one picture in 256.",
             )  # fmt: skip
     return made
 

@@ -456,7 +456,8 @@ def test_curves_are_those_of_the_logs(tmp_path):
     assert drawn == {
         "loss": [[[1, 1], [3, 0.5]]],
         "unet16-measured-error": [[[500, 0.05], [1000, 0.04]], [[500, 0.06], [1000, 0.06]]],
-        "unet16-measured": [[[1000, 0.4], [2000, 0.3]], [[1000, 0.7], [2000, 0.8]]],
+        "unet16-measured-frechet": [[[1000, 0.4], [2000, 0.3]]],
+        "unet16-measured-prompts": [[[1000, 0.7], [2000, 0.8]]],
     }
 
 
