@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: given up by huggingface_hub itself: after six times HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, 10 seconds) in
 #: the middle of a file, or a few minutes between two.
 TIMEOUT = 10.0
-#: The guidance scale that the miniature's pictures are best drawn with; data/models/README.md tells how it was found.
+#: The guidance scale that the miniature's pictures are drawn with; data/models/README.md tells how it was found.
 GUIDANCE = 3.0
 
 

@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 #: The most that one visitor may ask for.
 MAX_STEPS, MAX_WORDS = 50, 300
 SEEDS = 2**31
+#: The guidance scale for a small model, and where a caller gives none.
+GUIDANCE = 3.0
 
 
 class Studio:
@@ -61,11 +63,11 @@ class Studio:
         self.size = self.text.unet.config.sample_size * self.text.vae_scale_factor
         small = self.size < 512
         self.steps = steps or (20 if small else 30)
-        self.guidance = guidance or (3.0 if small else 7.5)
+        self.guidance = guidance or (GUIDANCE if small else 7.5)
         self._turn = threading.Lock()
 
     def draw(
-        self, prompt: str, negative: str = "", steps: int = 20, guidance: float = 3.0, seed: int = -1
+        self, prompt: str, negative: str = "", steps: int = 20, guidance: float = GUIDANCE, seed: int = -1
     ) -> tuple[Image.Image, int]:
         """A picture from text, and its seed; -1 takes one by chance."""
         return self._run(self.text, prompt, negative, steps, guidance, seed)
@@ -77,7 +79,7 @@ class Studio:
         strength: float = 0.6,
         negative: str = "",
         steps: int = 20,
-        guidance: float = 3.0,
+        guidance: float = GUIDANCE,
         seed: int = -1,
     ) -> tuple[Image.Image, int]:
         """A picture that begins with another one, of which strength 0 keeps all and strength 1 nothing."""
@@ -92,7 +94,7 @@ class Studio:
         strength: float = 1.0,
         negative: str = "",
         steps: int = 20,
-        guidance: float = 3.0,
+        guidance: float = GUIDANCE,
         seed: int = -1,
     ) -> tuple[Image.Image, int]:
         """The picture, drawn anew where the mask is white; elsewhere it stays exactly as it is."""

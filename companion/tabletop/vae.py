@@ -31,7 +31,7 @@ CONFIG = dict(
 )
 THING = 5.0  # how often a pixel of a thing counts
 KL_WEIGHT = 3e-5  # against a squared error of about 2e-3 on pictures in [-1, 1]
-ALIKE = 2.0  # weight of the critic's features against its verdict: Wang et al. (2018) have 10, which blurs here
+ALIKE = 2.0  # weight of the critic's features against its verdict; Wang et al. (2018) have 10
 
 
 def make_vae(seed: int = 0, **changes) -> AutoencoderKL:
