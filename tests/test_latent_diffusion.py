@@ -18,7 +18,8 @@ from companion import latent_diffusion as ld
 from companion.models import seeded
 from companion.run import run
 from companion.tabletop.caption import Wish, parse
-from companion.tabletop.scene import WITHHELD, sample_scene
+from companion.tabletop.scene import WITHHELD
+from companion.tabletop.splits import sample_scene
 
 PROMPT = "ab cd"
 

@@ -35,7 +35,8 @@ from companion import DATA, ROOT
 from companion.files import written
 from companion.models import GUIDANCE
 from companion.tabletop import dataset
-from companion.tabletop.scene import SPLITS, Scene, sample_scene
+from companion.tabletop.scene import Scene
+from companion.tabletop.splits import SPLITS, sample_scene
 
 app = typer.Typer(
     no_args_is_help=True, help="Make the miniature world and its models again.", pretty_exceptions_enable=False

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from companion.files import written
-from companion.tabletop.scene import SPLITS, Scene, sample_scene
+from companion.tabletop.scene import Scene
+from companion.tabletop.splits import SPLITS, sample_scene
 
 SHARD = 250  # scenes a file
 

@@ -17,13 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from companion.tabletop.camera import FOV, SIZE, project, view
 from companion.tabletop.scene import PLACES, Scene
 from companion.tabletop.shapes import Solid, mesh, solid
 
-SIZE = 128  # pixels
-FOV = 36.0  # degrees
-DISTANCE = 7.0
-LOOK_AT = (0.0, 0.0, 1.2)
 FAR = 30.0  # depth given to the sky and whatever lies beyond, in units
 GROUND = 300.0  # half side of the ground, in units
 
@@ -207,34 +204,14 @@ def _ground(mi, place: str) -> dict:
     return {"type": "diffuse", "reflectance": texture}
 
 
-def _camera(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation (3, 3), world to camera (x right, y up, z backwards), and the origin."""
-    origin = np.array([scene.camera_x, -DISTANCE, scene.camera_z])
-    back = origin - np.array(LOOK_AT)
-    back /= np.linalg.norm(back)
-    right = np.cross([0, 0, 1], back)
-    right /= np.linalg.norm(right)
-    return np.stack([right, np.cross(back, right), back]), origin
-
-
-def project(scene: Scene, points: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """World points (..., 3) to (..., 3): x and y in pixels (right and down), and depth along the view axis."""
-    rotation, origin = _camera(scene)
-    p = (np.asarray(points, float) - origin) @ rotation.T
-    f = size / 2 / np.tan(np.deg2rad(FOV / 2))
-    depth = -p[..., 2]
-    return np.stack([size / 2 + f * p[..., 0] / depth, size / 2 - f * p[..., 1] / depth, depth], -1)
-
-
 def _scene_dict(scene: Scene, solids: list[Solid], size: int) -> dict:
     mi = _mitsuba()
     t4 = mi.ScalarTransform4f
     _, _, light, towards = LIGHT[scene.time]
-    _, origin = _camera(scene)
     glass = any(t.finish == "glass" for t in scene.things)
     camera = {
         "type": "perspective", "fov": FOV,
-        "to_world": t4().look_at(origin=origin.tolist(), target=LOOK_AT, up=[0, 0, 1]),
+        "to_world": t4().look_at(origin=scene.camera, target=scene.look_at, up=[0, 0, 1]),
         "film": {
             "type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb",
             "rfilter": {"type": "box"},  # the denoiser needs pixels whose noise is independent
@@ -320,7 +297,7 @@ def render(scene: Scene, size: int = SIZE, samples: int = 4, denoised: bool = Tr
         raise ValueError(f"size={size} is not a positive multiple of 8; 128 is the model's size")
     mi = _mitsuba()
     solids = [solid(t) for t in scene.things]
-    rotation, origin = _camera(scene)
+    rotation, origin = view(scene.camera, scene.look_at), np.array(scene.camera)
 
     loaded = mi.load_dict(
         _scene_dict(scene, solids, size), optimize=False
@@ -358,10 +335,13 @@ def render(scene: Scene, size: int = SIZE, samples: int = 4, denoised: bool = Tr
 
 
 def _visible(p: np.ndarray, depth: np.ndarray, segments: np.ndarray, label: int, slack: float) -> np.ndarray:
-    """Which projected points (N, 3) of a thing are not hidden: near a pixel of the thing, no deeper than it by
-    `slack`.
+    """Which projected points (N, 3) of a thing are not hidden: near a pixel of the thing, no deeper than it by `slack`
+    and the differences of depth around it (a face seen nearly along itself is far deeper a pixel on).
     """
     size = len(depth)
+    around = np.stack([np.pad(np.where(segments == label, depth, np.nan), 1, constant_values=np.nan)[a : a + size,
+    b : b + size] for a in range(3) for b in range(3)])  # fmt: skip
+    deepest = 2 * np.fmax.reduce(around) - np.fmin.reduce(around)
     x, y = np.floor(p[:, 0]).astype(int), np.floor(p[:, 1]).astype(int)
     seen = np.zeros(len(p), bool)
     for dx in (-1, 0, 1):
@@ -369,7 +349,7 @@ def _visible(p: np.ndarray, depth: np.ndarray, segments: np.ndarray, label: int,
             u, v = x + dx, y + dy
             inside = (u >= 0) & (u < size) & (v >= 0) & (v < size)
             u, v = u.clip(0, size - 1), v.clip(0, size - 1)
-            seen |= inside & (segments[v, u] == label) & (p[:, 2] <= depth[v, u] + slack)
+            seen |= inside & (segments[v, u] == label) & (p[:, 2] <= deepest[v, u] + slack)
     return seen
 
 
@@ -378,7 +358,11 @@ def _visible_runs(scene: Scene, edge: np.ndarray, depth, segments, label: int) -
     size = len(depth)
     t = np.linspace(0, 1, 49)[:, None]
     p = project(scene, edge[0] * (1 - t) + edge[1] * t, size)
-    seen = np.concatenate([[False], _visible(p, depth, segments, label, slack=0.06), [False]])
+    seen = _visible(p, depth, segments, label, slack=0.06)
+    for i in range(1, len(seen) - 2):  # one or two samples that a pixel's border hides do not break an edge
+        if seen[i - 1] and not seen[i]:
+            seen[i] = seen[i + 1 : i + 3].any()
+    seen = np.concatenate([[False], seen, [False]])
     starts, stops = np.nonzero(~seen[:-1] & seen[1:])[0], np.nonzero(seen[:-1] & ~seen[1:])[0] - 1
     return [
         np.concatenate([p[a, :2], p[b, :2]])

@@ -23,7 +23,8 @@ from companion.files import written
 from companion.models import find
 from companion.tabletop import dataset
 from companion.tabletop.caption import Wish, caption
-from companion.tabletop.scene import SPLITS, Scene, sample_scene
+from companion.tabletop.scene import Scene
+from companion.tabletop.splits import SPLITS, sample_scene
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

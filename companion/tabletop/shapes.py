@@ -15,6 +15,7 @@ from companion.tabletop.scene import JOINTS, Thing
 # Parts that keep their colour whatever the finish of the thing is: linear RGB reflectance in [0, 1].
 TRUNK, ROOF, DOOR, WINDOW = (0.25, 0.13, 0.06), (0.23, 0.10, 0.08), (0.16, 0.08, 0.04), (0.95, 0.80, 0.30)
 LIMB, EYE, STEM, DOT = (0.10, 0.10, 0.115), (0.95, 0.90, 0.35), (0.85, 0.78, 0.62), (0.90, 0.88, 0.84)
+RIM, VISOR = (0.45, 0.47, 0.50), (0.05, 0.055, 0.065)
 TYRE, PANE, LAMP = (0.03, 0.03, 0.03), (0.08, 0.13, 0.20), (0.95, 0.90, 0.60)
 
 
@@ -159,7 +160,9 @@ def _cone(s: Solid, m, t) -> None:
 
 
 def _can(s: Solid, m, t) -> None:
-    s.add("cylinder", m @ scale(0.45, 0.45, 1.15))
+    s.add("cylinder", m @ translate(0, 0, 0.02) @ scale(0.45, 0.45, 1.11))
+    for z in (0.0, 1.08):  # the rims that a tin has, so that it is none of the other kinds from any side
+        s.add("cylinder", m @ translate(0, 0, z) @ scale(0.475, 0.475, 0.07), RIM)
 
 
 def _tree(s: Solid, m, t) -> None:
@@ -210,8 +213,10 @@ def _robot(s: Solid, m, t) -> None:
     s.add("cube", m @ translate(0, 0, 0.80) @ scale(0.31, 0.2, 0.32))
     s.add("cube", m @ translate(0, 0, 1.42) @ scale(0.24, 0.2, 0.21))
     s.add("cylinder", m @ translate(0, 0, 1.1) @ scale(0.09, 0.09, 0.14), LIMB)
+    # Eyes on a dark visor are seen whatever the finish of the head is.
+    s.add("cube", m @ translate(0, -0.2, 1.46) @ scale(0.2, 0.02, 0.09), VISOR, edges=False)
     for x in (-0.1, 0.1):
-        s.add("sphere", m @ translate(x, -0.2, 1.46) @ scale(0.062), EYE)
+        s.add("sphere", m @ translate(x, -0.21, 1.46) @ scale(0.066), EYE)
     at = {"head": place(0, 0, 1.42), "neck": place(0, 0, 1.12), "hips": place(0, 0, 0.5)}
     for side, sign, (upper, fore, spread) in (("left", -1, t.pose[:3]), ("right", 1, t.pose[3:])):
         a, b = np.deg2rad(upper), np.deg2rad(upper + fore)

@@ -13,7 +13,7 @@ from companion.fast import faster
 from companion.figures import as_pil
 from companion.models import GUIDANCE, seeded
 from companion.tabletop.caption import caption, parse
-from companion.tabletop.scene import SPLITS, sample_scene
+from companion.tabletop.splits import SPLITS, sample_scene
 from companion.widgets.base import Panel
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from companion.tabletop import dataset
+from companion.tabletop.camera import FOV, TANGENT, boxes, frame, project, view
 from companion.tabletop.caption import OPPOSITE, Wish, caption, parse, words
 from companion.tabletop.clip import near_miss
 from companion.tabletop.scene import (
@@ -20,15 +21,13 @@ from companion.tabletop.scene import (
     KINDS,
     PLACES,
     RELATIONS,
-    SPLITS,
     TIMES,
     WITHHELD,
     Scene,
     Thing,
-    sample_scene,
-    split_of,
-)  # fmt: skip
+)
 from companion.tabletop.shapes import mesh, solid, unit_edges
+from companion.tabletop.splits import HIDDEN, SPLITS, sample_scene, split_of
 from companion.tabletop.tokenizer import FREE_WORDS, LENGTH, save_tokenizer
 
 
@@ -76,16 +75,53 @@ def test_relations_are_true_of_the_places():
         a, b = s.things
         gap_x, gap_y = a.x - b.x, a.y - b.y
         if s.relation in ("left of", "right of"):
-            assert (gap_x < 0) == (s.relation == "left of") and abs(gap_y) < 0.4 < abs(gap_x)
+            assert (gap_x < 0) == (s.relation == "left of") and abs(gap_y) < 0.65 < abs(gap_x)
         else:
-            assert (gap_y < 0) == (s.relation == "in front of") and abs(gap_y) > 1.8
+            assert (gap_y < 0) == (s.relation == "in front of") and abs(gap_y) > 1.55
+
+
+def test_one_thing_fills_the_picture_as_a_photographer_would_have_it():
+    found = np.array([boxes(s.camera, s.look_at, s.things)[0] for s in some("train", 400, 1)])
+    left, bottom, right, top = found.T
+    height, width = top - bottom, right - left
+    assert ((height >= 0.445) & (height <= 0.755) | (abs(width - 0.9) < 0.005)).all()
+    assert height.std() > 0.06, "the distance hardly varies"
+    assert (found > 0.005).all() and (found < 0.995).all(), "a thing is cut off"
+
+
+def test_two_things_are_whole_and_the_far_one_is_seen():
+    for s in some("train", 400, 2):
+        found = boxes(s.camera, s.look_at, s.things)
+        assert (found > 0.005).all() and (found < 0.995).all(), f"a thing of seed {s.seed} is cut off"
+        near, far = sorted(range(2), key=lambda i: s.things[i].y)
+        both = min(found[near, 2], found[far, 2]) - max(found[near, 0], found[far, 0])
+        if s.relation in ("in front of", "behind"):
+            assert both <= HIDDEN * (found[far, 2] - found[far, 0]) + 1e-9
+
+
+def test_the_sky_is_seen_above_every_scene():
+    """Its colour tells the time of day."""
+    for s in some("train", 400):
+        down = np.rad2deg(np.arcsin(view(s.camera, s.look_at)[2, 2]))
+        assert 0.04 < 0.5 - np.tan(np.deg2rad(down)) / TANGENT / 2 < 0.35
+        assert s.camera[2] > 0.4
+
+
+def test_framing_meets_what_is_asked():
+    thing = Thing("ball", "red", 0.5, 0.3, 1.0, 0.0)
+    camera, look_at = frame((thing,), height=0.5, width=1.0, margin=0.1, shift=0.5, azimuth=10, pitch=12)
+    left, bottom, right, top = boxes(camera, look_at, (thing,))[0]
+    assert (top - bottom, bottom) == pytest.approx((0.5, 0.1), abs=0.004)
+    assert (left + right) / 2 == pytest.approx(0.5 + 0.5 * (1 - right + left) / 2, abs=0.01)
+    assert np.allclose(project(Scene((thing,), None, "sand", "day", camera, look_at), np.array(look_at))[:2], 64)
+    assert pytest.approx(np.tan(np.deg2rad(FOV / 2))) == TANGENT
 
 
 def test_the_canonical_caption_says_everything():
     for s in some("train"):
         assert parse(caption(s)) == Wish.of(s)
     s = Scene(
-        (Thing("robot", "gold", -1, 0, 1, 0), Thing("house", "blue", 1, 0, 1, 0)), "left of", "snow", "sunset", 0, 2
+        (Thing("robot", "gold", -1, 0, 1, 0), Thing("house", "blue", 1, 0, 1, 0)), "left of", "snow", "sunset"
     )
     assert caption(s) == "a gold robot left of a blue house on snow at sunset"
 
@@ -208,7 +244,7 @@ needs_mitsuba = pytest.mark.skipif(
 
 def one(kind: str, finish: str = "red", **changes) -> Scene:
     pose = (30, 20, 0.1, -20, 40, 0.1) if kind == "robot" else ()
-    return Scene((Thing(kind, finish, 0.0, 0.0, 1.2, 20.0, pose),), None, "grass", "day", 0.0, 2.4, 5, **changes)
+    return Scene((Thing(kind, finish, 0.0, 0.0, 1.2, 20.0, pose),), None, "grass", "day", seed=5, **changes)
 
 
 @needs_mitsuba
@@ -221,8 +257,8 @@ def test_a_picture_depends_on_its_scene_alone():
 def test_depth_and_normals_of_the_ground_and_the_ball_are_exact():
     scene = one("ball")
     r = render.render(scene)
-    rotation, origin = render._camera(scene)
-    size, f = 128, 64 / np.tan(np.deg2rad(render.FOV / 2))
+    rotation, origin = view(scene.camera, scene.look_at), np.array(scene.camera)
+    size, f = 128, 64 / TANGENT
     y, x = np.mgrid[0:size, 0:size] + 0.5
     rays = np.stack([(x - 64) / f, (64 - y) / f, -np.ones_like(x)], -1) @ rotation
     ground = (r.segments == 1) & (r.depth < render.FAR)
@@ -257,7 +293,7 @@ def test_a_red_ball_is_red_and_where_it_was_put():
     red, green, blue = r.picture[r.segments == 2].mean(0)
     assert red > 1.8 * max(green, blue)
     left, top, right, bottom = r.boxes[0]
-    centre = render.project(scene, np.array([0, 0, 0.72]))
+    centre = project(scene, np.array([0, 0, 0.72]))
     assert left < centre[0] < right and top < centre[1] < bottom
 
 
@@ -281,8 +317,8 @@ def test_joints_lie_on_the_robot_and_edges_on_edges():
 def test_what_stands_in_front_hides_what_is_behind():
     front = Thing("cube", "red", 0.0, -1.2, 1.2, 0.0)
     behind = Thing("ball", "blue", 0.3, 1.5, 1.0, 0.0)
-    both = render.render(Scene((front, behind), "in front of", "sand", "day", 0.0, 2.2, 1))
-    alone = render.render(Scene((behind,), None, "sand", "day", 0.0, 2.2, 1))
+    both = render.render(Scene((front, behind), "in front of", "sand", "day", seed=1))
+    alone = render.render(Scene((behind,), None, "sand", "day", seed=1))
     assert 0 < (both.segments == 3).sum() < (alone.segments == 2).sum()
 
 

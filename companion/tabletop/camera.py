@@ -1,0 +1,99 @@
+"""The camera: where it stands, where a point of the world falls in the picture, and how a scene is framed.
+
+Pure NumPy, so that a scene can be drawn from a seed without a renderer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from companion.tabletop.scene import Scene, Thing
+from companion.tabletop.shapes import mesh, solid
+
+SIZE = 128  # pixels
+FOV = 36.0  # degrees, across and down
+TANGENT = float(np.tan(np.deg2rad(FOV / 2)))
+
+
+def view(camera: Sequence[float], look_at: Sequence[float]) -> np.ndarray:
+    """Rotation (3, 3) from world to camera axes: x right, y up, z backwards."""
+    back = np.subtract(camera, look_at).astype(float)
+    back /= np.linalg.norm(back)
+    right = np.cross([0, 0, 1], back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back])
+
+
+def project(scene: Scene, points: np.ndarray, size: int = SIZE) -> np.ndarray:
+    """World points (..., 3) to (..., 3): x and y in pixels (right and down), and depth along the view axis."""
+    x, y, depth = _on_screen(scene.camera, scene.look_at, points)
+    return np.stack([size / 2 * (1 + x), size / 2 * (1 - y), depth], -1)
+
+
+def _on_screen(camera, look_at, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right and up from the middle of the picture, -1 and 1 being its borders, and depth."""
+    p = (np.asarray(points, float) - np.asarray(camera)) @ view(camera, look_at).T
+    depth = -p[..., 2]
+    return p[..., 0] / depth / TANGENT, p[..., 1] / depth / TANGENT, depth
+
+
+@cache
+def _unit_points(shape: str) -> np.ndarray:
+    """Points (N, 3) on the surface of a unit shape, dense enough for its outline."""
+    if shape == "cube":
+        return np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
+    if shape == "sphere":
+        up, around = np.meshgrid(np.linspace(-1, 1, 13), np.linspace(0, 2 * np.pi, 24, endpoint=False))
+        flat = np.sqrt(1 - up**2)
+        return np.stack([flat * np.cos(around), flat * np.sin(around), up], -1).reshape(-1, 3)
+    return mesh(shape)[0]
+
+
+def outline(thing: Thing) -> np.ndarray:
+    """Points (N, 3) on the surface of a thing, in world space."""
+    parts = ((_unit_points(p.shape), p.to_world) for p in solid(thing).parts)
+    return np.concatenate([points @ m[:3, :3].T + m[:3, 3] for points, m in parts])
+
+
+def boxes(camera: Sequence[float], look_at: Sequence[float], things: Sequence[Thing]) -> np.ndarray:
+    """The frames of things, (N, 4): left, bottom, right, top as shares of the picture's side, from its lower left
+    corner; parts outside of the picture or hidden by the other thing count too.
+    """
+    found = []
+    for thing in things:
+        x, y, _ = _on_screen(camera, look_at, outline(thing))
+        found.append([x.min(), y.min(), x.max(), y.max()])
+    return (np.array(found) + 1) / 2
+
+
+def frame(
+    things: Sequence[Thing], height: float, width: float, margin: float, shift: float, azimuth: float, pitch: float
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Where the camera stands, and where it looks, so that things fill the picture as asked.
+
+    Args:
+        height, width: largest shares of the picture's side that the things together may take; one of them is met.
+        margin: what is left below them, as a share.
+        shift: where they stand across, from -1 (at the left border) through 0 (in the middle) to 1.
+        azimuth: degrees that the camera is turned round the things, to the right.
+        pitch: degrees that it looks down; the horizon is then at the share (1 + tan(pitch) / tan(FOV / 2)) / 2.
+    """
+    a, p = np.deg2rad([azimuth, pitch])
+    back = np.array([np.sin(a) * np.cos(p), -np.cos(a) * np.cos(p), np.sin(p)])
+    axes = view(back, (0, 0, 0))
+    target, distance = np.concatenate([outline(t) for t in things]).mean(0), 9.0
+    for _ in range(16):
+        # Perspective changes with the distance, so the answer is found by repeating a step that is nearly right.
+        found = boxes(target + distance * back, target, things)
+        left, bottom, right, top = found[:, 0].min(), found[:, 1].min(), found[:, 2].max(), found[:, 3].max()
+        room = 1 - (right - left)
+        across = (left + right) / 2 - 0.5 - shift * max(0.0, room) / 2
+        up = bottom - margin
+        target = target + 2 * TANGENT * distance * (across * axes[0] + up * axes[1])
+        # With a damper: what is very near grows faster than the distance falls.
+        distance *= max((top - bottom) / height, (right - left) / width) ** 0.7
+    camera = target + distance * back
+    return tuple(round(float(v), 3) for v in camera), tuple(round(float(v), 3) for v in target)
