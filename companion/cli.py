@@ -104,7 +104,7 @@ _HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_
 )
 def build(context: typer.Context) -> None:
     with _sentences():
-        from companion.tabletop.build import app as build_app
+        from companion.pretraining.command import app as build_app
     try:
         build_app(context.args, prog_name="companion build")
     except ImportError as error:  # the renderer is imported where it is first needed

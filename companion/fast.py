@@ -9,19 +9,22 @@ weights (`graph.onnx`); they hold no weights of their own but point into the saf
 them.
 
 Prompts are encoded once and kept, and the two halves of guidance run side by side, each on its half of the cores. Plain
-torch remains what the course teaches with: hooks, gradients and finetuned weights need it.
+torch remains what the course teaches with: hooks, gradients and finetuned weights need it. When the pipeline's weights
+change after the networks were compiled, `Fast` notices, and asks torch from then on.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from companion.diffusion import denoise, encode_prompt, noise_predictor
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -60,25 +63,43 @@ class Fast:
         self._unet = Compiled(pipe.unet, threads, side_by_side=2)
         self._decoder = Compiled(pipe.vae, threads)
         self._states: OrderedDict[str, Tensor] = OrderedDict()
+        self._seen = {name: _fingerprint(getattr(pipe, name)) for name in ("unet", "vae", "text_encoder")}
+        self._changed: set[str] = set()
 
-    def states(self, prompt: str) -> Tensor:
+    def look(self) -> set[str]:
+        """Compare the pipeline's weights with those that it began with; returns the parts that differ.
+
+        Drawing a picture does so by itself, which takes a few milliseconds. Call it before `noise_pred` and `decode`
+        are asked directly, if weights may have changed.
+        """
+        for name, before in self._seen.items():
+            now = _fingerprint(getattr(self.pipe, name))
+            if now != before:
+                self._seen[name] = now
+                self._changed.add(name)
+                self._states.clear()
+        return self._changed - {"text_encoder"}
+
+    def encode_prompt(self, prompt: str) -> Tensor:
         """The text encoder's states (1, L, D) of a prompt, from memory when it was asked for lately."""
-        from companion.latent_diffusion import text_states
-
         if prompt not in self._states:
-            self._states[prompt] = text_states(self.pipe, prompt)
+            self._states[prompt] = encode_prompt(self.pipe, prompt)
             if len(self._states) > KEPT:
                 self._states.popitem(last=False)
         self._states.move_to_end(prompt)
         return self._states[prompt]
 
-    def noise_pred(self, x: Tensor, t: float | Tensor, states: Tensor) -> Tensor:
-        """The U-Net's prediction (B, C, h, w) for latents x (B, C, h, w), timestep(s) t and text states (B, L, D)."""
-        return self._unet(x=x, t=torch.as_tensor(t, dtype=torch.float32).expand(len(x)), states=states)
+    def noise_pred(self, x: Tensor, t: float | Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """The U-Net's prediction (B, C, h, w) for latents x (B, C, h, w), timesteps t and text (B, L, D)."""
+        t = torch.as_tensor(t, dtype=torch.float32).expand(len(x))
+        if "unet" in self._changed:
+            return self.pipe.unet(x, t, encoder_hidden_states).sample
+        return self._unet(x=x, t=t, states=encoder_hidden_states)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), about in [-1, 1], of latents (B, C, h, w) as the U-Net sees them."""
-        return self._decoder(z=latents / self.pipe.vae.config.scaling_factor)
+        z = latents / self.pipe.vae.config.scaling_factor
+        return self.pipe.vae.decode(z).sample if "vae" in self._changed else self._decoder(z=z)
 
     @torch.inference_mode()
     def __call__(
@@ -103,27 +124,21 @@ class Fast:
         from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
         from diffusers.utils.torch_utils import randn_tensor
 
+        self.look()
         pipe = self.pipe
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-        shape = (len(prompts), channels, side, side)
         if latents is None:
-            latents = randn_tensor(shape, generator=generator)
-        guided = guidance_scale > 1
-        states = torch.cat([self.states(p) for p in prompts])
-        if guided:
-            states = torch.cat([self.states(negative_prompt).expand_as(states), states])
+            latents = randn_tensor((len(prompts), channels, side, side), generator=generator)
         scheduler = pipe.scheduler
         scheduler.set_timesteps(num_inference_steps)
-        x = latents * scheduler.init_noise_sigma
-        extra = pipe.prepare_extra_step_kwargs(generator, 0.0)
-        for t in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(x, t)
-            noise_pred = self.noise_pred(torch.cat([scaled, scaled]) if guided else scaled, t, states)
-            if guided:
-                empty, full = noise_pred.chunk(2)
-                noise_pred = empty + guidance_scale * (full - empty)
-            x = scheduler.step(noise_pred, t, x, **extra, return_dict=False)[0]
+        generators = generator if isinstance(generator, list) else [generator] if generator is not None else []
+        predict = noise_predictor(
+            pipe, prompts, [guidance_scale], negative_prompt, self.noise_pred, encode=self.encode_prompt
+        )
+        steps = denoise(scheduler, predict, latents * scheduler.init_noise_sigma, scheduler.timesteps, generators)
+        *_, last = steps
+        x = last.latents
         if output_type == "latent":
             return StableDiffusionPipelineOutput(images=x, nsfw_content_detected=None)
         images = pipe.image_processor.postprocess(self.decode(x), output_type=output_type)
@@ -197,6 +212,17 @@ class Compiled:
         return torch.cat(out)
 
 
+def _fingerprint(part: nn.Module) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """What tells a part's weights from others: the tensors themselves, and the norm of each.
+
+    torch counts changes in place, but not those through `.data`, by which adapters are merged.
+    """
+    weights = list(part.parameters())
+    with torch.no_grad():
+        norms = torch.stack(torch._foreach_norm([w.detach() for w in weights]))
+    return tuple(map(id, weights)), tuple(norms.tolist())
+
+
 def _same(part: nn.Module, weights: Path) -> bool:
     """Whether a model's weights are those in the file."""
     from safetensors.torch import load_file
@@ -223,8 +249,10 @@ class _Decoder(nn.Module):
         return self.model.decode(z, return_dict=False)[0]
 
 
-def write_graphs(folder: Path, say: Callable[[str], Any] = print) -> None:
+def write_graphs(folder: Path) -> Iterator[str]:
     """Write the graphs of a pipeline's folder beside the weights they point into (building needs onnx and onnxscript).
+
+    Yields a line for each.
 
     Raises:
         ImportError: onnx or onnxscript is missing (the extra `[build]`).
@@ -241,11 +269,11 @@ def write_graphs(folder: Path, say: Callable[[str], Any] = print) -> None:
     any_ = torch.export.Dim.DYNAMIC
     area = {0: batch, 2: any_, 3: any_}
     shapes = {"x": area, "t": {0: batch}, "states": {0: batch, 1: any_}}
-    _write(_UNet(unet), {"x": x, "t": torch.full((2,), 500.0), "states": states}, shapes, folder / "unet", say)
-    _write(_Decoder(vae), {"z": x}, {"z": area}, folder / "vae", say)
+    yield _write(_UNet(unet), {"x": x, "t": torch.full((2,), 500.0), "states": states}, shapes, folder / "unet")
+    yield _write(_Decoder(vae), {"z": x}, {"z": area}, folder / "vae")
 
 
-def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Path, say: Callable[[str], Any]) -> None:
+def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Path) -> str:
     """Export a model, and replace every weight in the graph by its place in the safetensors file."""
     import json
     import struct
@@ -259,9 +287,14 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
         warnings.simplefilter("ignore")
         # optimize=False: folding would make new tensors of the weights, and they could not be found in the file.
         program = torch.onnx.export(
-            model, kwargs=inputs, dynamo=True, input_names=list(inputs), dynamic_shapes=shapes, optimize=False,
+            model,
+            kwargs=inputs,
+            dynamo=True,
+            input_names=list(inputs),
+            dynamic_shapes=shapes,
+            optimize=False,
             verbose=False,
-        )  # fmt: skip
+        )
     proto = program.model_proto
     with (folder / WEIGHTS).open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
@@ -272,9 +305,11 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
         place = places[weight.name.removeprefix("model.")]
         begin, end = place["data_offsets"]
         tensor = onnx.TensorProto(
-            name=f"{weight.name}.stored", data_type=kinds[place["dtype"]], dims=place["shape"],
+            name=f"{weight.name}.stored",
+            data_type=kinds[place["dtype"]],
+            dims=place["shape"],
             data_location=onnx.TensorProto.EXTERNAL,
-        )  # fmt: skip
+        )
         where = {"location": WEIGHTS, "offset": str(8 + length + begin), "length": str(end - begin)}
         for key, value in where.items():
             tensor.external_data.add(key=key, value=value)
@@ -290,4 +325,4 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
         node.ClearField("doc_string")
     with written(folder / GRAPH) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    say(f"{folder / GRAPH}: {len(nodes)} operations, {(folder / GRAPH).stat().st_size / 1e3:.0f} kB")
+    return f"{folder / GRAPH}: {len(nodes)} operations, {(folder / GRAPH).stat().st_size / 1e3:.0f} kB"

@@ -5,7 +5,7 @@
     result = composite(picture, decode(pipe, last.latents), mask)
 
 Pictures are floats (N, 3, H, W) in [-1, 1], on the CPU. Masks are floats (N, 1, H, W), 1 where something new is drawn.
-The loop is the one of `companion.latent_diffusion`; only its beginning differs, and what is kept after each step.
+The loop is the one of `companion.diffusion`; only its beginning differs, and what is kept after each step.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from companion.latent_diffusion import (
+from companion.diffusion import (
     Step,
-    can_be_judged,
     decode,
     denoise,
     for_each,
-    mean_interval,
+    fresh,
     noise_predictor,
     picture_size,
     predicted_x0,
     sample,
 )
+from companion.latent_diffusion import mean_interval
+from companion.metrics import pictures_to_tensor
 from companion.models import seeded
 from companion.tabletop.caption import caption
+from companion.tabletop.measures import can_be_judged, thing_masks
 from companion.tabletop.scene import FINISHES, KINDS, WITHHELD, Scene
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 # ---- A different starting point --------------------------------------------------------------------------------------
 
 
-def begin(scheduler: Any, steps: int, strength: float, device: Any = None) -> Tensor:
+def timesteps_from_strength(scheduler: Any, steps: int, strength: float, device: Any = None) -> Tensor:
     """Set a scheduler to the last int(steps * strength) of its steps, and return their timesteps.
 
     A second-order scheduler (Heun, DPM2) has two entries for each step but the last; it begins at the first of a pair.
@@ -62,10 +64,6 @@ def begin(scheduler: Any, steps: int, strength: float, device: Any = None) -> Te
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(index)
     return scheduler.timesteps[index:]
-
-
-def _fresh(scheduler: Any) -> Any:
-    return type(scheduler).from_config(scheduler.config)  # schedulers remember earlier steps
 
 
 @torch.no_grad()
@@ -136,8 +134,8 @@ def img2img(
         ValueError: for a strength or sizes that do not do, or numbers of pictures, prompts and seeds that do not fit.
     """
     batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
-    scheduler = _fresh(scheduler or pipe.scheduler)
-    timesteps = begin(scheduler, steps, strength, pipe.unet.device)
+    scheduler = fresh(scheduler or pipe.scheduler)
+    timesteps = timesteps_from_strength(scheduler, steps, strength, pipe.unet.device)
     source = _encode_sampled(pipe, batch.pictures, batch.generators)
     noise = _noise(source, batch.generators)
     latents = scheduler.add_noise(source, noise, timesteps[:1].repeat(len(source)))
@@ -252,8 +250,8 @@ def inpaint(
     channels, kept = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
     if channels not in (kept, 2 * kept + 1):
         raise ValueError(f"a U-Net of {channels} channels cannot inpaint; it takes {kept} or {2 * kept + 1}")
-    scheduler = _fresh(scheduler or pipe.scheduler)
-    timesteps = begin(scheduler, steps, strength, pipe.unet.device)
+    scheduler = fresh(scheduler or pipe.scheduler)
+    timesteps = timesteps_from_strength(scheduler, steps, strength, pipe.unet.device)
     predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt)
     small = shrink_mask(mask, pipe.vae_scale_factor, cover).to(pipe.unet.device, pipe.unet.dtype)
 
@@ -520,7 +518,6 @@ def tasks(pipe: StableDiffusionPipeline, n: int, grow: int = 6, seed: int = 0) -
 
     The mask is what the judge takes for a thing, grown by `grow` pixels of 128 to hold its outline and shadow.
     """
-    from companion.metrics import pictures_to_tensor
     from companion.tabletop.samples import held_out
 
     renders, scenes = held_out()
@@ -549,30 +546,6 @@ def _other(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, things=(replace(thing, kind=kind, finish=finish, pose=()),))
 
 
-@torch.no_grad()
-def thing_masks(pictures: Tensor, grow: int = 6) -> Tensor:
-    """Where the judge sees things in pictures (N, 3, 128, 128): floats (N, 1, 128, 128), grown by `grow` pixels."""
-    from companion.judge import SEGMENTS
-    from companion.metrics import judge
-
-    segments = judge()(pictures)["segments"]
-    things = (segments.argmax(1, keepdim=True) >= SEGMENTS.index("ground") + 1).float()
-    things = F.interpolate(things, size=pictures.shape[-2:], mode="nearest")
-    return F.max_pool2d(things, 2 * grow + 1, stride=1, padding=grow) if grow else things
-
-
-def met(pictures: Tensor, prompts: Sequence[str], what: Sequence[str] = ("kind", "finish")) -> list[bool]:
-    """For each picture, whether the judge reads all of `what` (see `Reading.meets`) as the prompt asks."""
-    from companion.metrics import read
-    from companion.tabletop.caption import parse
-
-    size = pictures.shape[-2:]
-    if size != (128, 128):  # it has learned at 128 pixels
-        pictures = F.interpolate(pictures, size=(128, 128), mode="bicubic", antialias=True).clamp(-1, 1)
-    results = [reading.meets(parse(p)) for reading, p in zip(read(pictures), prompts, strict=True)]
-    return [all(result.get(name, True) for name in what) for result in results]
-
-
 def change_outside(pictures: Tensor, sources: Tensor, masks: Tensor) -> tuple[int, float]:
     """The largest and the mean change, in grey levels of 255, of all pixels outside the masks; (N, 3, H, W) each."""
     a, b = (((x.clamp(-1, 1) + 1) * 127.5).round() for x in (pictures, sources))
@@ -580,7 +553,7 @@ def change_outside(pictures: Tensor, sources: Tensor, masks: Tensor) -> tuple[in
     return int(change.max()), float(change.mean())
 
 
-def joints(strip: Tensor, size: int, by: int) -> tuple[float, float]:
+def seams(strip: Tensor, size: int, by: int) -> tuple[float, float]:
     """Mean difference of neighbouring columns (3, H, W), in grey levels: at a panorama's joints, and everywhere."""
     steps = (strip[:, :, 1:] - strip[:, :, :-1]).abs().mean((0, 1)) * 127.5
     return float(steps[size - 1 :: by].mean()), float(steps.mean())

@@ -1,15 +1,12 @@
-"""The machine of notebook 01, taken apart: autoencoder, noise, text, attention, guidance and the sampling loop.
+"""What notebook 01 looks at inside the machine: words and their neighbours, cross-attention, and what a step costs.
 
-    *steps, last = sample(pipe, "a red ball on grass by day", 7, steps=20, guidance_scale=3.0)
-    picture = decode(pipe, last.latents)[0]
-
-Pictures are floats (N, 3, H, W) in [-1, 1], on the CPU. Latents are scaled as the U-Net sees them, on its device.
+Drawing itself stands in `companion.diffusion`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,78 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from companion.models import seeded
-from companion.tabletop.scene import WITHHELD, Scene
+from companion.tabletop.scene import WITHHELD
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTokenizer
 
-#: What a notebook says where the judge cannot help.
-NOT_JUDGED = "The judge knows the miniature world only, so this is not measured for this model: judge by eye."
-
-# ---- Sizes, pictures, latents ----------------------------------------------------------------------------------------
-
-
-def picture_size(pipe: StableDiffusionPipeline) -> int:
-    """Width and height in pixels of what the pipeline draws."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
-
-
-def can_be_judged(pipe: StableDiffusionPipeline) -> bool:
-    """Whether the judge can read its pictures: it knows the miniature world at 128 pixels, and nothing else."""
-    return picture_size(pipe) == 128
-
-
-def renders(pipe: StableDiffusionPipeline, n: int) -> tuple[Tensor, list[Scene]]:
-    """`n` held-out renders (n, 3, S, S) and their scenes, enlarged where the pipeline draws larger pictures."""
-    from companion.metrics import pictures_to_tensor
-    from companion.tabletop.samples import held_out
-
-    pictures, scenes = held_out(n)
-    x, size = pictures_to_tensor(pictures), picture_size(pipe)
-    if x.shape[-1] != size:
-        x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-    return x, scenes
-
-
-@torch.no_grad()
-def encode(pipe: StableDiffusionPipeline, pictures: Tensor, batch: int = 16) -> Tensor:
-    """Latents (N, C, H/f, W/f) of pictures: the middle of the encoder's distribution, times the scaling factor."""
-    vae = pipe.vae
-    parts = [vae.encode(p.to(vae.device, vae.dtype)).latent_dist.mode() for p in pictures.split(batch)]
-    return (torch.cat(parts) * vae.config.scaling_factor).to(pipe.unet.dtype)
-
-
-@torch.no_grad()
-def decode(pipe: StableDiffusionPipeline, latents: Tensor, batch: int = 16) -> Tensor:
-    """Pictures (N, 3, H, W) of latents (N, C, H/f, W/f)."""
-    vae = pipe.vae
-    latents = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype)
-    return torch.cat([vae.decode(z).sample.float().cpu().clamp(-1, 1) for z in latents.split(batch)])
-
-
-def starting_noise(pipe: StableDiffusionPipeline, seeds: int | Sequence[int]) -> Tensor:
-    """Standard normal latents (N, C, h, w), one for each seed, drawn on the CPU as the stock pipeline draws them."""
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    size = pipe.unet.config.sample_size
-    shape = (1, pipe.unet.config.in_channels, size, size)
-    noise = [torch.randn(shape, generator=seeded(seed), dtype=pipe.unet.dtype) for seed in seeds]
-    return torch.cat(noise).to(pipe.unet.device)
-
-
 # ---- Text ------------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def text_states(pipe: StableDiffusionPipeline, prompts: str | Sequence[str]) -> Tensor:
-    """The text encoder's hidden states (N, L, D), one prompt at a time, as the stock pipeline computes them."""
-    states = []
-    for prompt in [prompts] if isinstance(prompts, str) else prompts:
-        length = pipe.tokenizer.model_max_length
-        inputs = pipe.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        states.append(pipe.text_encoder(inputs.input_ids.to(pipe.text_encoder.device)).last_hidden_state)
-    return torch.cat(states).to(pipe.unet.dtype)
 
 
 def word_positions(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, list[int]]]:
@@ -259,179 +191,6 @@ def unet_flops(unet: UNet2DConditionModel, size: int, channels: int | None = Non
         "cross-attention": attention(".attn2"),
         "linear layers": of("Global", "addmm", "mm"),
     }
-
-
-# ---- Sampling --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of sampling a batch of N.
-
-    Attributes:
-        index, timestep: 0, 1, ...; the scheduler's timestep, from about 999 down.
-        noisy: (N, C, h, w), what the U-Net was given.
-        x0: (N, C, h, w), the clean latents that it believes in, as the scheduler used them.
-        latents: (N, C, h, w), after the step; those of the last step are the result.
-    """
-
-    index: int
-    timestep: float
-    noisy: Tensor
-    x0: Tensor
-    latents: Tensor
-
-
-@torch.no_grad()
-def sample(
-    pipe: StableDiffusionPipeline,
-    prompts: str | Sequence[str],
-    seeds: int | Sequence[int] = 0,
-    *,
-    steps: int,
-    guidance_scale: float | Sequence[float],
-    negative_prompt: str = "",
-    scheduler: Any = None,
-    noise: Tensor | None = None,
-) -> Iterator[Step]:
-    """Draw with classifier-free guidance (Ho and Salimans, arXiv 2207.12598), yielding each step.
-
-    The last step's latents, decoded, are what the stock pipeline draws with the same prompts and seeds; its scheduler
-    is left as it was. Guidance 1 asks the U-Net about the prompt alone.
-
-    Args:
-        prompts, seeds: one prompt for all seeds, one seed for all prompts, or as many of both.
-        guidance_scale: one for all, or one for each picture.
-        scheduler: another than the pipeline's own.
-        noise: standard normal latents (N, C, h, w) to start from instead of those of the seeds.
-    Raises:
-        ValueError: when the numbers of prompts, seeds and guidance scales do not fit.
-    """
-    prompts, seeds, scales = for_each(
-        {"prompts": prompts, "seeds": seeds, "guidance scales": guidance_scale}, None if noise is None else len(noise)
-    )
-    unet = pipe.unet
-    scheduler = scheduler or pipe.scheduler
-    scheduler = type(scheduler).from_config(scheduler.config)  # a fresh one: schedulers remember earlier steps
-    scheduler.set_timesteps(steps, device=unet.device)
-    generators = [seeded(seed) for seed in seeds]
-    if noise is None:
-        size = unet.config.sample_size
-        shape = (1, unet.config.in_channels, size, size)
-        noise = torch.cat([torch.randn(shape, generator=g, dtype=unet.dtype) for g in generators])
-    latents = noise.to(unet.device, unet.dtype) * scheduler.init_noise_sigma
-    predict = noise_predictor(pipe, prompts, scales, negative_prompt)
-    yield from denoise(scheduler, predict, latents, scheduler.timesteps, generators)
-
-
-def for_each(values: Mapping[str, Any], n: int | None = None) -> list[list]:
-    """Lists of one length `n` (the longest's when it is None), of values that may be given once for all.
-
-    Raises ValueError when a number of values is neither 1 nor `n`.
-    """
-    lists = {name: [value] if isinstance(value, str | int | float) else list(value) for name, value in values.items()}
-    n = n or max(map(len, lists.values()))
-    for name, items in lists.items():
-        if len(items) not in (1, n):
-            raise ValueError(f"{len(items)} {name} for {n} pictures; give one for all, or one for each")
-    return [items * n if len(items) == 1 else items for items in lists.values()]
-
-
-def noise_predictor(
-    pipe: StableDiffusionPipeline, prompts: Sequence[str], scales: Sequence[float], negative_prompt: str = ""
-) -> Callable[..., Tensor]:
-    """`predict(noisy, t)`: the guided noise (N, C, h, w) that the U-Net sees, one prompt and guidance scale for each.
-
-    Further channels of the U-Net's input, such as those of an inpainting model, go behind: `predict(noisy, t, more)`.
-    """
-    unet, n = pipe.unet, len(prompts)
-    distinct = list(dict.fromkeys(prompts))
-    states = text_states(pipe, distinct)[[distinct.index(prompt) for prompt in prompts]]
-    guided = any(scale > 1 for scale in scales)
-    if guided:
-        states = torch.cat([text_states(pipe, negative_prompt).expand(n, -1, -1), states])
-    weight = torch.tensor(scales, dtype=unet.dtype, device=unet.device).view(-1, 1, 1, 1)
-
-    def predict(noisy: Tensor, t: Tensor, *more: Tensor) -> Tensor:
-        noisy = torch.cat([noisy, *more], 1) if more else noisy
-        if not guided:
-            return unet(noisy, t, states).sample
-        eps_nothing, eps_text = unet(torch.cat([noisy, noisy]), t, states).sample.chunk(2)
-        return eps_nothing + weight * (eps_text - eps_nothing)
-
-    return predict
-
-
-@torch.no_grad()
-def denoise(
-    scheduler: Any,
-    predict: Callable[[Tensor, Tensor], Tensor],
-    latents: Tensor,
-    timesteps: Tensor,
-    generators: Sequence[torch.Generator] = (),
-    keep: Callable[[int, Tensor], Tensor] | None = None,
-) -> Iterator[Step]:
-    """The loop: from latents (N, C, h, w) at the first of `timesteps`, yielding each step.
-
-    Args:
-        predict: the noise in (noisy latents, timestep), as from `noise_predictor`.
-        generators: one for each picture; ancestral samplers add noise at each step.
-        keep: changes the latents after each step, given its index.
-    """
-    extra = {"generator": list(generators)} if _takes_generator(scheduler) else {}
-    for index, t in enumerate(timesteps):
-        noisy = scheduler.scale_model_input(latents, t)
-        eps = predict(noisy, t)
-        before = latents
-        out = scheduler.step(eps, t, latents, **extra)
-        latents = keep(index, out.prev_sample) if keep else out.prev_sample
-        yield Step(index, float(t), noisy, _predicted_x0(scheduler, out, eps, t, before), latents)
-
-
-def _takes_generator(scheduler: Any) -> bool:
-    import inspect
-
-    return "generator" in inspect.signature(scheduler.step).parameters
-
-
-def _predicted_x0(scheduler: Any, out: Any, eps: Tensor, t: Tensor, latents: Tensor) -> Tensor:
-    """The clean latents that a scheduler's step went by."""
-    if getattr(out, "pred_original_sample", None) is not None:
-        return out.pred_original_sample
-    if getattr(scheduler.config, "algorithm_type", "").endswith("++") and getattr(scheduler, "model_outputs", None):
-        return scheduler.model_outputs[-1]  # DPM-Solver++ works with x0 itself
-    alpha_bar = scheduler.alphas_cumprod.to(latents.device)[int(t)].to(latents.dtype)
-    return predicted_x0(latents, eps, alpha_bar)
-
-
-def predicted_x0(noisy: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Solve x_t = sqrt(a) x_0 + sqrt(1 - a) eps for x_0, a the cumulated alpha (DDPM, arXiv 2006.11239, equation 4)."""
-    return (noisy - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
-
-
-def draw(
-    pipe: StableDiffusionPipeline,
-    prompts: str | Sequence[str],
-    seeds: int | Sequence[int],
-    *,
-    steps: int,
-    guidance_scale: float | Sequence[float],
-    batch: int = 32,
-) -> Tensor:
-    """Pictures (N, 3, H, W) in [-1, 1], in batches; prompts and seeds as in `sample`."""
-    prompts, seeds, scales = for_each({"prompts": prompts, "seeds": seeds, "guidance scales": guidance_scale})
-    pictures = []
-    for i in range(0, len(prompts), batch):
-        part = slice(i, i + batch)
-        *_, last = sample(pipe, prompts[part], seeds[part], steps=steps, guidance_scale=scales[part])
-        pictures.append(decode(pipe, last.latents))
-    return torch.cat(pictures)
-
-
-def pixel_spread(pictures: Tensor) -> float:
-    """Mean distance of all pairs of pictures (N, 3, H, W), root mean square over pixels: 0 when all are the same."""
-    flat = pictures.flatten(1)
-    return float(torch.pdist(flat).mean() / flat.shape[1] ** 0.5)
 
 
 # ---- Measuring shares honestly ---------------------------------------------------------------------------------------

@@ -1,25 +1,14 @@
-"""Measures of pictures: prompt accuracy by the judge, Fréchet distance, PSNR, diversity."""
+"""Measures of pictures that need no model: PSNR, fine contrast, spread, and the Fréchet distance of given features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from scipy import linalg
 from torch import Tensor
-
-from companion import DATA
-from companion.judge import Judge, Reading
-from companion.tabletop.caption import Wish, parse
-
-
-@cache
-def judge() -> Judge:
-    """The judge that the course ships, loaded once."""
-    return Judge.load(DATA / "models" / "judge")
 
 
 def pictures_to_tensor(pictures: Sequence[Image.Image] | np.ndarray | Tensor) -> Tensor:
@@ -29,26 +18,6 @@ def pictures_to_tensor(pictures: Sequence[Image.Image] | np.ndarray | Tensor) ->
     if not isinstance(pictures, np.ndarray | Tensor):
         pictures = np.stack([np.asarray(p.convert("RGB")) for p in pictures])
     return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def read(pictures: Sequence[Image.Image] | np.ndarray | Tensor) -> list[Reading]:
-    """What the judge sees in pictures of 128 pixels (any form that `pictures_to_tensor` takes)."""
-    return judge().read(pictures_to_tensor(pictures))
-
-
-def prompt_accuracy(pictures, prompts: Iterable[str | Wish]) -> dict[str, float]:
-    """Share of pictures, in [0, 1], that have what their prompts ask for, by attribute (see `Reading.meets`) and in
-    "all".
-
-    Raises:
-        ValueError: when a prompt names no thing of the world, or the numbers of pictures and prompts differ.
-    """
-    wishes = [p if isinstance(p, Wish) else parse(p) for p in prompts]
-    if len(wishes) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures but {len(wishes)} prompts; give one prompt for each picture")
-    results = [r.meets(w) for r, w in zip(read(pictures), wishes, strict=True)]
-    keys = dict.fromkeys(k for r in results for k in r)
-    return {k: sum(r[k] for r in results if k in r) / sum(k in r for r in results) for k in keys}
 
 
 def frechet(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
@@ -67,17 +36,6 @@ def frechet(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
     root = linalg.sqrtm(sa).real
     cross = np.sqrt(np.clip(linalg.eigvalsh(root @ sb @ root), 0, None)).sum()
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sa) + np.trace(sb) - 2 * cross)
-
-
-def picture_features(pictures) -> Tensor:
-    """The judge's pooled features (N, 160)."""
-    return judge().features(pictures_to_tensor(pictures))
-
-
-def diversity(pictures) -> float:
-    """Mean distance between the judge's features of all pairs of pictures: 0 when all are the same."""
-    f = picture_features(pictures)
-    return float(torch.pdist(f).mean())
 
 
 def fine_contrast(pictures) -> float:
@@ -102,3 +60,9 @@ def psnr(a, b, where: Tensor | None = None) -> Tensor:
     where = torch.ones_like(error) if where is None else where.expand_as(error)
     mean = (error * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
     return 10 * torch.log10(255**2 / mean.clamp_min(1e-10))
+
+
+def pixel_spread(pictures: Tensor) -> float:
+    """Mean distance of all pairs of pictures (N, 3, H, W), root mean square over pixels: 0 when all are the same."""
+    flat = pictures.flatten(1)
+    return float(torch.pdist(flat).mean() / flat.shape[1] ** 0.5)

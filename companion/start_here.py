@@ -39,8 +39,8 @@ def asked_and_read(prompt: str, picture: Image.Image | Any) -> Table:
 
     Raises ValueError for a prompt that names no thing of the miniature world.
     """
-    from companion.metrics import read
     from companion.tabletop.caption import parse
+    from companion.tabletop.measures import read
 
     wish, reading = parse(prompt), read([picture])[0]
     met = reading.meets(wish)

@@ -1,11 +1,12 @@
-"""One training loop for everything the course trains: a generator, with a moving average and checkpoints that resume
-exactly.
+"""The training loop of everything that is trained here: a generator that can be killed at any moment and goes on
+exactly where it stopped.
 
-    for progress in train(model, loss, optimizer, steps=1000, checkpoint=folder / "vae.safetensors"):
-        print(progress.step, progress.loss)
+    for progress in train(model, loss, optimizer, 1000, checkpoint=path, ema=ema):
+        ...
 
-All randomness of a step comes from a generator seeded with the step's number, so a run that was killed and resumed
-computes what an unbroken run computes.
+All randomness of a step comes from a generator that is seeded with the step's number, so a run that was killed and
+resumed computes what an unbroken run computes. What does not train (parameters without `requires_grad`) is neither
+averaged nor saved. The same loop runs on one CPU, and under `accelerate launch` on several processes or GPUs.
 """
 
 from __future__ import annotations
@@ -17,29 +18,83 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.training_utils import compute_snr
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from companion.files import written
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-@dataclass
-class Progress:
-    """What the loop knows after a step: `loss` is that step's, `seconds` the training time over all sittings."""
+# ---- The loss of diffusion -------------------------------------------------------------------------------------------
 
-    step: int
-    steps: int
-    loss: float
-    lr: float
-    seconds: float
+
+def noise_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    scheduler: Any,
+    x0: Tensor,
+    generator: torch.Generator,
+    *,
+    timesteps: Tensor | None = None,
+    min_snr: float | None = None,
+    weight: Callable[[Tensor], Tensor] | Tensor | None = None,
+) -> Tensor:
+    """The mean squared error of what a network predicts of noised latents (DDPM, arXiv 2006.11239, equation 14).
+
+    Noise and timesteps are drawn from the generator on the CPU, noise first, so that every device gets the same.
+
+    Args:
+        predict: (noisy (N, C, h, w), t (N,)) to the network's answer (N, C, h, w).
+        scheduler: has the noise schedule, and says whether the answer is noise, velocity or the picture itself.
+        x0: clean, scaled latents (N, C, h, w).
+        timesteps: (N,), instead of uniform ones.
+        min_snr: weigh each picture's error by min(SNR, min_snr) / SNR (Hang et al., arXiv 2303.09556; for velocity
+            divided by SNR + 1, so that it means the same errors of the noise).
+        weight: weights of the squared errors, of a shape that fits (N, C, h, w), or a function of t that gives them.
+    """
+    noise = torch.randn(x0.shape, generator=generator).to(x0.device, x0.dtype)
+    if timesteps is None:
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), generator=generator)
+    t = timesteps.to(x0.device)
+    target = {
+        "epsilon": lambda: noise,
+        "v_prediction": lambda: scheduler.get_velocity(x0, noise, t),
+        "sample": lambda: x0,
+    }[scheduler.config.prediction_type]()
+    error = (predict(scheduler.add_noise(x0, noise, t), t).float() - target.float()) ** 2
+    if weight is not None:
+        error = error * (weight if isinstance(weight, Tensor) else weight(t))
+    error = error.flatten(1).mean(1)
+    if min_snr is not None:
+        error = error * min_snr_weight(scheduler, t, min_snr)
+    return error.mean()
+
+
+def min_snr_weight(scheduler: Any, timesteps: Tensor, at_most: float = 5.0) -> Tensor:
+    """min(SNR, at_most) / SNR of timesteps (N,): Hang et al.'s weight for predicted noise (arXiv 2303.09556)."""
+    snr = compute_snr(scheduler, timesteps)
+    by = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[scheduler.config.prediction_type]
+    return snr.clamp(max=at_most) / by
+
+
+# ---- Moving averages and checkpoints ---------------------------------------------------------------------------------
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes, by its name in the state dictionary: parameters that require a gradient, and buffers."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def ema_copy(model: nn.Module) -> nn.Module:
-    """A frozen copy of a model, to hold its exponential moving average."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    """A copy of a model, in eval mode, to hold its exponential moving average; it shares what is frozen."""
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -48,43 +103,36 @@ def ema_update(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     forgotten.
     """
     d = min(decay, (1 + step) / (10 + step))
-    old, new = [p for p in ema.parameters()], [p for p in model.parameters()]
-    torch._foreach_lerp_(old, new, 1 - d)
+    pairs = [(a, b) for a, b in zip(ema.parameters(), model.parameters(), strict=True) if b.requires_grad]
+    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - d)
     for a, b in zip(ema.buffers(), model.buffers(), strict=True):
         a.copy_(b)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, decay: float = 0.3) -> float:
-    """Warm-up, plateau, and a fall along a quarter of a cosine's period to zero over the last `decay` of the steps."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    start = steps * (1 - decay)
-    if step <= start:
-        return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start)))
+def _save(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+    with written(path) as temporary:
+        save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
 
 
 def save_checkpoint(
     path: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer, meta: dict
 ) -> None:
-    """Write weights, moving average and optimiser state to one safetensors file, whole or not at all."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    """Write what trains, its moving average and the optimiser's state to one safetensors file, whole or not at all."""
+    state = trained_state(model)
+    tensors = {f"model.{k}": v for k, v in state.items()}
     if ema is not None:
-        tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+        average = ema.state_dict()
+        tensors |= {f"ema.{k}": average[k] for k in state}
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in optimizer.state.get(p, {}).items()}
-    tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-    with written(path) as temporary:
-        save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
+        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in optimizer.state.get(p, {}).items()}
+    _save(path, tensors, meta)
 
 
 def save_start(path: Path, model: nn.Module) -> None:
     """Write a checkpoint of step 0 that a run begins from: the weights, as model and as moving average."""
-    state = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
-    tensors = {f"{part}.{k}": v.clone() for part in ("model", "ema") for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as temporary:
-        save_file(tensors, temporary, metadata={"meta": json.dumps({"step": 0, "seconds": 0.0})})
+    state = model.state_dict()
+    _save(path, {f"{part}.{k}": v for part in ("model", "ema") for k, v in state.items()}, {"step": 0, "seconds": 0.0})
 
 
 def read_meta(path: Path) -> dict:
@@ -94,9 +142,16 @@ def read_meta(path: Path) -> dict:
 
 
 def load_weights(path: Path, model: nn.Module, which: str = "ema") -> nn.Module:
-    """Load the `ema` or the `model` weights of a checkpoint into a model, and return it."""
+    """Load the `ema` or the `model` weights of a checkpoint into a model, and return it.
+
+    What is frozen may be missing from the checkpoint, and stays as it is. Raises KeyError when something that trains is
+    missing, with its name.
+    """
     with safe_open(path, "pt") as f:
-        model.load_state_dict({k[len(which) + 1 :]: f.get_tensor(k) for k in f.keys() if k.startswith(f"{which}.")})
+        found = {k[len(which) + 1 :]: f.get_tensor(k) for k in f.keys() if k.startswith(f"{which}.")}
+    if missing := trained_state(model).keys() - found.keys():
+        raise KeyError(f"{path} has no {which} weights of {sorted(missing)[0]} ({len(missing)} are missing)")
+    model.load_state_dict(model.state_dict() | found)
     return model
 
 
@@ -108,9 +163,37 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module | None, optimiz
     with safe_open(path, "pt") as f:
         for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             state = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith(f"optimizer.{i}.")}
-            if state:
-                optimizer.state[p] = state
+            if state:  # counters stay where torch's optimisers keep them, on the CPU
+                optimizer.state[p] = {k: v if v.ndim == 0 else v.to(p.device) for k, v in state.items()}
         return json.loads(f.metadata()["meta"])
+
+
+# ---- The loop --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """What the loop knows after a step: `loss` is that step's, `lr` the first group's learning rate, and `seconds` the
+    training time over all sittings.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    seconds: float
+
+
+def lr_factor(step: int, steps: int, warmup: int = 100, decay: float = 0.3) -> float:
+    """Warm-up, plateau, and a fall along a quarter of a cosine's period to zero over the last `decay` of the steps:
+    what each group's learning rate is multiplied with, in [0, 1].
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    start = steps * (1 - decay)
+    if step <= start:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start)))
 
 
 def train(
@@ -119,9 +202,9 @@ def train(
     optimizer: torch.optim.Optimizer,
     steps: int,
     *,
-    peak_lr: float,
     warmup: int = 100,
     decay: float = 0.3,
+    accumulate: int = 1,
     ema: nn.Module | None = None,
     ema_decay: float = 0.999,
     clip: float = 1.0,
@@ -129,53 +212,99 @@ def train(
     checkpoint: Path | None = None,
     every: float = 120.0,
     log: Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Iterator[Progress]:
-    """Train `model`, yielding after every step.
+    """Train `model`, yielding after every step. It is left in eval mode.
 
     Args:
         loss: (model, generator, step) to a scalar; all its randomness must come from the generator, which is seeded by
-            the step.
+            the step (and the process).
+        optimizer: each of its groups keeps its own learning rate; the schedule multiplies them all (`lr_factor`).
+        accumulate: how many times the loss is asked before each step of the optimiser, which follows the mean.
         ema: a copy (`ema_copy`) that follows the model.
         clip: largest norm of the gradient.
         checkpoint: a file; when it exists the run goes on from it, and it is rewritten each `every` seconds and at the
             end.
         log: a file of JSON lines, one a hundred steps; lines of steps that a kill lost are cut off.
+        accelerator: its precision and its processes. Model and loss are to use its device. Each process draws batches
+            of its own, and all follow the mean gradient; the first writes the files.
     Raises:
         FloatingPointError: when the loss is not finite, with the step.
     """
+    if accelerator is None:
+        from accelerate import Accelerator
+
+        accelerator = Accelerator()
+    optimizer = accelerator.prepare(optimizer)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    trained = [p for p in model.parameters() if p.requires_grad]
     start, spent = 0, 0.0
     if checkpoint is not None and checkpoint.exists():
         meta = load_checkpoint(checkpoint, model, ema, optimizer)
         start, spent = meta["step"], meta["seconds"]
-    if log is not None and log.exists():
-        kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= start]
-        log.write_text("".join(line + "\n" for line in kept))
+    first = accelerator.is_main_process
+    if first and log is not None and log.exists():
+        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= start]
+        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    accelerator.wait_for_everyone()
     model.train()
     began = saved = time.monotonic()
     recent: list[float] = []
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        lr = learning_rate(step, steps, peak_lr, warmup, decay)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        value = loss(model, generator, step)
-        if not torch.isfinite(value):
-            raise FloatingPointError(f"the loss is {value.item()} at step {step}; lower peak_lr={peak_lr}")
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        if ema is not None:
-            ema_update(ema, model, step, ema_decay)
-        now = time.monotonic()
-        progress = Progress(step + 1, steps, value.item(), lr, spent + now - began)
-        recent.append(progress.loss)
-        if log is not None and (step + 1) % 100 == 0:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a") as f:
-                f.write(json.dumps({**asdict(progress), "loss": sum(recent) / len(recent)}) + "\n")
-            recent.clear()
-        if checkpoint is not None and (now - saved > every or step + 1 == steps):
-            save_checkpoint(checkpoint, model, ema, optimizer, {"step": step + 1, "seconds": progress.seconds})
-            saved = now
-        yield progress
+    try:
+        for step in range(start, steps):
+            generator = torch.Generator().manual_seed(
+                seed * 1_000_003 + step + accelerator.process_index * 1_000_000_007
+            )
+            factor = lr_factor(step, steps, warmup, decay)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for _ in range(accumulate):
+                with accelerator.autocast():
+                    value = loss(model, generator, step) / accumulate
+                accelerator.backward(value)
+                total += value.item()
+            if accelerator.num_processes > 1:
+                total = float(_mean_over_processes(accelerator, trained, total))
+            if not math.isfinite(total):
+                raise FloatingPointError(
+                    f"the loss is {total} at step {step}; lower the learning rate, which is "
+                    f"{optimizer.param_groups[0]['initial_lr']:g}"
+                )
+            accelerator.clip_grad_norm_(trained, clip)
+            optimizer.step()
+            if ema is not None:
+                ema_update(ema, model, step, ema_decay)
+            now = time.monotonic()
+            lr = optimizer.param_groups[0]["lr"]
+            progress = Progress(step + 1, steps, total, lr, spent + now - began)
+            recent.append(total)
+            if first and log is not None and (step + 1) % 100 == 0:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                with log.open("a", encoding="utf-8") as f:
+                    f.write(json.dumps({**asdict(progress), "loss": sum(recent) / len(recent)}) + "\n")
+                recent.clear()
+            if first and checkpoint is not None and (now - saved > every or step + 1 == steps):
+                save_checkpoint(checkpoint, model, ema, optimizer, {"step": step + 1, "seconds": progress.seconds})
+                saved = now
+            yield progress
+        accelerator.wait_for_everyone()
+    finally:
+        model.eval()
+
+
+def _mean_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter], loss: float) -> Tensor:
+    """Replace each process's gradients by their mean over all, in one message, and return the mean loss.
+
+    torch's own wrapper would do the same, but only for models that are called as a whole; a loss may call parts.
+    """
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([torch.tensor([loss], device=grads[0].device), *(g.flatten().float() for g in grads)])
+    flat = accelerator.reduce(flat, "mean")
+    at = 1
+    for p, g in zip(parameters, grads, strict=True):
+        p.grad = flat[at : at + g.numel()].view_as(g).to(g.dtype)
+        at += g.numel()
+    return flat[0]

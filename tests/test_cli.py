@@ -115,7 +115,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 def test_build_hands_everything_on(monkeypatch):
     given = []
-    module = ModuleType("companion.tabletop.build")
+    module = ModuleType("companion.pretraining.command")
     module.app = typer.Typer()
 
     @module.app.command()
@@ -130,7 +130,7 @@ def test_build_hands_everything_on(monkeypatch):
     def render() -> None:
         raise ImportError("rendering needs Mitsuba")
 
-    monkeypatch.setitem(sys.modules, "companion.tabletop.build", module)
+    monkeypatch.setitem(sys.modules, "companion.pretraining.command", module)
     assert call("build", "renders", "5", "--split", "test").exit_code == 0
     assert given == [(5, "test")]
     assert call("build", "fail").exit_code == 3
@@ -144,7 +144,7 @@ def test_build_without_the_renderer(monkeypatch):
         def __getattr__(self, name):
             raise ModuleNotFoundError("No module named 'mitsuba'", name="mitsuba")
 
-    monkeypatch.setitem(sys.modules, "companion.tabletop.build", Missing("companion.tabletop.build"))
+    monkeypatch.setitem(sys.modules, "companion.pretraining.command", Missing("companion.pretraining.command"))
     result = call("build", "renders")
     assert result.exit_code == 2
     assert result.output.strip() == "mitsuba is not installed: run `pip install -e '.[build]'` in the clone."

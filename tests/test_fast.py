@@ -58,12 +58,12 @@ def test_it_takes_the_pipeline_s_sampler_as_it_is_now(fast):
 
 def test_large_batches_and_other_sizes(pipe, fast):
     x = torch.randn(70, 4, 16, 16, generator=seeded(0))
-    states = fast.states(PROMPT).expand(70, -1, -1)
+    states = fast.encode_prompt(PROMPT).expand(70, -1, -1)
     assert torch.allclose(fast.noise_pred(x, 500, states)[-1:], fast.noise_pred(x[-1:], 500, states[:1]), atol=1e-4)
     z = torch.randn(1, 4, 8, 24, generator=seeded(1))
     with torch.no_grad():
-        stock = pipe.unet(z, 20, fast.states(PROMPT)).sample
-        assert torch.allclose(fast.noise_pred(z, 20, fast.states(PROMPT)), stock, atol=1e-4)
+        stock = pipe.unet(z, 20, fast.encode_prompt(PROMPT)).sample
+        assert torch.allclose(fast.noise_pred(z, 20, fast.encode_prompt(PROMPT)), stock, atol=1e-4)
         decoded = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
     assert torch.allclose(fast.decode(z), decoded, atol=1e-3)
 
@@ -72,7 +72,7 @@ def test_large_batches_and_other_sizes(pipe, fast):
 def test_samples_come_back_in_their_order(pipe, threads):
     x, t = torch.randn(5, 4, 16, 16, generator=seeded(0)), torch.tensor([0.0, 20.0, 500.0, 900.0, 999.0])
     fast = Fast(pipe, threads)
-    states = torch.cat([fast.states(p) for p in ("", "a cat", "a red ball", "a gold robot on snow", PROMPT)])
+    states = torch.cat([fast.encode_prompt(p) for p in ("", "a cat", "a red ball", "a gold robot on snow", PROMPT)])
     with torch.no_grad():
         assert torch.allclose(fast.noise_pred(x, t, states), pipe.unet(x, t, states).sample, atol=1e-4)
 
@@ -85,6 +85,29 @@ def test_changed_weights_draw_with_torch():
     assert faster(pipe) is pipe
     with pytest.raises(LookupError, match="no longer those of"):
         Fast(pipe)
+
+
+@pytest.mark.parametrize("how", ["in place", "through data", "another U-Net", "the decoder", "the text encoder"])
+def test_weights_that_change_afterwards_are_noticed(how):
+    """Also those that torch does not count as changed: adapters are merged through `.data`."""
+    pipe = companion.load("tabletop")
+    fast = Fast(pipe)
+    options = SETTINGS | {"output_type": "pt"}
+    before = fast(PROMPT, generator=seeded(3), **options).images
+    with torch.no_grad():
+        if how == "in place":
+            pipe.unet.conv_out.weight.mul_(0.5)
+        elif how == "through data":
+            pipe.unet.conv_out.weight.data *= 0.5
+        elif how == "another U-Net":
+            pipe.unet = type(pipe.unet).from_config(pipe.unet.config)
+        elif how == "the decoder":
+            pipe.vae.decoder.conv_out.bias += 0.3
+        else:
+            pipe.text_encoder.get_input_embeddings().weight.data.mul_(0.5)
+    after = fast(PROMPT, generator=seeded(3), **options).images
+    stock = pipe(PROMPT, generator=seeded(3), **options).images
+    assert torch.allclose(after, stock, atol=1e-3) and not torch.allclose(after, before, atol=0.01)
 
 
 def test_a_folder_without_graphs_draws_with_torch(tmp_path, pipe):
@@ -113,7 +136,7 @@ def test_graphs_are_made_by_their_command(tmp_path, fast):
 
     source = DATA / "models" / "tabletop"
     shutil.copytree(source, tmp_path / "tabletop", ignore=shutil.ignore_patterns("*.onnx"))
-    write_graphs(tmp_path / "tabletop", say=lambda line: None)
+    assert len(list(write_graphs(tmp_path / "tabletop"))) == 2
     for part in ("unet", "vae"):
         onnx.checker.check_model(str(tmp_path / "tabletop" / part / GRAPH))
     options = SETTINGS | {"output_type": "latent"}

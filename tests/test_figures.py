@@ -159,7 +159,7 @@ class TestStartHere:
 
     def test_asked_and_read(self, monkeypatch):
         from companion import metrics
-        from companion.judge import Reading
+        from companion.tabletop.judge import Reading
 
         reading = Reading(("house", "robot"), ("blue", "gold"), "neither", "snow", "day", ((0, 0, 1, 1),) * 2, 0.9)
         monkeypatch.setattr(metrics, "read", lambda pictures: [reading])

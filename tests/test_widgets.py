@@ -109,7 +109,7 @@ class TestPlayground:
 
     def test_the_judge_speaks_only_of_its_own_world(self, pipe, monkeypatch):
         from companion import metrics
-        from companion.judge import Reading
+        from companion.tabletop.judge import Reading
 
         assert "judge" not in Playground(pipe, PROMPT, steps=1).message.value  # these pictures have 32 pixels
         reading = Reading(("ball",), ("red",), "neither", "grass", "night", ((0, 0, 1, 1),), 0.9)

@@ -80,20 +80,25 @@ def frame(
         shift: where they stand across, from -1 (at the left border) through 0 (in the middle) to 1.
         azimuth: degrees that the camera is turned round the things, to the right.
         pitch: degrees that it looks down; the horizon is then at the share (1 + tan(pitch) / tan(FOV / 2)) / 2.
+    Raises:
+        ValueError: when there is no such place.
     """
     a, p = np.deg2rad([azimuth, pitch])
     back = np.array([np.sin(a) * np.cos(p), -np.cos(a) * np.cos(p), np.sin(p)])
     axes = view(back, (0, 0, 0))
     target, distance = np.concatenate([outline(t) for t in things]).mean(0), 9.0
-    for _ in range(16):
+    for _ in range(80):
         # Perspective changes with the distance, so the answer is found by repeating a step that is nearly right.
         found = boxes(target + distance * back, target, things)
         left, bottom, right, top = found[:, 0].min(), found[:, 1].min(), found[:, 2].max(), found[:, 3].max()
-        room = 1 - (right - left)
-        across = (left + right) / 2 - 0.5 - shift * max(0.0, room) / 2
-        up = bottom - margin
-        target = target + 2 * TANGENT * distance * (across * axes[0] + up * axes[1])
-        # With a damper: what is very near grows faster than the distance falls.
-        distance *= max((top - bottom) / height, (right - left) / width) ** 0.7
+        across = (left + right) / 2 - 0.5 - shift * max(0.0, 1 - (right - left)) / 2
+        up, too_large = bottom - margin, max((top - bottom) / height, (right - left) / width)
+        if max(abs(across), abs(up), abs(too_large - 1)) < 1e-3:
+            break
+        target = target + 1.2 * TANGENT * distance * (across * axes[0] + up * axes[1])
+        # Both with a damper: what is near moves more than the middle, and grows faster than the distance falls.
+        distance *= np.clip(too_large, 0.7, 1.6) ** 0.5
+    else:
+        raise ValueError(f"no place of the camera shows {things} so: allow them more of the picture")
     camera = target + distance * back
     return tuple(round(float(v), 3) for v in camera), tuple(round(float(v), 3) for v in target)

@@ -15,28 +15,41 @@ from companion.tabletop.scene import FINISHES, KINDS, PLACES, RELATIONS, TIMES, 
 
 #: The first word is the canonical one.
 KIND_WORDS = {
-    "ball": ("ball", "sphere"), "cube": ("cube", "box", "block"), "cone": ("cone",), "can": ("can", "cylinder", "tin"),
-    "tree": ("tree", "pine tree", "fir"), "house": ("house", "cottage", "hut"), "robot": ("robot", "android"),
-    "ring": ("ring", "torus", "hoop"), "mushroom": ("mushroom", "toadstool"), "car": ("car", "automobile"),
-}  # fmt: skip
+    "ball": ("ball", "sphere"),
+    "cube": ("cube", "box", "block"),
+    "cone": ("cone",),
+    "can": ("can", "cylinder", "tin"),
+    "tree": ("tree", "pine tree", "fir"),
+    "house": ("house", "cottage", "hut"),
+    "robot": ("robot", "android"),
+    "ring": ("ring", "torus", "hoop"),
+    "mushroom": ("mushroom", "toadstool"),
+    "car": ("car", "automobile"),
+}
 FINISH_WORDS = {f: (f,) for f in FINISHES} | {
-    "purple": ("purple", "violet"), "gold": ("gold", "golden"), "steel": ("steel", "chrome", "metal"),
+    "purple": ("purple", "violet"),
+    "gold": ("gold", "golden"),
+    "steel": ("steel", "chrome", "metal"),
     "glass": ("glass", "crystal"),
-}  # fmt: skip
+}
 PLACE_WORDS = {
-    "grass": ("on grass", "on the grass", "on a lawn"), "sand": ("on sand", "on the sand", "on a beach"),
-    "snow": ("on snow", "in the snow"), "water": ("on water", "on the water"), "brick": ("on brick", "on bricks",
-    "on a brick floor"),
-}  # fmt: skip
+    "grass": ("on grass", "on the grass", "on a lawn"),
+    "sand": ("on sand", "on the sand", "on a beach"),
+    "snow": ("on snow", "in the snow"),
+    "water": ("on water", "on the water"),
+    "brick": ("on brick", "on bricks", "on a brick floor"),
+}
 TIME_WORDS = {
-    "day": ("by day", "in daylight", "during the day"), "sunset": ("at sunset", "in the evening", "at dusk"),
+    "day": ("by day", "in daylight", "during the day"),
+    "sunset": ("at sunset", "in the evening", "at dusk"),
     "night": ("at night", "by night", "by moonlight"),
-}  # fmt: skip
+}
 RELATION_WORDS = {
-    "left of": ("left of", "to the left of"), "right of": ("right of", "to the right of"),
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
     "in front of": ("in front of", "before"),
     "behind": ("behind",),
-}  # fmt: skip
+}
 OPPOSITE = {"left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of"}
 PREFIXES = ("a picture of", "a photo of", "a render of")
 

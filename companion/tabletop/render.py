@@ -25,10 +25,15 @@ FAR = 30.0  # depth given to the sky and whatever lies beyond, in units
 GROUND = 300.0  # half side of the ground, in units
 
 REFLECTANCE = {
-    "red": (0.68, 0.03, 0.03), "green": (0.05, 0.40, 0.07), "blue": (0.04, 0.12, 0.66), "yellow": (0.88, 0.68, 0.04),
-    "purple": (0.30, 0.05, 0.48), "orange": (0.90, 0.27, 0.02), "white": (0.86, 0.86, 0.86), "black": (0.025, 0.025,
-    0.028),
-}  # fmt: skip
+    "red": (0.68, 0.03, 0.03),
+    "green": (0.05, 0.40, 0.07),
+    "blue": (0.04, 0.12, 0.66),
+    "yellow": (0.88, 0.68, 0.04),
+    "purple": (0.30, 0.05, 0.48),
+    "orange": (0.90, 0.27, 0.02),
+    "white": (0.86, 0.86, 0.86),
+    "black": (0.025, 0.025, 0.028),
+}
 #: time: sky at the horizon, sky at the zenith, light's irradiance, direction the light comes from.
 LIGHT = {
     "day": ((0.68, 0.80, 0.95), (0.14, 0.32, 0.78), (1.75, 1.65, 1.5), (-0.55, -0.55, 1.0)),
@@ -139,9 +144,11 @@ def _ground_texture(place: str):
     rng = np.random.default_rng(PLACES.index(place))
     n = 512
     base = {
-        "grass": (0.15, 0.36, 0.06), "sand": (0.70, 0.53, 0.30), "snow": (0.86, 0.88, 0.92), "water": (0.03, 0.20,
-        0.36),
-    }  # fmt: skip
+        "grass": (0.15, 0.36, 0.06),
+        "sand": (0.70, 0.53, 0.30),
+        "snow": (0.86, 0.88, 0.92),
+        "water": (0.03, 0.20, 0.36),
+    }
     if place == "brick":
         rows, per = 16, 8  # bricks of 1 x 0.5 units
         y, x = np.mgrid[0:n, 0:n] / n
@@ -196,9 +203,11 @@ def _material(finish: str) -> dict:
 
 def _ground(mi, place: str) -> dict:
     texture = {
-        "type": "bitmap", "bitmap": mi.Bitmap(_ground_texture(place).astype(np.float32)), "raw": True,
+        "type": "bitmap",
+        "bitmap": mi.Bitmap(_ground_texture(place).astype(np.float32)),
+        "raw": True,
         "to_uv": mi.ScalarTransform4f().scale([GROUND / 4, GROUND / 4, 1]),
-    }  # fmt: skip
+    }
     if place == "water":
         return {"type": "roughplastic", "alpha": 0.12, "diffuse_reflectance": texture}
     return {"type": "diffuse", "reflectance": texture}
@@ -208,24 +217,26 @@ def _scene_dict(scene: Scene, solids: list[Solid], size: int) -> dict:
     mi = _mitsuba()
     t4 = mi.ScalarTransform4f
     _, _, light, towards = LIGHT[scene.time]
-    glass = any(t.finish == "glass" for t in scene.things)
     camera = {
-        "type": "perspective", "fov": FOV,
+        "type": "perspective",
+        "fov": FOV,
         "to_world": t4().look_at(origin=scene.camera, target=scene.look_at, up=[0, 0, 1]),
         "film": {
-            "type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb",
+            "type": "hdrfilm",
+            "width": size,
+            "height": size,
+            "pixel_format": "rgb",
             "rfilter": {"type": "box"},  # the denoiser needs pixels whose noise is independent
         },
-    }  # fmt: skip
+    }
     d: dict = {
         "type": "scene",
         "picture": camera | {"sampler": {"type": "multijitter"}},
         "maps": camera | {"sampler": {"type": "multijitter", "jitter": False}},  # through the middle of each pixel
-        "integrator": {"type": "path", "max_depth": 9 if glass else 4, "rr_depth": 10},
         "sky": {"type": "envmap", "bitmap": _sky(scene.time, scene.seed), "to_world": t4().rotate([1, 0, 0], 90)},
         "sun": {"type": "directional", "direction": [-v for v in towards], "irradiance": _rgb(light)},
         "ground": {"type": "rectangle", "to_world": t4().scale([GROUND, GROUND, 1]), "bsdf": _ground(mi, scene.place)},
-    }  # fmt: skip
+    }
     for i, (thing, s) in enumerate(zip(scene.things, solids, strict=True)):
         finish = _material(thing.finish)
         for k, part in enumerate(s.parts):
@@ -253,13 +264,16 @@ def _denoiser(size: int):
     lib = ctypes.CDLL(str(next(folder.glob("libOpenImageDenoise.so*"))))
     p, s, z = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
     for name, args, result in (
-        ("oidnNewDevice", [ctypes.c_int], p), ("oidnSetDevice1i", [p, s, ctypes.c_int], None), ("oidnCommitDevice",
-        [p], None),
-        ("oidnGetDeviceError", [p, p], ctypes.c_int), ("oidnNewFilter", [p, s], p), ("oidnSetFilter1b", [p, s,
-        ctypes.c_bool], None),
-        ("oidnSetSharedFilterImage", [p, s, p, ctypes.c_int, z, z, z, z, z], None), ("oidnCommitFilter", [p], None),
+        ("oidnNewDevice", [ctypes.c_int], p),
+        ("oidnSetDevice1i", [p, s, ctypes.c_int], None),
+        ("oidnCommitDevice", [p], None),
+        ("oidnGetDeviceError", [p, p], ctypes.c_int),
+        ("oidnNewFilter", [p, s], p),
+        ("oidnSetFilter1b", [p, s, ctypes.c_bool], None),
+        ("oidnSetSharedFilterImage", [p, s, p, ctypes.c_int, z, z, z, z, z], None),
+        ("oidnCommitFilter", [p], None),
         ("oidnExecuteFilter", [p], None),
-    ):  # fmt: skip
+    ):
         getattr(lib, name).argtypes, getattr(lib, name).restype = args, result
     device = lib.oidnNewDevice(0)
     lib.oidnSetDevice1i(device, b"numThreads", 1)
@@ -312,10 +326,15 @@ def render(scene: Scene, size: int = SIZE, samples: int = 4, denoised: bool = Tr
     depth = np.where(hit, -((position - origin) @ rotation.T)[..., 2], FAR).clip(0, FAR).astype(np.float32)
     normals = np.where(hit[..., None], normal @ rotation.T, 0).astype(np.float32)
 
-    linear = np.array(mi.render(loaded, sensor=0, spp=samples, seed=scene.seed % 2**31), np.float32)
+    glass = any(t.finish == "glass" for t in scene.things)
+    paths = mi.load_dict({"type": "path", "max_depth": 9 if glass else 4, "rr_depth": 10})
+    sampled = {"sensor": 0, "spp": samples, "seed": scene.seed % 2**31}
+    linear = np.array(mi.render(loaded, integrator=paths, **sampled), np.float32)
     if denoised:
-        flat = np.stack([segments == 0, segments == 1, segments >= 2], -1).astype(np.float32)
-        linear = denoise(linear, flat, normals)
+        # The denoiser keeps an edge that it sees in albedo and normals too, seen through the same points of the pixels.
+        guides = mi.load_dict({"type": "aov", "aovs": "albedo:albedo,nn:sh_normal"})
+        seen = np.array(mi.render(loaded, integrator=guides, **sampled), np.float32)
+        linear = denoise(linear, seen[..., -6:-3].clip(0, 1), seen[..., -3:])
     bitmap = mi.Bitmap(np.ascontiguousarray(linear)).convert(
         mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.UInt8, srgb_gamma=True
     )
@@ -339,8 +358,13 @@ def _visible(p: np.ndarray, depth: np.ndarray, segments: np.ndarray, label: int,
     and the differences of depth around it (a face seen nearly along itself is far deeper a pixel on).
     """
     size = len(depth)
-    around = np.stack([np.pad(np.where(segments == label, depth, np.nan), 1, constant_values=np.nan)[a : a + size,
-    b : b + size] for a in range(3) for b in range(3)])  # fmt: skip
+    around = np.stack(
+        [
+            np.pad(np.where(segments == label, depth, np.nan), 1, constant_values=np.nan)[a : a + size, b : b + size]
+            for a in range(3)
+            for b in range(3)
+        ]
+    )
     deepest = 2 * np.fmax.reduce(around) - np.fmin.reduce(around)
     x, y = np.floor(p[:, 0]).astype(int), np.floor(p[:, 1]).astype(int)
     seen = np.zeros(len(p), bool)

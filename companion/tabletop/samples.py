@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from companion import DATA
+from companion.diffusion import picture_size
 from companion.files import written
+from companion.metrics import pictures_to_tensor
 from companion.tabletop.scene import Scene
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 FOLDER = DATA / "tabletop"
 COLUMNS = 16  # pictures a row in the atlas
@@ -30,6 +37,15 @@ def held_out(n: int = 256) -> tuple[np.ndarray, list[Scene]]:
     size = a.shape[1] // COLUMNS
     tiles = a.reshape(-1, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     return tiles[:n].copy(), scenes[:n]
+
+
+def renders(pipe: StableDiffusionPipeline, n: int) -> tuple[Tensor, list[Scene]]:
+    """`n` held-out renders (n, 3, S, S) and their scenes, enlarged where the pipeline draws larger pictures."""
+    pictures, scenes = held_out(n)
+    x, size = pictures_to_tensor(pictures), picture_size(pipe)
+    if x.shape[-1] != size:
+        x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    return x, scenes
 
 
 def cached_latents() -> tuple[Tensor, list[Scene]]:

@@ -36,15 +36,32 @@ WITHHELD = frozenset(
 
 #: Joints of a robot, in the order of the key-point arrays.
 JOINTS = (
-    "head", "neck", "left_shoulder", "left_elbow", "left_hand", "right_shoulder", "right_elbow", "right_hand",
-    "hips", "left_foot", "right_foot",
-)  # fmt: skip
+    "head",
+    "neck",
+    "left_shoulder",
+    "left_elbow",
+    "left_hand",
+    "right_shoulder",
+    "right_elbow",
+    "right_hand",
+    "hips",
+    "left_foot",
+    "right_foot",
+)
 #: Bones as pairs of joints, for drawing a pose.
 BONES = (
-    ("head", "neck"), ("neck", "left_shoulder"), ("left_shoulder", "left_elbow"), ("left_elbow", "left_hand"),
-    ("neck", "right_shoulder"), ("right_shoulder", "right_elbow"), ("right_elbow", "right_hand"), ("neck", "hips"),
-    ("hips", "left_foot"), ("hips", "right_foot"),
-)  # fmt: skip
+    ("head", "neck"),
+    ("neck", "left_shoulder"),
+    ("left_shoulder", "left_elbow"),
+    ("left_elbow", "left_hand"),
+    ("neck", "right_shoulder"),
+    ("right_shoulder", "right_elbow"),
+    ("right_elbow", "right_hand"),
+    ("neck", "hips"),
+    ("hips", "left_foot"),
+    ("hips", "right_foot"),
+)
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -86,4 +103,3 @@ class Scene:
     def left_to_right(self) -> tuple[Thing, ...]:
         """The things by their place in the frame, leftmost first (as the judge reads them)."""
         return tuple(sorted(self.things, key=lambda t: t.x))
-

@@ -111,17 +111,27 @@ def sample_scene(seed: int, n: int | None = None) -> Scene:
     place, time = str(rng.choice(PLACES)), str(rng.choice(TIMES))
     if n == 1:
         camera, look_at = frame(
-            things, height=rng.uniform(0.45, 0.75), width=0.9, margin=rng.uniform(0.06, 0.16),
-            shift=rng.uniform(-0.6, 0.6), azimuth=rng.uniform(-12, 12), pitch=rng.uniform(8, 16),
-        )  # fmt: skip
+            things,
+            height=rng.uniform(0.45, 0.75),
+            width=0.9,
+            margin=rng.uniform(0.06, 0.16),
+            shift=rng.uniform(-0.6, 0.6),
+            azimuth=rng.uniform(-12, 12),
+            pitch=rng.uniform(8, 16),
+        )
         return Scene(things, None, place, time, camera, look_at, seed)
     relation = str(rng.choice(RELATIONS))
     side_by_side = relation in ("left of", "right of")
     while True:
         placed = _place(rng, *things, relation)
         camera, look_at = frame(
-            placed, height=rng.uniform(0.6, 0.8), width=rng.uniform(0.82, 0.94), margin=rng.uniform(0.06, 0.16),
-            shift=rng.uniform(-0.6, 0.6), azimuth=rng.uniform(-8, 8), pitch=rng.uniform(9, 16),
-        )  # fmt: skip
+            placed,
+            height=rng.uniform(0.6, 0.8),
+            width=rng.uniform(0.82, 0.94),
+            margin=rng.uniform(0.06, 0.16),
+            shift=rng.uniform(-0.6, 0.6),
+            azimuth=rng.uniform(-8, 8),
+            pitch=rng.uniform(9, 16),
+        )
         if side_by_side or _covered(camera, look_at, placed) <= HIDDEN:
             return Scene(placed, relation, place, time, camera, look_at, seed)

@@ -149,8 +149,8 @@ class Inpainter(Panel):
 
     def draw(self) -> None:
         """Draw inside the mask; `result` is the picture (3, H, W), and the source where there is no mask."""
+        from companion.diffusion import decode
         from companion.img2img_inpainting import as_mask, composite, inpaint
-        from companion.latent_diffusion import decode
 
         text = "Nothing is painted yet."
         self.result = self._source
@@ -211,8 +211,8 @@ class StrengthSlider(Panel):
 
     def draw(self) -> None:
         """Draw with the controls as they stand; too little strength for a single step leaves the source."""
+        from companion.diffusion import decode
         from companion.img2img_inpainting import img2img
-        from companion.latent_diffusion import decode
 
         strength, remaining = self.strength.value, int(self._steps * self.strength.value)
         self.result = self._source

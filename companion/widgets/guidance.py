@@ -47,7 +47,7 @@ class GuidanceSlider(Panel):
 
     def draw(self) -> None:
         """Draw the picture at every scale, and show the chosen one."""
-        from companion.latent_diffusion import draw
+        from companion.diffusion import draw
 
         scales = [1.0, *self.scales]
         drawn = draw(self._pipe, self.prompt.value, self.seed.value, steps=self._steps, guidance_scale=scales)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from PIL import Image
 
-    from companion.judge import Reading
     from companion.tabletop.caption import Wish
+    from companion.tabletop.judge import Reading
 
 SIDE = 384  # pixels on the screen
 
@@ -73,7 +73,7 @@ class Playground(Panel):
         self.show(as_pil(picture, SIDE), text)
 
     def _verdict(self, picture: Image.Image) -> str:
-        from companion.metrics import read
+        from companion.tabletop.measures import read
 
         reading = read([picture])[0]
         seen = html.escape(describe(reading))

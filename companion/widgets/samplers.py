@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from companion import samplers as sm
+from companion.diffusion import decode
 from companion.figures import as_pil, curves
-from companion.latent_diffusion import decode
 from companion.models import GUIDANCE
 from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
 

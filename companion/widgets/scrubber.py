@@ -16,13 +16,13 @@ from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from companion.latent_diffusion import Step
+    from companion.diffusion import Step
 
 SIDE = 224
 
 
 class Scrubber(Panel):
-    """A slider over the steps of `companion.latent_diffusion.sample`: latents, what they decode to, and predicted x0.
+    """A slider over the steps of `companion.diffusion.sample`: latents, what they decode to, and predicted x0.
 
     All frames are made when the panel is made, so the slider answers without delay. The last frame is the result.
 
@@ -32,7 +32,7 @@ class Scrubber(Panel):
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, steps: Sequence[Step]) -> None:
-        from companion.latent_diffusion import decode
+        from companion.diffusion import decode
 
         if not steps:
             raise ValueError("there are no steps to show: give list(sample(...))")

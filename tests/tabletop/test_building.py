@@ -16,21 +16,21 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from companion.judge import FRONT, Judge, Reading, find_joints, judge_loss, targets
+from companion.tabletop.judge import FRONT, Judge, Reading, find_joints, judge_loss, targets
 from companion.metrics import fine_contrast, frechet, psnr
 from companion.tabletop import dataset
-from companion.tabletop.build import text_tower, tokenizer
+from companion.pretraining.command import text_tower, tokenizer
 from companion.tabletop.caption import parse
-from companion.tabletop.clip import make_clip
-from companion.tabletop.muon import Muon, muon, orthogonalise
-from companion.tabletop.report import load_tabletop
+from companion.pretraining.clip import make_clip
+from companion.pretraining.muon import Muon, muon, orthogonalise
+from companion.pretraining.report import load_tabletop
 from companion.tabletop.samples import held_out
 from companion.tabletop.scene import KINDS
-from companion.tabletop.unet import SCHEDULE, Conditioned, encode, make_unet, min_snr_weight, redrawn, unet_loss
-from companion.tabletop.vae import (
-    ALIKE,
+from companion.pretraining.unet import SCHEDULE, Conditioned, encode, make_unet, min_snr_weight, redrawn, unet_loss
+from companion.pretraining.vae import (
+    FEATURE_MATCHING,
     THING,
-    Critic,
+    Discriminator,
     Players,
     batch_of,
     make_vae,
@@ -40,7 +40,6 @@ from companion.tabletop.vae import (
     pieces,
     sharp_loss,
     squared_error,
-    to_tensor,
     vae_loss,
 )
 from companion.training import ema_copy, learning_rate, train
@@ -147,12 +146,12 @@ def test_muon_keeps_first_and_last_layers_and_vectors_for_adamw():
 
 def test_pca_is_the_best_linear_code():
     pictures = torch.as_tensor(held_out(40)[0])
-    z = pca(pictures)(to_tensor(pictures))
+    z = pca(pictures)(pictures_to_tensor(pictures))
     assert z.shape == (40, 4, 16, 16)
     flat = z.permute(1, 0, 2, 3).flatten(1)
     assert torch.allclose(torch.cov(flat), torch.eye(4), atol=0.02)
     # Rebuilt by least squares it leaves as much as the discarded singular values hold.
-    p = patches(to_tensor(pictures)).reshape(-1, 192)
+    p = patches(pictures_to_tensor(pictures)).reshape(-1, 192)
     p = p - p.mean(0)
     code = torch.cat([z.permute(0, 2, 3, 1).reshape(-1, 4)], 1)
     left = p - code @ torch.linalg.lstsq(code, p).solution
@@ -290,7 +289,7 @@ def test_the_judge_s_bfloat16_gradient_is_nearly_that_of_single_precision():
     for bfloat16 in (False, True):
         torch.manual_seed(0)
         judge = Judge()
-        judge_loss(judge, to_tensor(pictures), target, bfloat16).backward()
+        judge_loss(judge, pictures_to_tensor(pictures), target, bfloat16).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in judge.parameters()]))
     assert gradients[1].dtype == torch.float32
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
@@ -351,7 +350,7 @@ def test_fine_contrast_by_hand():
 def test_decoder_and_critic_each_follow_their_own_loss():
     pictures = torch.as_tensor(held_out(4)[0])
     torch.manual_seed(0)
-    players = Players(make_vae(), Critic())
+    players = Players(make_vae(), Discriminator())
 
     def gradients(sharpness: float) -> dict[str, torch.Tensor]:
         players.zero_grad(set_to_none=True)
@@ -373,7 +372,7 @@ def test_decoder_and_critic_each_follow_their_own_loss():
         assert torch.allclose(sharp[f"critic.{name}"], g, rtol=1e-3, atol=1e-7)
     *real, _ = critic(x)
     *made, verdict = critic(y)
-    please = ALIKE * sum((a - b.detach()).abs().mean() for a, b in zip(made, real, strict=True)) / 3 - verdict.mean()
+    please = FEATURE_MATCHING * sum((a - b.detach()).abs().mean() for a, b in zip(made, real, strict=True)) / 3 - verdict.mean()
     slopes = [torch.autograd.grad(v, y, retain_graph=True)[0] for v in (((y - x) ** 2).mean(), please)]
     towards = slopes[0] + 0.7 * slopes[0].norm() / slopes[1].norm() * slopes[1]
     weight = decoder.conv_out.weight
@@ -393,7 +392,7 @@ def test_the_decoder_is_given_the_latents_of_its_very_pictures():
     assert torch.equal(thing[:, 0, 0, 0], (which % 3 == 2).float())
     # Every second step decodes them; the others what the encoder gives. The loss shows which.
     torch.manual_seed(0)
-    players, z = Players(make_vae(), Critic()), torch.randn(6, 4, 16, 16)
+    players, z = Players(make_vae(), Discriminator()), torch.randn(6, 4, 16, 16)
     loss = sharp_loss(pictures, 0.0, 16, redrawn=z)
     x, thing, chosen = pairs_of(pictures, z, None, torch.Generator().manual_seed(1), 16)
     expected = squared_error(players.vae.decode(chosen).sample, x, thing)
@@ -426,7 +425,7 @@ def test_latents_are_redrawn_exactly_by_a_model_that_knows_them(tmp_path):
 
 
 def test_the_report_s_table_says_which_bars_are_reached():
-    from companion.tabletop.report import table
+    from companion.pretraining.report import table
 
     lines = table({"vae_psnr_db": 33.0, "frechet_ratio": 3.0, "clip_top1": 0.5, "load_seconds": 11.0}).splitlines()
     assert lines[2:] == [
@@ -438,7 +437,7 @@ def test_the_report_s_table_says_which_bars_are_reached():
 
 
 def test_curves_are_those_of_the_logs(tmp_path):
-    from companion.tabletop.report import curves
+    from companion.pretraining.report import curves
 
     with pytest.raises(FileNotFoundError, match="has no logs; `companion build publish`"):
         curves(tmp_path)
@@ -462,7 +461,7 @@ def test_curves_are_those_of_the_logs(tmp_path):
 
 
 def test_captions_help_the_published_model_on_held_out_renders(tmp_path):
-    from companion.tabletop.build import held_out_error
+    from companion.pretraining.command import held_out_error
 
     pipe, held = load_tabletop(), held_out(8)
     model = Conditioned(pipe.unet, pipe.text_encoder)
@@ -486,7 +485,7 @@ def test_captions_help_the_published_model_on_held_out_renders(tmp_path):
 
 
 def test_a_strip_needs_the_weights_of_its_commits():
-    from companion.tabletop.report import strip
+    from companion.pretraining.report import strip
 
     with pytest.raises(ValueError, match="git has no data/models/tabletop of commit 'nowhere'"):
         strip({"first": "nowhere"})
@@ -516,7 +515,7 @@ def small_world(tmp_path_factory):
 
 
 def run_build(folder, *args, kill_after: int | None = None) -> None:
-    command = [sys.executable, "-m", "companion.tabletop.build", *args, "--folder", str(folder), "--threads", "1"]
+    command = [sys.executable, "-m", "companion.pretraining.command", *args, "--folder", str(folder), "--threads", "1"]
     command += [] if args[0] == "latents" else ["--every", "0"]
     if kill_after is None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -572,7 +571,7 @@ def test_half_trained_weights_are_kept_for_another_machine(tmp_path, monkeypatch
 
     from companion import DATA
     from companion.files import damage
-    from companion.tabletop import build
+    from companion.pretraining import command as build
     from companion.training import load_weights, read_meta, save_checkpoint
 
     monkeypatch.setattr(build, "NEXT", tmp_path / "models" / "next")
@@ -600,7 +599,7 @@ def test_published_weights_can_be_gone_on_from_and_own_ones_are_kept(tmp_path, m
     from safetensors.torch import load_file
 
     from companion import DATA
-    from companion.tabletop import build
+    from companion.pretraining import command as build
     from companion.training import load_weights, read_meta, save_start
 
     mine = make_vae()

@@ -15,7 +15,7 @@ import pytest
 from companion.tabletop import dataset
 from companion.tabletop.camera import FOV, TANGENT, boxes, frame, project, view
 from companion.tabletop.caption import OPPOSITE, Wish, caption, parse, words
-from companion.tabletop.clip import near_miss
+from companion.pretraining.clip import near_miss
 from companion.tabletop.scene import (
     FINISHES,
     KINDS,
@@ -330,7 +330,7 @@ def test_a_size_the_model_cannot_use_is_refused(size):
 
 
 def build_command(folder, *extra) -> list[str]:
-    return [sys.executable, "-m", "companion.tabletop.build", *extra, "--folder", str(folder)]
+    return [sys.executable, "-m", "companion.pretraining.command", *extra, "--folder", str(folder)]
 
 
 @needs_mitsuba

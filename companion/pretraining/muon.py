@@ -53,7 +53,6 @@ class Muon(torch.optim.Optimizer):
         rest: Iterable[nn.Parameter],
         lr: float,
         ratio: float = 10.0,
-        # fmt: skip
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
@@ -95,7 +94,7 @@ class Muon(torch.optim.Optimizer):
                 p.addcdiv_(state["first"], denominator, value=-lr / (1 - b1**t))
 
 
-def muon(model: nn.Module, lr: float, apart: tuple[str, ...] = (), **kwargs) -> Muon:
+def muon(model: nn.Module, lr: float, exclude: tuple[str, ...] = (), **kwargs) -> Muon:
     """A Muon optimiser of a model; parameters whose name contains a word of `apart` (embeddings, first and last
     layers) go to AdamW.
     """
@@ -104,7 +103,7 @@ def muon(model: nn.Module, lr: float, apart: tuple[str, ...] = (), **kwargs) -> 
         if p.requires_grad:
             (
                 hidden
-                if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 8 and not any(a in name for a in apart)
+                if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 8 and not any(a in name for a in exclude)
                 else rest
             ).append(p)
     return Muon(hidden, rest, lr, **kwargs)

@@ -15,7 +15,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from companion.tabletop.muon import muon
+from companion.metrics import pictures_to_tensor
+from companion.pretraining.muon import muon
 from companion.training import Progress, ema_copy, train
 
 CONFIG = dict(
@@ -31,18 +32,13 @@ CONFIG = dict(
 )
 THING = 5.0  # how often a pixel of a thing counts
 KL_WEIGHT = 3e-5  # against a squared error of about 2e-3 on pictures in [-1, 1]
-ALIKE = 2.0  # weight of the critic's features against its verdict; Wang et al. (2018) have 10
+FEATURE_MATCHING = 2.0  # weight of the discriminator's features against its verdict; Wang et al. (2018) have 10
 
 
 def make_vae(seed: int = 0, **changes) -> AutoencoderKL:
     """An untrained autoencoder: pictures (B, 3, H, W) in [-1, 1] to latents (B, 4, H/8, W/8)."""
     torch.manual_seed(seed)
     return AutoencoderKL(**{**CONFIG, **changes})
-
-
-def to_tensor(pictures) -> Tensor:
-    """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
-    return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def pieces(
@@ -59,7 +55,7 @@ def pieces(
     draw = torch.rand(batch, 6, generator=generator).tolist()
     out = []
     for i, (how, top, left, mirror, focus, which) in zip(index.tolist(), draw, strict=True):
-        x = to_tensor(pictures[i : i + 1])
+        x = pictures_to_tensor(pictures[i : i + 1])
         thing = torch.zeros(1, 1, h, w)
         if segments is not None:
             thing = F.max_pool2d((segments[i] >= 2).float()[None, None], 3, 1, 1)
@@ -101,7 +97,7 @@ def pairs_of(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Whole pictures, where their things are, and their given latents: as many pixels as `batch` pieces of `size`."""
     index = torch.randint(len(pictures), (max(1, batch * size**2 // pictures.shape[1] ** 2),), generator=generator)
-    x = to_tensor(pictures[index])
+    x = pictures_to_tensor(pictures[index])
     thing = torch.zeros_like(x[:, :1])
     if segments is not None:
         thing = F.max_pool2d((segments[index] >= 2).float()[:, None], 3, 1, 1)
@@ -127,7 +123,7 @@ def pca(pictures: Tensor, components: int = 4, most: int = 2000) -> Callable[[Te
     Returns a function from pictures (B, 3, H, W) in [-1, 1] to (B, components, H/8, W/8).
     """
     some = pictures[:: max(1, len(pictures) // most)]
-    data = torch.cat([patches(to_tensor(p)).reshape(-1, 192) for p in some.split(100)])
+    data = torch.cat([patches(pictures_to_tensor(p)).reshape(-1, 192) for p in some.split(100)])
     mean = data.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((data - mean).T))
     project = vectors.flip(1)[:, :components] / values.flip(0)[:components].sqrt()
@@ -143,12 +139,16 @@ def vae_loss(
     bfloat16: bool = False,
     equivariance: float = 0.0,
     segments: Tensor | None = None,
-) -> Callable:
+    noise: float = 0.0,
+) -> Callable[[AutoencoderKL, torch.Generator, int], Tensor]:
     """The loss of a step: squared error plus a little KL divergence; each `whole_every`-th step sees whole pictures.
 
     With `equivariance`, that many times the squared error between a shrunk picture and what the decoder makes of the
     shrunk latents is added. Latents that may be shrunk have less fine grain, which is what a diffusion model finds hard
     to learn (Skorokhodov et al. 2025, arXiv 2502.14831; Kouzelis et al. 2025, arXiv 2502.09509).
+
+    With `noise`, the decoder is given latents with noise of up to that many of their standard deviations, so that they
+    become such as forgive small errors of the diffusion model (Yang et al. 2025, arXiv 2507.15856).
 
     In the first `warm` steps the two halves learn apart: the encoder to give the principal components of patches, the
     decoder to undo them. Learning both at once from nothing is far slower (20 dB against 26 dB after the same time).
@@ -160,12 +160,15 @@ def vae_loss(
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             moments = vae.quant_conv(vae.encoder(x)).float()
         posterior = DiagonalGaussianDistribution(moments)
-        noise = torch.randn(posterior.mean.shape, generator=generator)
+        eps = torch.randn(posterior.mean.shape, generator=generator)
         if step < warm:
             z = linear(x)
             halves = F.mse_loss(posterior.mean, z) + 0.01 * ((posterior.logvar + 6) ** 2).mean()
-            return F.mse_loss(vae.decode(z + 0.05 * noise).sample, x) + halves
-        z = posterior.mean + posterior.std * noise
+            return F.mse_loss(vae.decode(z + 0.05 * eps).sample, x) + halves
+        z = posterior.mean + posterior.std * eps
+        if noise:
+            level = noise * torch.rand(len(z), 1, 1, 1, generator=generator)
+            z = z + level * z.detach().std() * torch.randn(z.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             y = vae.decode(z).sample.float()
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
@@ -182,11 +185,22 @@ def vae_loss(
 
 
 def train_vae(
-    pictures, steps: int, checkpoint: Path | None = None, log: Path | None = None, *, lr: float = 2e-3, batch: int = 8,
+    pictures,
+    steps: int,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+    *,
+    lr: float = 2e-3,
+    batch: int = 8,
     warm: int = 500,
-    bfloat16: bool = False, equivariance: float = 0.0, segments=None, seed: int = 0, config: dict | None = None,
+    bfloat16: bool = False,
+    equivariance: float = 0.0,
+    noise: float = 0.0,
+    segments=None,
+    seed: int = 0,
+    config: dict | None = None,
     **kwargs,
-) -> Iterator[tuple[Progress, AutoencoderKL]]:  # fmt: skip
+) -> Iterator[tuple[Progress, AutoencoderKL]]:
     """Train the autoencoder on uint8 pictures (N, H, W, 3); yields progress and the moving average.
 
     Args:
@@ -194,20 +208,26 @@ def train_vae(
         warm: steps in which the two halves learn apart (see `vae_loss`); 0 for weights that have learned already.
         bfloat16: multiply in bfloat16: 1.4 times as fast on CPUs with AVX-512 BF16, slower on others.
         equivariance: weight of the error after shrinking (see `vae_loss`).
+        noise: largest noise in the latents that are decoded, in their standard deviations (see `vae_loss`).
     """
     vae = make_vae(seed, **(config or {}))
     ema = ema_copy(vae)
-    optimizer = muon(vae, lr, apart=("conv_in", "conv_out."))
+    optimizer = muon(vae, lr, exclude=("conv_in", "conv_out."))
     segments = None if segments is None else torch.as_tensor(segments)
     loss = vae_loss(
-        torch.as_tensor(pictures), warm, batch, bfloat16=bfloat16, equivariance=equivariance, segments=segments
+        torch.as_tensor(pictures),
+        warm,
+        batch,
+        bfloat16=bfloat16,
+        equivariance=equivariance,
+        segments=segments,
+        noise=noise,
     )
     for progress in train(
         vae,
         loss,
         optimizer,
         steps,
-        peak_lr=lr,
         warmup=50,
         ema=ema,
         ema_decay=0.995,
@@ -219,7 +239,7 @@ def train_vae(
         yield progress, ema
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """Tells renders from what a decoder made, patch by patch (Isola et al. 2017, arXiv 1611.07004): the other player.
 
     `forward` takes pictures (B, 3, H, W) and gives a list of features, the last of them the verdict (B, 1, H/4, W/4),
@@ -244,29 +264,34 @@ class Critic(nn.Module):
 
 
 class Players(nn.Module):
-    """An autoencoder and its critic, trained together."""
+    """An autoencoder and its discriminator, trained together."""
 
-    def __init__(self, vae: AutoencoderKL, critic: Critic):
+    def __init__(self, vae: AutoencoderKL, discriminator: Discriminator):
         super().__init__()
-        self.vae, self.critic = vae, critic
+        self.vae, self.discriminator = vae, discriminator
 
 
 def sharp_loss(
-    pictures: Tensor, sharpness: float, batch: int = 8, bfloat16: bool = False, rise: int = 200,
-    segments: Tensor | None = None, redrawn: Tensor | None = None,
+    pictures: Tensor,
+    sharpness: float,
+    batch: int = 8,
+    bfloat16: bool = False,
+    rise: int = 200,
+    segments: Tensor | None = None,
+    redrawn: Tensor | None = None,
 ) -> Callable[[Players, torch.Generator, int], Tensor]:
-    """The loss of a step of the decoder: squared error, and a critic that must not tell its pictures from renders.
+    """The loss of a step of the decoder: squared error, and a discriminator that must not tell its pictures apart.
 
     Squared error alone asks for the mean of all pictures that a latent may stand for: a blurred one. As in Stable
     Diffusion's autoencoder (Rombach et al. 2022, arXiv 2112.10752, appendix G; Esser et al. 2021, arXiv 2012.09841) a
-    patch critic with a hinge loss learns along, and the decoder is to please it. It is also to give the critic's inner
-    features of the picture itself (Wang et al. 2018, arXiv 1711.11585), which stands for a perceptual loss here, where
-    there is no network trained on photographs.
+    patch discriminator with a hinge loss learns along, and the decoder is to be taken for a renderer. Feature matching
+    (Wang et al. 2018, arXiv 1711.11585: the decoded picture is to give the discriminator's inner features of the
+    picture itself) stands for a perceptual loss here, where there is no network trained on photographs.
 
     Args:
-        sharpness: how long the critic's gradient at the picture is, in lengths of the plain squared error's, in which
-            all pixels count alike (after equation 7 of Esser et al.).
-        rise: the steps over which that weight grows from 0, while the critic still knows little.
+        sharpness: how long the discriminator's gradient at the picture is, in lengths of the plain squared error's, in
+            which all pixels count alike (after equation 7 of Esser et al.).
+        rise: the steps over which that weight grows from 0, while the discriminator still knows little.
         redrawn: latents (N, 4, H/8, W/8) of the whole pictures as a U-Net redrew them, which every second step decodes
             instead of the encoder's own: so the decoder learns to mend the U-Net's faults.
     """
@@ -284,14 +309,14 @@ def sharp_loss(
         error = squared_error(y, x, thing)
         if not sharpness:
             return error
-        frozen = {k: v.detach() for k, v in model.critic.named_parameters()}
+        frozen = {k: v.detach() for k, v in model.discriminator.named_parameters()}
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            *real, said_real = model.critic(x)
-            said_made = model.critic(y.detach())[-1]
-            *made, pleased = torch.func.functional_call(model.critic, frozen, y)
+            *real, said_real = model.discriminator(x)
+            said_made = model.discriminator(y.detach())[-1]
+            *made, pleased = torch.func.functional_call(model.discriminator, frozen, y)
         hinge = F.relu(1 - said_real.float()).mean() + F.relu(1 + said_made.float()).mean()
         alike = sum(F.l1_loss(a.float(), b.detach().float()) for a, b in zip(made, real, strict=True)) / len(real)
-        please = ALIKE * alike - pleased.float().mean()
+        please = FEATURE_MATCHING * alike - pleased.float().mean()
         (slope,) = torch.autograd.grad(please, y, retain_graph=True)
         length = (2 * (y - x) / y.numel()).detach().norm() / slope.norm().clamp(min=1e-12)
         return error + sharpness * min(1.0, step / rise) * length * please + hinge
@@ -300,30 +325,50 @@ def sharp_loss(
 
 
 def train_decoder(
-    pictures, vae: AutoencoderKL, steps: int, checkpoint: Path | None = None, log: Path | None = None, *,
-    lr: float = 2e-3, sharpness: float = 0.0, segments=None, redrawn: Tensor | None = None,
-    batch: int = 8, bfloat16: bool = False, seed: int = 1, **kwargs,
-) -> Iterator[tuple[Progress, AutoencoderKL]]:  # fmt: skip
+    pictures,
+    vae: AutoencoderKL,
+    steps: int,
+    checkpoint: Path | None = None,
+    log: Path | None = None,
+    *,
+    lr: float = 2e-3,
+    sharpness: float = 0.0,
+    segments=None,
+    redrawn: Tensor | None = None,
+    batch: int = 8,
+    bfloat16: bool = False,
+    seed: int = 1,
+    **kwargs,
+) -> Iterator[tuple[Progress, AutoencoderKL]]:
     """Train the decoder of a trained autoencoder further, its encoder frozen: sharper pictures of the same latents.
 
     So a U-Net trained on these latents stays valid, as it did when Stable Diffusion's decoder was finetuned. With
-    `sharpness` a critic learns along; the checkpoint holds both, as `vae.` and `critic.`. See `sharp_loss`, also for
-    `redrawn`.
+    `sharpness` a discriminator learns along; the checkpoint holds both, as `vae.` and `discriminator.`. See
+    `sharp_loss`, also for `redrawn`.
     """
     vae.requires_grad_(False)
     for part in (vae.decoder, vae.post_quant_conv):
         part.requires_grad_(True)
     torch.manual_seed(seed)
-    model = Players(vae, Critic())
+    model = Players(vae, Discriminator())
     segments = None if segments is None else torch.as_tensor(segments)
     loss = sharp_loss(torch.as_tensor(pictures), sharpness, batch, bfloat16, segments=segments, redrawn=redrawn)
     ema = ema_copy(model)
-    optimizer = muon(model, lr, apart=("conv_in", "conv_out.", "stages.0", "verdict"))
+    optimizer = muon(model, lr, exclude=("conv_in", "conv_out.", "stages.0", "verdict"))
     for progress in train(
-        model, loss, optimizer, steps, peak_lr=lr, warmup=50, decay=0.5, ema=ema, ema_decay=0.998, seed=seed,
+        model,
+        loss,
+        optimizer,
+        steps,
+        warmup=50,
+        decay=0.5,
+        ema=ema,
+        ema_decay=0.998,
+        seed=seed,
         checkpoint=checkpoint,
-        log=log, **kwargs,
-    ):  # fmt: skip
+        log=log,
+        **kwargs,
+    ):
         yield progress, ema.vae
 
 
@@ -331,4 +376,4 @@ def train_decoder(
 def rebuild(vae: AutoencoderKL, pictures, batch: int = 32) -> Tensor:
     """decode(encode(picture)) of uint8 (N, H, W, 3), as floats (N, 3, H, W) about [-1, 1], without sampling noise."""
     parts = torch.as_tensor(pictures).split(batch)
-    return torch.cat([vae.decode(vae.encode(to_tensor(p)).latent_dist.mean).sample for p in parts])
+    return torch.cat([vae.decode(vae.encode(pictures_to_tensor(p)).latent_dist.mean).sample for p in parts])

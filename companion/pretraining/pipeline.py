@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from companion.tabletop.unet import SCHEDULE
+from companion.pretraining.unet import SCHEDULE
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
@@ -26,9 +26,15 @@ def pipeline(
 ) -> StableDiffusionPipeline:
     """A stock pipeline of the four parts, without a safety checker (the world holds nothing to check)."""
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
@@ -56,18 +62,25 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write CLIP with its tokenizer and the way its pictures are prepared (64 pixels, [-1, 1]), as stock classes read
     them.
     """
-    from companion.tabletop.clip import IMAGE_SIZE, MEAN, STD
+    from companion.pretraining.clip import IMAGE_SIZE, MEAN, STD
 
     clip.half().save_pretrained(folder, safe_serialization=True)
     clip.float()
     tokenizer.save_pretrained(folder)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     prepared = {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": size, "do_center_crop": False,
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": size,
+        "do_center_crop": False,
         "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD, "resample": 4,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
+        "resample": 4,
         "do_convert_rgb": True,
-    }  # fmt: skip
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(prepared, indent=2) + "\n")
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")

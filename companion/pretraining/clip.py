@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from companion.tabletop.caption import caption
 from companion.tabletop.scene import FINISHES, KINDS, PLACES, TIMES, Scene
-from companion.tabletop.tokenizer import LENGTH
+from companion.tabletop.tokenizer import LENGTH, save_tokenizer
 from companion.training import Progress, ema_copy, train
 
 TEXT_WIDTH = 192
@@ -30,17 +30,28 @@ def make_clip(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPModel:
     """An untrained CLIP: text (B, <= 32) and pictures (B, 3, 64, 64) in [-1, 1] to a common space of 128 numbers."""
     torch.manual_seed(seed)
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH, projection_dim=128,
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=128,
         num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=LENGTH, bos_token_id=tokenizer.bos_token_id,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, hidden_act="quick_gelu",
-    )  # fmt: skip
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_act="quick_gelu",
+    )
     vision = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=512, projection_dim=128, num_hidden_layers=5, num_attention_heads=4,
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=5,
+        num_attention_heads=4,
         image_size=IMAGE_SIZE,
-        patch_size=8, hidden_act="quick_gelu",
-    )  # fmt: skip
+        patch_size=8,
+        hidden_act="quick_gelu",
+    )
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
 
 
@@ -64,6 +75,20 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
     if how < 0.85:
         return replace(scene, place=str(rng.choice([p for p in PLACES if p != scene.place])))
     return replace(scene, time=str(rng.choice([t for t in TIMES if t != scene.time])))
+
+
+def trained_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer, written into `folder` first if it is not there."""
+    if not (folder / "tokenizer" / "vocab.json").exists():
+        save_tokenizer(folder / "tokenizer")
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+
+def text_tower(towers: CLIPModel) -> CLIPTextModel:
+    """CLIP's text tower as the pipeline's CLIPTextModel."""
+    model = CLIPTextModel(towers.config.text_config)
+    model.load_state_dict(towers.text_model.state_dict())
+    return model
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str], length: int | None = LENGTH) -> Tensor:
@@ -92,7 +117,7 @@ def clip_loss(pictures: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, b
     return loss
 
 
-def small(pictures) -> Tensor:
+def halved(pictures) -> Tensor:
     """uint8 pictures (N, 128, 128, 3) halved to (N, 64, 64, 3), averaged."""
     x = torch.as_tensor(pictures)
     return torch.cat(
@@ -101,10 +126,18 @@ def small(pictures) -> Tensor:
 
 
 def train_clip(
-    pictures: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, steps: int, checkpoint: Path | None = None,
+    pictures: Tensor,
+    scenes: list[Scene],
+    tokenizer: CLIPTokenizer,
+    steps: int,
+    checkpoint: Path | None = None,
     log: Path | None = None,
-    *, lr: float = 1e-3, batch: int = 64, seed: int = 0, **kwargs,
-) -> Iterator[tuple[Progress, CLIPModel]]:  # fmt: skip
+    *,
+    lr: float = 1e-3,
+    batch: int = 64,
+    seed: int = 0,
+    **kwargs,
+) -> Iterator[tuple[Progress, CLIPModel]]:
     """Train CLIP on uint8 pictures (N, 64, 64, 3); yields progress and the moving average."""
     clip = make_clip(tokenizer, seed)
     ema = ema_copy(clip)
@@ -115,7 +148,6 @@ def train_clip(
         loss,
         optimizer,
         steps,
-        peak_lr=lr,
         ema=ema,
         ema_decay=0.998,
         seed=seed,

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from companion.files import written
+from companion.pretraining.clip import TEXT_WIDTH, tokenize
+from companion.pretraining.muon import muon
 from companion.tabletop.caption import caption
-from companion.tabletop.clip import TEXT_WIDTH, tokenize
-from companion.tabletop.muon import muon
 from companion.tabletop.scene import Scene
-from companion.tabletop.vae import to_tensor
-from companion.training import Progress, ema_copy, load_weights, train
+from companion.training import Progress, ema_copy, load_weights, noise_loss, train
 
 CONFIG = dict(
     sample_size=16,
@@ -47,6 +49,8 @@ SCHEDULE = dict(
 )
 DROP = 0.1  # share of captions left empty, for classifier-free guidance
 MIN_SNR = 5.0
+LOW = 350  # timesteps below it count as little noise
+CELLS_BELOW = 400  # timesteps at which errors on things may count more
 
 
 class Conditioned(nn.Module):
@@ -63,51 +67,79 @@ def make_unet(seed: int = 0, **changes) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**CONFIG, **changes})
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pictures, batch: int = 50) -> Tensor:
-    """Scaled latents (N, 4, H/8, W/8), fp16, of uint8 pictures (N, H, W, 3)."""
-    pictures = torch.as_tensor(pictures)
-    mean = [vae.encode(to_tensor(p)).latent_dist.mean for p in pictures.split(batch)]
-    return (torch.cat(mean) * vae.config.scaling_factor).half()
+def draw_timesteps(batch: int, generator: torch.Generator, low: float = 0.0) -> Tensor:
+    """Timesteps (batch,), one in each of `batch` equal parts of their distribution, which makes gradients less noisy.
+
+    A share `low` of them is drawn from 0 to `LOW` only, where fine shapes are decided; the rest from all.
+    """
+    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    t = torch.where(u < low, u / max(low, 1e-9) * LOW, (u - low) / max(1 - low, 1e-9) * 1000)
+    return t.long().clamp(max=999)
 
 
-def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """min(SNR, 5) / SNR, the weight of Hang et al. (2023, arXiv 2303.09556) for noise prediction."""
-    a = alphas_cumprod[timesteps]
-    snr = a / (1 - a)
-    return snr.clamp(max=MIN_SNR) / snr
+def cells_weight(things: Tensor, t: Tensor, factor: float) -> Tensor:
+    """Weights (B, 1, h, w) of squared errors: `factor` on cells that a thing touches where t < `CELLS_BELOW`, else 1.
+
+    things: (B, h, w), 1 on those cells.
+    """
+    near = (t < CELLS_BELOW).float().view(-1, 1, 1, 1)
+    return 1 + (factor - 1) * near * things[:, None].float()
 
 
 def unet_loss(
-    latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, batch: int, train_text: bool, bfloat16: bool = False
-) -> Callable:
-    """The loss of a step: weighted squared error of the predicted noise, with captions made anew each time."""
-    alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod
+    latents: Tensor,
+    scenes: list[Scene],
+    tokenizer: CLIPTokenizer,
+    batch: int,
+    train_text: bool,
+    bfloat16: bool = False,
+    *,
+    things: Tensor | None = None,
+    low: float = 0.0,
+    factor: float = 1.0,
+    min_snr: float = MIN_SNR,
+) -> Callable[[Conditioned, torch.Generator, int], Tensor]:
+    """The loss of a step: weighted squared error of the predicted noise, with captions made anew each time.
+
+    Args:
+        things: (N, h, w), 1 on the cells of the latents that a thing touches, for errors there to count `factor` times
+            at little noise (`cells_weight`).
+        low: share of the samples that are drawn at little noise (`draw_timesteps`).
+        min_snr: where the weights by signal-to-noise ratio stop to rise (`training.min_snr_weight`).
+    """
+    scheduler = DDPMScheduler(**SCHEDULE)
     rough = bfloat16 and not train_text
 
     def loss(model: Conditioned, generator: torch.Generator, step: int) -> Tensor:
         index = torch.randint(len(latents), (batch,), generator=generator)
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         texts = ["" if rng.random() < DROP else caption(scenes[i], rng) for i in index.tolist()]
-        x0 = latents[index].float()
-        noise = torch.randn(x0.shape, generator=generator)
-        # Stratified timesteps: one in each of `batch` equal parts, which makes the gradient less noisy.
-        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)).long().clamp(max=999)
-        a = alphas[t].view(-1, 1, 1, 1)
         # A frozen text encoder may be as rough as what the U-Net makes of its states.
         with torch.set_grad_enabled(train_text), torch.autocast("cpu", torch.bfloat16, enabled=rough):
             states = model.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            predicted = model.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample.float()
-        return (min_snr_weight(alphas, t) * ((predicted - noise) ** 2).mean((1, 2, 3))).mean()
+
+        def predict(noisy: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                return model.unet(noisy, t, states).sample
+
+        t = draw_timesteps(batch, generator, low)
+        weight = None if things is None else cells_weight(things[index], t, factor)
+        x0 = latents[index].float()
+        return noise_loss(predict, scheduler, x0, generator, timesteps=t, min_snr=min_snr, weight=weight)
 
     return loss
 
 
 @torch.no_grad()
 def redrawn(
-    model: Conditioned, latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, seed: int = 0,
-    noisiest: int = 200, steps: int = 3, batch: int = 64,
+    model: Conditioned,
+    latents: Tensor,
+    scenes: list[Scene],
+    tokenizer: CLIPTokenizer,
+    seed: int = 0,
+    noisiest: int = 200,
+    steps: int = 3,
+    batch: int = 64,
 ) -> Iterator[Tensor]:
     """Scaled latents (N, 4, h, w) with some noise mixed in and taken out again, a batch at a time.
 
@@ -129,32 +161,67 @@ def redrawn(
         yield x0
 
 
+def _keep_frozen(text_encoder: CLIPTextModel, words: Path, checkpoint: Path | None) -> None:
+    """Read the frozen text encoder from the file `words`; the first time, write what the run begins with there."""
+    if not words.exists():
+        if checkpoint is not None and checkpoint.exists():  # adopted: a start that holds all weights
+            with safe_open(checkpoint, "pt") as f:
+                start = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith("ema.text_encoder.")}
+            text_encoder.load_state_dict(start)
+        with written(words) as temporary:
+            save_file(text_encoder.state_dict(), temporary)
+    text_encoder.load_state_dict(load_file(words))
+
+
 def train_unet(
-    latents: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, steps: int,
+    latents: Tensor,
+    scenes: list[Scene],
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    steps: int,
     checkpoint: Path | None = None,
-    log: Path | None = None, *, start_from: Path | None = None, lr: float = 1e-3, batch: int = 48,
-    train_text: bool = True, bfloat16: bool = False, seed: int = 0,
-    config: dict | None = None, optimizer: Callable | None = None, **kwargs,
-) -> Iterator[tuple[Progress, Conditioned]]:  # fmt: skip
+    log: Path | None = None,
+    *,
+    start_from: Path | None = None,
+    words: Path | None = None,
+    lr: float = 1e-3,
+    batch: int = 48,
+    train_text: bool = True,
+    bfloat16: bool = False,
+    seed: int = 0,
+    things: Tensor | None = None,
+    low: float = 0.0,
+    factor: float = 1.0,
+    min_snr: float = MIN_SNR,
+    config: dict | None = None,
+    optimizer: Callable | None = None,
+    **kwargs,
+) -> Iterator[tuple[Progress, Conditioned]]:
     """Train on scaled latents (N, 4, h, w) of `scenes`; yields progress and the moving average.
 
     Args:
         start_from: the checkpoint of an earlier stage, whose moving average is where this one begins.
         train_text: False freezes the text encoder.
+        words: a file for the frozen text encoder, which checkpoints do not hold.
+        things, low, factor, min_snr: where errors count more, see `unet_loss`.
         bfloat16: multiply in bfloat16, weights and sums staying in single precision: 1.6 times as fast on CPUs with
             AVX-512 BF16, slower on others.
     """
     model = Conditioned(make_unet(seed, **(config or {})), text_encoder)
     if start_from is not None:
         load_weights(start_from, model)
+    if not train_text and words is not None:
+        _keep_frozen(model.text_encoder, words, checkpoint)
     model.text_encoder.requires_grad_(train_text)
     ema = ema_copy(model)
     if bfloat16:  # torch's fused attention is slow in bfloat16 on CPUs, so slow that it would eat all that is won
         model.unet.set_attn_processor(AttnProcessor())
         model.text_encoder.set_attn_implementation("eager")
-    make = optimizer or (lambda m: muon(m, lr, apart=("conv_in", "conv_out.", "embedding"), weight_decay=0.01))
-    loss = unet_loss(latents, scenes, tokenizer, batch, train_text, bfloat16)
+    make = optimizer or (lambda m: muon(m, lr, exclude=("conv_in", "conv_out.", "embedding"), weight_decay=0.01))
+    loss = unet_loss(
+        latents, scenes, tokenizer, batch, train_text, bfloat16, things=things, low=low, factor=factor, min_snr=min_snr
+    )
     for progress in train(
-        model, loss, make(model), steps, peak_lr=lr, ema=ema, seed=seed, checkpoint=checkpoint, log=log, **kwargs
+        model, loss, make(model), steps, ema=ema, seed=seed, checkpoint=checkpoint, log=log, **kwargs
     ):
         yield progress, ema

@@ -11,15 +11,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from companion import DATA, ROOT
+from companion import DATA, ROOT, diffusion
 from companion.fast import Fast
 from companion.files import written
+from companion.metrics import pictures_to_tensor
 from companion.models import find
 from companion.tabletop import dataset
 from companion.tabletop.caption import Wish, caption
@@ -27,6 +28,7 @@ from companion.tabletop.scene import Scene
 from companion.tabletop.splits import SPLITS, sample_scene
 
 if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
     from matplotlib.figure import Figure
 
 MODELS = DATA / "models"
@@ -61,20 +63,15 @@ def prompt_scenes(split: str, things: int, count: int) -> list[Scene]:
     return [sample_scene(seed, things) for seed in range(first, first + count)]
 
 
-def draw(pipe, prompts: list[str], seed: int = 0, batch: int = 32, **options) -> np.ndarray:
+def draw(pipe: StableDiffusionPipeline, prompts: list[str], seed: int = 0, **options: Any) -> np.ndarray:
     """Pictures, uint8 (N, 128, 128, 3), of prompts; picture i starts from the noise of seed + i whatever the batch.
 
     Steps and guidance are the catalogue's, unless `options` say otherwise.
     """
-    pipe.set_progress_bar_config(disable=True)
-    options = find("tabletop").settings | options
-    out = []
-    for i in range(0, len(prompts), batch):
-        some = prompts[i : i + batch]
-        noise = [torch.Generator().manual_seed(seed + i + j) for j in range(len(some))]
-        pictures = pipe(some, generator=noise, output_type="np", **options).images
-        out.append((pictures * 255).round().astype(np.uint8))
-    return np.concatenate(out)
+    entry = find("tabletop")
+    options = {"steps": entry.steps, "guidance_scale": entry.guidance} | options
+    drawn = diffusion.draw(pipe, prompts, range(seed, seed + len(prompts)), **options)
+    return ((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def load_tabletop(folder: Path = MODELS / "tabletop"):
@@ -90,11 +87,11 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    from companion.judge import COLUMNS, Judge, accuracy
     from companion.metrics import fine_contrast, frechet, prompt_accuracy, psnr
-    from companion.tabletop.clip import retrieval, small
+    from companion.pretraining.clip import halved, retrieval
+    from companion.pretraining.vae import rebuild
+    from companion.tabletop.judge import COLUMNS, Judge, accuracy
     from companion.tabletop.samples import held_out
-    from companion.tabletop.vae import rebuild
 
     def take(n: int, unit: int = 1) -> int:
         return max(unit, round(n * share / unit) * unit)
@@ -133,7 +130,7 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     note(judge_withheld_kind=rare["kind"], judge_withheld_finish=rare["finish"])
 
     clip = CLIPModel.from_pretrained(MODELS / "clip").eval()
-    note(**retrieval(clip, small(pictures), scenes, CLIPTokenizer.from_pretrained(MODELS / "clip")))
+    note(**retrieval(clip, halved(pictures), scenes, CLIPTokenizer.from_pretrained(MODELS / "clip")))
 
     drawn = {}
     for name, split, things, count in (
@@ -171,7 +168,7 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     both = np.concatenate([drawn["one"], drawn["two"]])
     renders = dataset.read(folder / "renders", "test", ("picture",), take(2000, 500))["picture"]
     note(fine_contrast=fine_contrast(both) / fine_contrast(renders))
-    made, real = judge.features(_floats(both)), judge.features(_floats(renders))
+    made, real = judge.features(pictures_to_tensor(both)), judge.features(pictures_to_tensor(renders))
     half = len(real) // 2
     if len(made) > made.shape[1]:
         note(
@@ -192,12 +189,6 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     weights = [p for p in MODELS.rglob("*.safetensors") if p.parent != MODELS / "next"]
     note(weights_mb=sum(p.stat().st_size for p in weights) / 1e6)
     return found
-
-
-def _floats(pictures: np.ndarray) -> torch.Tensor:
-    from companion.tabletop.vae import to_tensor
-
-    return to_tensor(pictures)
 
 
 def _load_seconds() -> float:
@@ -245,10 +236,14 @@ def table(found: dict[str, float]) -> str:
 
 
 STRIP_PROMPTS = (
-    "a red ball on grass by day", "a gold robot on snow at sunset", "a blue house on brick at night",
-    "a purple mushroom on sand by day", "a steel car on water by day",
-    "a green tree left of a yellow cube on grass at sunset", "a black cone behind a white ring on sand at night",
-)  # fmt: skip
+    "a red ball on grass by day",
+    "a gold robot on snow at sunset",
+    "a blue house on brick at night",
+    "a purple mushroom on sand by day",
+    "a steel car on water by day",
+    "a green tree left of a yellow cube on grass at sunset",
+    "a black cone behind a white ring on sand at night",
+)
 
 
 def strip(stages: dict[str, str]) -> Image.Image:
@@ -293,36 +288,47 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
         "loss": figures.curves(
             {name: [row["seconds"] / 60 for row in rows] for name, rows in lines.items()},
             {name: [row["loss"] / rows[0]["loss"] for row in rows] for name, rows in lines.items()},
-            title="The last sitting: what training did to each loss", x_label="minutes of training",
+            title="The last sitting: what training did to each loss",
+            x_label="minutes of training",
             y_label="loss / its first value",
             caption="Means of a hundred steps each, over the mean of the first hundred.",
         )
-    }  # fmt: skip
+    }
     for name, every in measured.items():
         if rows := [row for row in every if "error" in row]:
             made[f"{name}-error"] = figures.curves(
                 [row["step"] for row in rows],
-                {"with their captions": [row["error"] for row in rows],
-                 "with empty captions": [row["error_untold"] for row in rows]},
-                title="The same U-Net, half-trained: the noise in 64 held-out renders", x_label="steps",
-                y_label="mean squared error", points=True,
+                {
+                    "with their captions": [row["error"] for row in rows],
+                    "with empty captions": [row["error_untold"] for row in rows],
+                },
+                title="The same U-Net, half-trained: the noise in 64 held-out renders",
+                x_label="steps",
+                y_label="mean squared error",
+                points=True,
                 caption="Of the moving average, at timesteps 200, 400, 600 and 800. The gap is what the words tell it.",
-            )  # fmt: skip
+            )
         if rows := [row for row in every if "frechet" in row]:
             steps = [row["step"] for row in rows]
             made[f"{name}-frechet"] = figures.curves(
-                steps, {"Fréchet distance": [row["frechet"] for row in rows]},
-                title="The same U-Net, half-trained: 256 pictures, and 256 held-out renders", x_label="steps",
-                y_label="Fréchet distance", points=True,
+                steps,
+                {"Fréchet distance": [row["frechet"] for row in rows]},
+                title="The same U-Net, half-trained: 256 pictures, and 256 held-out renders",
+                x_label="steps",
+                y_label="Fréchet distance",
+                points=True,
                 caption="So few pictures lie far from renders even when they are good: see how the distance falls, not "
                 "how large it is.",
-            )  # fmt: skip
+            )
             made[f"{name}-prompts"] = figures.curves(
-                steps, {"all of the prompt": [row["all"] for row in rows]},
-                title="The same U-Net, half-trained: 256 held-out prompts", x_label="steps",
-                y_label="share of prompts wholly met", points=True,
+                steps,
+                {"all of the prompt": [row["all"] for row in rows]},
+                title="The same U-Net, half-trained: 256 held-out prompts",
+                x_label="steps",
+                y_label="share of prompts wholly met",
+                points=True,
                 caption="The judge's verdict: a step of the curve is one picture in 256.",
-            )  # fmt: skip
+            )
     return made
 
 

@@ -1,0 +1,278 @@
+"""Drawing with latent diffusion: the ground floor that every notebook stands on.
+
+    *steps, last = sample(pipe, "a red ball on grass by day", 7, steps=20, guidance_scale=3.0)
+    picture = decode(pipe, last.latents)[0]
+
+`pipe` is a stock StableDiffusionPipeline; nothing here knows which world it draws. Pictures are floats (N, 3, H, W) in
+[-1, 1], on the CPU. Latents are scaled as the U-Net sees them, on its device.
+
+Whatever changes what the U-Net says (a ControlNet, an adapter, a compiled graph) is passed as `unet=`: a function of
+(noisy, t, encoder_hidden_states). Guidance and the loop stay what they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from companion.models import seeded
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+#: (noisy (N, C, h, w), t (scalar or (N,)), encoder_hidden_states (N, L, D)) to what the network predicts (N, C, h, w),
+#: as a tensor, or as an output of diffusers that has it as `sample`.
+UNet = Callable[[Tensor, Tensor, Tensor], Any]
+
+# ---- Sizes, pictures, latents ----------------------------------------------------------------------------------------
+
+
+def picture_size(pipe: StableDiffusionPipeline) -> int:
+    """Width and height in pixels of what the pipeline draws."""
+    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+
+
+@torch.no_grad()
+def encode(pipe: StableDiffusionPipeline, pictures: Tensor, batch: int = 16) -> Tensor:
+    """Latents (N, C, H/f, W/f) of pictures: the middle of the encoder's distribution, times the scaling factor."""
+    vae = pipe.vae
+    parts = [vae.encode(p.to(vae.device, vae.dtype)).latent_dist.mode() for p in pictures.split(batch)]
+    return (torch.cat(parts) * vae.config.scaling_factor).to(pipe.unet.dtype)
+
+
+@torch.no_grad()
+def decode(pipe: StableDiffusionPipeline, latents: Tensor, batch: int = 16) -> Tensor:
+    """Pictures (N, 3, H, W) of latents (N, C, H/f, W/f)."""
+    vae = pipe.vae
+    latents = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype)
+    return torch.cat([vae.decode(z).sample.float().cpu().clamp(-1, 1) for z in latents.split(batch)])
+
+
+@torch.no_grad()
+def encode_prompt(pipe: StableDiffusionPipeline, prompts: str | Sequence[str]) -> Tensor:
+    """The text encoder's hidden states (N, L, D), one prompt at a time, as the stock pipeline computes them."""
+    states = []
+    for prompt in [prompts] if isinstance(prompts, str) else prompts:
+        length = pipe.tokenizer.model_max_length
+        inputs = pipe.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        states.append(pipe.text_encoder(inputs.input_ids.to(pipe.text_encoder.device)).last_hidden_state)
+    return torch.cat(states).to(pipe.unet.dtype)
+
+
+def starting_noise(pipe: StableDiffusionPipeline, seeds: int | Sequence[int]) -> Tensor:
+    """Standard normal latents (N, C, h, w), one for each seed, drawn on the CPU as the stock pipeline draws them."""
+    return _starting_noise(pipe, [seeded(seed) for seed in ([seeds] if isinstance(seeds, int) else seeds)])
+
+
+def _starting_noise(pipe: StableDiffusionPipeline, generators: Sequence[torch.Generator]) -> Tensor:
+    unet = pipe.unet
+    shape = (1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    return torch.cat([torch.randn(shape, generator=g, dtype=unet.dtype) for g in generators]).to(unet.device)
+
+
+# ---- Guidance --------------------------------------------------------------------------------------------------------
+
+
+def for_each(values: Mapping[str, Any], n: int | None = None) -> list[list]:
+    """Lists of one length `n` (the longest's when it is None), of values that may be given once for all.
+
+    Raises ValueError when a number of values is neither 1 nor `n`.
+    """
+    lists = {name: [value] if isinstance(value, str | int | float) else list(value) for name, value in values.items()}
+    n = n or max(map(len, lists.values()))
+    for name, items in lists.items():
+        if len(items) not in (1, n):
+            raise ValueError(f"{len(items)} {name} for {n} pictures; give one for all, or one for each")
+    return [items * n if len(items) == 1 else items for items in lists.values()]
+
+
+def noise_predictor(
+    pipe: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    scales: Sequence[float],
+    negative_prompt: str = "",
+    unet: UNet | None = None,
+    *,
+    batch: int | None = None,
+    encode: Callable[[str], Tensor] | None = None,
+) -> Callable[..., Tensor]:
+    """`predict(noisy, t)`: what the U-Net predicts, with classifier-free guidance (Ho and Salimans, arXiv 2207.12598).
+
+    The answer is eps_nothing + scale * (eps_text - eps_nothing), of the shape of `noisy` (N, C, h, w). Where all scales
+    are at most 1, the U-Net is asked about the prompts alone, as the stock pipeline does. Further channels of the
+    U-Net's input, such as those of an inpainting model, go behind: `predict(noisy, t, more)`.
+
+    Args:
+        prompts, scales: one for each of N pictures, or one for all of them.
+        unet: asked instead of the pipeline's own: anything that answers (noisy, t, encoder_hidden_states).
+        batch: how many pictures go through the U-Net together; all of them when it is None.
+        encode: a prompt's hidden states (1, L, D), where they are not to be computed by `encode_prompt`.
+    Raises:
+        ValueError: on the call, when there are neither one nor N prompts or scales.
+    """
+    unet = unet or pipe.unet
+    encode = encode or (lambda prompt: encode_prompt(pipe, prompt))
+    distinct = list(dict.fromkeys(prompts))
+    encoded = torch.cat([encode(prompt) for prompt in distinct])
+    text = encoded[[distinct.index(prompt) for prompt in prompts]]
+    guided = any(scale > 1 for scale in scales)
+    nothing = encode(negative_prompt) if guided else None
+    weight = torch.tensor(scales, dtype=text.dtype, device=text.device).view(-1, 1, 1, 1)
+
+    def ask(noisy: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        out = unet(noisy, t, states)
+        return out if isinstance(out, Tensor) else out.sample
+
+    def predict_part(noisy: Tensor, t: Tensor, states: Tensor, scale: Tensor) -> Tensor:
+        if nothing is None:
+            return ask(noisy, t, states)
+        both = torch.cat([nothing.expand(len(noisy), -1, -1), states])
+        t = torch.cat([t, t]) if t.ndim else t
+        eps_nothing, eps_text = ask(torch.cat([noisy, noisy]), t, both).chunk(2)
+        return eps_nothing + scale * (eps_text - eps_nothing)
+
+    def predict(noisy: Tensor, t: Tensor, *more: Tensor) -> Tensor:
+        n = len(noisy)
+        for name, values in (("prompts", text), ("guidance scales", weight)):
+            if len(values) not in (1, n):
+                raise ValueError(f"{len(values)} {name} for {n} pictures; give one for all, or one for each")
+        noisy = torch.cat([noisy, *more], 1) if more else noisy
+        states, scale = text.expand(n, -1, -1), weight.expand(n, -1, -1, -1)
+        if batch is None or n <= batch:
+            return predict_part(noisy, t, states, scale)
+        times = t.split(batch) if t.ndim else [t] * -(-n // batch)
+        parts = zip(noisy.split(batch), times, states.split(batch), scale.split(batch), strict=True)
+        return torch.cat([predict_part(*part) for part in parts])
+
+    return predict
+
+
+# ---- The loop --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of sampling a batch of N.
+
+    Attributes:
+        index, timestep: 0, 1, ...; the scheduler's timestep, from about 999 down.
+        noisy: (N, C, h, w), what the U-Net was given.
+        x0: (N, C, h, w), the clean latents that it believes in, as the scheduler used them.
+        latents: (N, C, h, w), after the step; those of the last step are the result.
+    """
+
+    index: int
+    timestep: float
+    noisy: Tensor
+    x0: Tensor
+    latents: Tensor
+
+
+def fresh(scheduler: Any) -> Any:
+    """A scheduler with the same settings that has seen no step yet: schedulers remember earlier ones."""
+    return type(scheduler).from_config(scheduler.config)
+
+
+@torch.no_grad()
+def denoise(
+    scheduler: Any,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    timesteps: Tensor,
+    generators: Sequence[torch.Generator] = (),
+    keep: Callable[[int, Tensor], Tensor] | None = None,
+) -> Iterator[Step]:
+    """The loop: from latents (N, C, h, w) at the first of `timesteps`, yielding each step.
+
+    Args:
+        predict: the noise in (noisy latents, timestep), as from `noise_predictor`.
+        generators: one for each picture; ancestral samplers add noise at each step.
+        keep: changes the latents after each step, given its index.
+    """
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": list(generators) or None} if takes_generator else {}
+    for index, t in enumerate(timesteps):
+        noisy = scheduler.scale_model_input(latents, t)
+        eps = predict(noisy, t)
+        before = latents
+        out = scheduler.step(eps, t, latents, **extra)
+        latents = keep(index, out.prev_sample) if keep else out.prev_sample
+        yield Step(index, float(t), noisy, _believed_x0(scheduler, out, eps, t, before), latents)
+
+
+def _believed_x0(scheduler: Any, out: Any, eps: Tensor, t: Tensor, latents: Tensor) -> Tensor:
+    """The clean latents that a scheduler's step went by."""
+    if getattr(out, "pred_original_sample", None) is not None:
+        return out.pred_original_sample
+    if getattr(scheduler.config, "algorithm_type", "").endswith("++") and getattr(scheduler, "model_outputs", None):
+        return scheduler.model_outputs[-1]  # DPM-Solver++ works with x0 itself
+    alpha_bar = scheduler.alphas_cumprod.to(latents.device)[int(t)].to(latents.dtype)
+    return predicted_x0(latents, eps, alpha_bar)
+
+
+def predicted_x0(noisy: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Solve x_t = sqrt(a) x_0 + sqrt(1 - a) eps for x_0, a the cumulated alpha (DDPM, arXiv 2006.11239, equation 4)."""
+    return (noisy - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+
+
+@torch.no_grad()
+def sample(
+    pipe: StableDiffusionPipeline,
+    prompts: str | Sequence[str],
+    seeds: int | Sequence[int] = 0,
+    *,
+    steps: int,
+    guidance_scale: float | Sequence[float],
+    negative_prompt: str = "",
+    scheduler: Any = None,
+    noise: Tensor | None = None,
+    unet: UNet | None = None,
+) -> Iterator[Step]:
+    """Draw with guidance, yielding each step.
+
+    The last step's latents, decoded, are what the stock pipeline draws with the same prompts and seeds; its scheduler
+    is left as it was.
+
+    Args:
+        prompts, seeds: one prompt for all seeds, one seed for all prompts, or as many of both.
+        guidance_scale: one for all, or one for each picture; 1 asks the U-Net about the prompt alone.
+        scheduler: another than the pipeline's own.
+        noise: standard normal latents (N, C, h, w) to start from instead of those of the seeds.
+        unet: asked instead of the pipeline's own (see `noise_predictor`).
+    Raises:
+        ValueError: when the numbers of prompts, seeds and guidance scales do not fit.
+    """
+    prompts, seeds, scales = for_each(
+        {"prompts": prompts, "seeds": seeds, "guidance scales": guidance_scale}, None if noise is None else len(noise)
+    )
+    scheduler = fresh(scheduler or pipe.scheduler)
+    scheduler.set_timesteps(steps, device=pipe.unet.device)
+    generators = [seeded(seed) for seed in seeds]
+    noise = _starting_noise(pipe, generators) if noise is None else noise.to(pipe.unet.device, pipe.unet.dtype)
+    predict = noise_predictor(pipe, prompts, scales, negative_prompt, unet)
+    yield from denoise(scheduler, predict, noise * scheduler.init_noise_sigma, scheduler.timesteps, generators)
+
+
+def draw(
+    pipe: StableDiffusionPipeline,
+    prompts: str | Sequence[str],
+    seeds: int | Sequence[int],
+    *,
+    steps: int,
+    guidance_scale: float | Sequence[float],
+    batch: int = 32,
+    **options: Any,
+) -> Tensor:
+    """Pictures (N, 3, H, W) in [-1, 1], in batches; prompts, seeds and `options` as in `sample`."""
+    prompts, seeds, scales = for_each({"prompts": prompts, "seeds": seeds, "guidance scales": guidance_scale})
+    pictures = []
+    for i in range(0, len(prompts), batch):
+        part = slice(i, i + batch)
+        *_, last = sample(pipe, prompts[part], seeds[part], steps=steps, guidance_scale=scales[part], **options)
+        pictures.append(decode(pipe, last.latents))
+    return torch.cat(pictures)

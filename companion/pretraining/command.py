@@ -1,0 +1,445 @@
+"""How the tabletop models are made: one restartable command a model, `companion build ...`.
+
+    renders    draw a split of the world                  build/renders/<split>-*.npz
+    adopt      start from the kept or published weights   build/*.safetensors, where there are none
+    vae        the autoencoder                            build/vae.safetensors
+    decoder    its decoder alone, further                 build/decoder.safetensors
+    clip       the two towers                             build/clip.safetensors
+    judge      the judge                                  build/judge.safetensors
+    unet       the noise predictor, 8 x 8 then 16 x 16    build/unet8.safetensors, build/unet16.safetensors
+    keep       half-trained parts, for another machine    data/models/next/
+    publish    the finished parts                         data/models/, data/tabletop/
+    report     the measures of what is published          data/models/report.json, README.md, sheet.png
+    strip      what the weights of several commits draw   data/models/strip.png
+
+Checkpoints, logs (JSON lines) and sample sheets stand in build/ (or the folder that COMPANION_BUILD names), which git
+ignores. A command that was killed goes on where it stopped, to the same result as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+from companion import ROOT
+from companion.files import written
+from companion.tabletop import dataset
+from companion.tabletop.scene import Scene
+from companion.tabletop.splits import SPLITS, sample_scene
+
+app = typer.Typer(
+    no_args_is_help=True, help="Make the miniature world and its models again.", pretty_exceptions_enable=False
+)
+
+Folder = Annotated[Path, typer.Option(help="Where renders, checkpoints and logs stand.", envvar="COMPANION_BUILD")]
+BUILD = ROOT / "build"
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps in all; a finished run goes on when this is raised.")]
+Count = Annotated[int, typer.Option(min=1, help="Training renders to use.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")]
+Bfloat16 = Annotated[bool, typer.Option(help="Faster on CPUs with AVX-512 BF16, slower on others.")]
+
+
+def _threads(n: int) -> None:
+    if n:
+        torch.set_num_threads(n)
+
+
+def _follow(run: Iterable, steps: int, what: str, show=None, every: int = 500) -> object:
+    """Run a training generator under a progress bar; `show(step, ema)` is called now and then. Returns the last moving
+    average.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    ema = None
+    with Progress(*columns) as bar:
+        task = bar.add_task(what, total=steps, note="")
+        for progress, ema in run:
+            bar.update(task, completed=progress.step, note=f"loss {progress.loss:.4f}")
+            if show is not None and (progress.step % every == 0 or progress.step == steps):
+                bar.console.print(f"{what} {progress.step}: {progress.seconds:.0f} s, {show(progress.step, ema)}")
+    return ema
+
+
+@app.command()
+def renders(
+    split: Annotated[str, typer.Option(help=f"One of {', '.join(SPLITS)}.")] = "train",
+    count: Annotated[int, typer.Option(help="How many scenes, from the first of the split.")] = 16000,
+    folder: Folder = BUILD,
+    workers: Annotated[int, typer.Option(help="Processes; 0 takes one a core.")] = 0,
+    shard: Annotated[int, typer.Option(help="Scenes a file.")] = dataset.SHARD,
+) -> None:
+    """Draw a split of the world: pictures and exact maps."""
+    with Progress() as bar:
+        task = bar.add_task(f"renders: {split}", total=count)
+        bar.advance(
+            task, shard * sum(dataset.shard_path(folder / "renders", split, i).exists() for i in range(count // shard))
+        )
+        for _ in dataset.build(folder / "renders", split, count, workers or None, shard):
+            bar.advance(task, shard)
+
+
+@app.command()
+def gallery(
+    out: Annotated[Path, typer.Argument(help="The picture file to write.")] = Path("gallery.png"),
+    first: Annotated[int, typer.Option(help="First seed.")] = 0,
+    count: Annotated[int, typer.Option(min=1)] = 32,
+    maps: Annotated[bool, typer.Option(help="Show depth, normals, segments, joints and edges too.")] = False,
+) -> None:
+    """Draw a sheet of the world, to look at."""
+    from companion.pretraining.sheets import grid, map_pictures
+    from companion.tabletop.render import render
+
+    tiles = []
+    for seed in range(first, first + count):
+        r = render(sample_scene(seed))
+        tiles += [r.picture, *(map_pictures(r) if maps else ())]
+    grid(tiles, 6 if maps else 8).save(out)
+    typer.echo(f"{count} scenes in {out}")
+
+
+@app.command()
+def adopt(folder: Folder = BUILD) -> None:
+    """Begin with the weights that `keep` kept, or else the published ones: checkpoints at step 0, where the folder has
+    none. Nothing is overwritten.
+    """
+    from companion.pretraining import publishing
+
+    for line in publishing.adopt(folder):
+        typer.echo(line)
+
+
+@app.command()
+def keep(folder: Folder = BUILD) -> None:
+    """Put the moving averages of half-trained parts where git keeps them, for `adopt` to go on from on another machine:
+    in half precision, what differs from the published weights. `publish` removes them.
+    """
+    from companion.pretraining import publishing
+
+    for line in publishing.keep(folder):
+        typer.echo(line)
+
+
+@app.command()
+def vae(
+    steps: Steps = 1700,
+    count: Count = 5500,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 8,
+    lr: float = 2e-3,
+    warm: Annotated[int, typer.Option(help="Steps in which the halves learn apart; 0 after `adopt`.")] = 500,
+    bfloat16: Bfloat16 = False,
+    equivariance: Annotated[float, typer.Option(help="Weight of the error after shrinking the latents.")] = 0.0,
+    noise: Annotated[float, typer.Option(help="Largest noise in the latents while they are decoded.")] = 0.0,
+) -> None:
+    """Train the autoencoder."""
+    from companion.pretraining.vae import train_vae
+
+    _threads(threads)
+    seen = dataset.read(folder / "renders", "train", ("picture", "segments"), count)
+
+    run = train_vae(
+        seen["picture"],
+        steps,
+        folder / "vae.safetensors",
+        folder / "vae.jsonl",
+        lr=lr,
+        batch=batch,
+        warm=warm,
+        bfloat16=bfloat16,
+        equivariance=equivariance,
+        noise=noise,
+        segments=seen["segments"],
+        every=every,
+    )
+    _follow(run, steps, "vae", _rebuilding(folder, "vae"))
+
+
+def _rebuilding(folder: Path, name: str):
+    """What a half-trained autoencoder makes of 64 held-out renders: a sheet, and a line of measures."""
+    from companion.metrics import fine_contrast, pictures_to_tensor, psnr
+    from companion.pretraining.sheets import grid
+    from companion.pretraining.vae import rebuild
+
+    held = {k: v[:64] for k, v in dataset.read(folder / "renders", "val", ("picture", "segments")).items()}
+    pictures, thing = held["picture"], torch.as_tensor(held["segments"] >= 2)[:, None].float()
+
+    def show(step: int, ema) -> str:
+        again = rebuild(ema, pictures)
+        grid([*pictures[:8], *again[:8], *pictures[8:16], *again[8:16]]).save(folder / f"{name}.png")
+        share = fine_contrast(again) / fine_contrast(pictures_to_tensor(pictures))
+        return (
+            f"PSNR {psnr(again, pictures).mean():.2f} dB, things {psnr(again, pictures, thing).mean():.2f} dB, "
+            f"{share:.2f} of the fine contrast"
+        )
+
+    return show
+
+
+@app.command()
+def decoder(
+    steps: Steps = 1500,
+    count: Count = 6000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    lr: float = 2e-3,
+    sharpness: Annotated[float, typer.Option(help="Weight of a critic that asks for sharp pictures; 0 is none.")] = 0.0,
+    mend: Annotated[bool, typer.Option("--mend", help="Show it also latents that the U-Net has redrawn.")] = False,
+    bfloat16: Bfloat16 = False,
+) -> None:
+    """Train the autoencoder's decoder further; the latents, and the U-Net that was trained on them, stay valid."""
+    from companion.pretraining.vae import make_vae, train_decoder
+    from companion.training import load_weights
+
+    _threads(threads)
+    seen = dataset.read(folder / "renders", "train", ("picture", "segments"), count)
+    model = load_weights(folder / "vae.safetensors", make_vae())
+    run = train_decoder(
+        seen["picture"],
+        model,
+        steps,
+        folder / "decoder.safetensors",
+        folder / "decoder.jsonl",
+        lr=lr,
+        sharpness=sharpness,
+        segments=seen["segments"],
+        bfloat16=bfloat16,
+        every=every,
+        redrawn=_redrawn(folder, count) if mend else None,
+    )
+    _follow(run, steps, "decoder", _rebuilding(folder, "decoder"))
+
+
+def _redrawn(folder: Path, count: int) -> torch.Tensor:
+    """Latents of the training renders as the trained U-Net redraws them, in the decoder's units; kept as a file."""
+    from companion.pretraining.clip import trained_tokenizer
+    from companion.pretraining.latents import cached, trained_vae
+    from companion.pretraining.publishing import trained_unet
+    from companion.pretraining.unet import redrawn
+
+    out = folder / "latents" / f"redrawn-{count}.npy"
+    if not out.exists():
+        scenes = dataset.scenes(folder / "renders", "train", count)
+        start, factor = cached(folder, 16, count)[0], trained_vae(folder).config.scaling_factor
+        run = redrawn(trained_unet(folder), start, scenes, trained_tokenizer(folder), batch=64)
+        parts = track(run, "redrawing", total=-(-len(start) // 64))
+        with written(out) as temporary, temporary.open("wb") as f:
+            np.save(f, (torch.cat(list(parts)) / factor).half().numpy())
+    return torch.from_numpy(np.load(out))
+
+
+def _validation(folder: Path, n: int) -> tuple[np.ndarray, list[Scene]]:
+    """The first `n` renders of the split "val" (or as many as there are) and their scenes."""
+    pictures = dataset.read(folder / "renders", "val", ("picture",))["picture"]
+    return pictures[:n], dataset.scenes(folder / "renders", "val")[:n]
+
+
+@app.command()
+def clip(
+    steps: Steps = 520,
+    count: Count = 6000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 64,
+) -> None:
+    """Train the two towers."""
+    from companion.pretraining.clip import halved, retrieval, train_clip, trained_tokenizer
+
+    _threads(threads)
+    pictures = halved(dataset.read(folder / "renders", "train", ("picture",), count)["picture"])
+    scenes = dataset.scenes(folder / "renders", "train", count)
+    held, held_scenes = _validation(folder, 256)
+    words = trained_tokenizer(folder)
+
+    def show(step: int, ema) -> str:
+        return ", ".join(f"{k} {v:.3f}" for k, v in retrieval(ema, halved(held), held_scenes, words).items())
+
+    run = train_clip(
+        pictures, scenes, words, steps, folder / "clip.safetensors", folder / "clip.jsonl", batch=batch, every=every
+    )
+    _follow(run, steps, "clip", show, 200)
+
+
+@app.command()
+def judge(
+    steps: Steps = 1000,
+    count: Count = 6500,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 20,
+    bfloat16: Bfloat16 = False,
+) -> None:
+    """Train the judge, on training renders and on renders of the withheld pairs."""
+    from companion.pretraining.judge import judge_accuracy, train_judge
+
+    _threads(threads)
+    run = train_judge(
+        folder / "renders",
+        count,
+        steps,
+        folder / "judge.safetensors",
+        folder / "judge.jsonl",
+        batch=batch,
+        bfloat16=bfloat16,
+        every=every,
+    )
+
+    def show(step: int, ema) -> str:
+        return ", ".join(f"{k} {v:.3f}" for k, v in judge_accuracy(ema, folder, "val").items())
+
+    _follow(run, steps, "judge", show, 250)
+
+
+@app.command()
+def latents(count: Count = 6000, folder: Folder = BUILD, threads: Threads = 0) -> None:
+    """Encode the training renders once, at 64 and at 128 pixels, with the trained autoencoder."""
+    from companion.pretraining.latents import encoded_shards
+
+    _threads(threads)
+    for size in (8, 16):
+        for _ in track(encoded_shards(folder, size, count), f"latents: {size}", total=-(-count // dataset.SHARD)):
+            pass
+
+
+@app.command()
+def unet(
+    size: Annotated[int, typer.Option(help="8 (pictures of 64 pixels) first, then 16.")] = 8,
+    steps: Steps = 1500,
+    count: Count = 6000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 48,
+    lr: float = 1e-3,
+    words: Annotated[bool, typer.Option(help="Let the text encoder learn too.")] = True,
+    bfloat16: Bfloat16 = False,
+    low: Annotated[float, typer.Option(help="Share of the samples that is drawn at little noise.")] = 0.0,
+    factor: Annotated[float, typer.Option(help="How often errors on things count at little noise.")] = 1.0,
+    min_snr: Annotated[float, typer.Option(help="Signal-to-noise ratio above which errors count less.")] = 5.0,
+) -> None:
+    """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
+    from companion.pretraining import halfway
+    from companion.pretraining.clip import make_clip, text_tower, trained_tokenizer
+    from companion.pretraining.latents import cached, trained_vae
+    from companion.pretraining.sheets import grid
+    from companion.pretraining.unet import train_unet
+    from companion.training import load_weights
+
+    if size not in (8, 16):
+        raise typer.BadParameter(f"size={size} is not a stage; train with --size 8, then with --size 16")
+    _threads(threads)
+    text = trained_tokenizer(folder)
+    latent, things = cached(folder, size, count)
+    seen = dataset.scenes(folder / "renders", "train", count)
+    encoder = text_tower(load_weights(folder / "clip.safetensors", make_clip(text)))
+    name = f"unet{size}"
+    begun = (folder / f"{name}.safetensors").exists()  # killed before, or adopted
+    start = folder / "unet8.safetensors" if size == 16 and not begun else None
+    autoencoder = trained_vae(folder)
+    held, own = (_renders(folder, split, 128) for split in ("val", "train"))
+
+    def show(step: int, ema) -> str:
+        pipe = halfway.drawer(ema, autoencoder, text)
+        sheet = folder / "samples" / f"{name}-{step:06d}.png"
+        sheet.parent.mkdir(exist_ok=True)
+        grid(halfway.sketch(pipe, size=size)).save(sheet)
+        found = halfway.errors(ema, autoencoder, text, *held, size)
+        # The gap between renders that were trained on and held-out ones is what is learned by heart.
+        found |= {
+            f"{k}_train": v for k, v in halfway.errors(ema, autoencoder, text, *own, size).items() if "things" in k
+        }
+        if step % MEASURED == 0:
+            found |= halfway.judged(pipe, *_validation(folder, 256), size)
+        with (folder / f"{name}-measured.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": step, **found}) + "\n")
+        return ", ".join(f"{k} {v:.4f}" for k, v in found.items() if k.startswith(("error_things", "frechet", "all")))
+
+    run = train_unet(
+        latent,
+        seen,
+        text,
+        encoder,
+        steps,
+        folder / f"{name}.safetensors",
+        folder / f"{name}.jsonl",
+        start_from=start,
+        words=folder / "text_encoder.safetensors",
+        things=things,
+        batch=batch,
+        lr=lr,
+        train_text=words,
+        bfloat16=bfloat16,
+        low=low,
+        factor=factor,
+        min_snr=min_snr,
+        every=every,
+    )
+    _follow(run, steps, name, show, 500)
+
+
+MEASURED = 1000  # steps between two sets of pictures that the judge reads: they take a minute or two
+
+
+def _renders(folder: Path, split: str, n: int) -> tuple[np.ndarray, list[Scene], np.ndarray]:
+    """The first `n` renders of a split, their scenes and their segments."""
+    found = dataset.read(folder / "renders", split, ("picture", "segments"))
+    return found["picture"][:n], dataset.scenes(folder / "renders", split)[:n], found["segments"][:n]
+
+
+@app.command()
+def publish(folder: Folder = BUILD) -> None:
+    """Put the finished parts into data/: pipeline, CLIP, judge, held-out renders, cached latents, the logs of their
+    training, and the checksums.
+    """
+    from companion.pretraining import publishing
+
+    for line in publishing.publish(folder):
+        typer.echo(line)
+
+
+@app.command()
+def strip(
+    stages: Annotated[list[str], typer.Argument(help="Commits whose published weights draw a row each, oldest first.")],
+    names: Annotated[str, typer.Option(help="What to call them, with commas between.")] = "",
+) -> None:
+    """Draw the same prompts with the weights of several commits: what training changed, as data/models/strip.png."""
+    from companion.pretraining import report
+
+    called = [name.strip() for name in names.split(",")] if names else stages
+    if len(called) != len(stages):
+        raise typer.BadParameter(f"{len(called)} names for {len(stages)} commits; give one for each")
+    with written(report.MODELS / "strip.png") as image:
+        report.strip(dict(zip(called, stages, strict=True))).save(image, "PNG", optimize=True)
+
+
+@app.command()
+def report(
+    folder: Folder = BUILD,
+    quick: Annotated[bool, typer.Option(help="A tenth of the pictures, nothing written.")] = False,
+) -> None:
+    """Measure what is published: writes data/models/report.json, the table in README.md and the sheet of 40 prompts."""
+    from companion.pretraining.report import measure, write
+
+    found = measure(folder, 0.1 if quick else 1.0, typer.echo)
+    if not quick:
+        write(found, folder)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,117 @@
+"""What a half-trained U-Net can do: pictures to look at while it learns, and its errors by timestep."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTokenizer
+
+from companion.diffusion import decode, sample
+from companion.metrics import frechet
+from companion.models import GUIDANCE
+from companion.pretraining.clip import halved, tokenize
+from companion.pretraining.latents import cells, encode
+from companion.pretraining.pipeline import pipeline
+from companion.pretraining.unet import SCHEDULE, Conditioned
+from companion.tabletop.caption import Wish, caption
+from companion.tabletop.measures import picture_features, prompt_accuracy
+from companion.tabletop.scene import Scene
+
+SKETCH_PROMPTS = (
+    "a red cube on grass by day",
+    "a green robot on snow by day",
+    "a blue house on sand at sunset",
+    "a yellow cone on brick by day",
+    "a purple tree on water at sunset",
+    "a glass cube on grass at night",
+    "a red robot left of a blue ball on sand by day",
+    "a green tree left of a yellow cube on snow at sunset",
+    "an orange can on brick at night",
+    "a blue cone right of a red house on grass by day",
+    "a gold ring on sand by day",
+    "a white mushroom behind a red car on grass by day",
+    "a steel cube on water by day",
+    "a black car on snow at sunset",
+    "a purple cube on sand by day",
+    "a gold robot in front of a green house on grass at sunset",
+)
+TIMESTEPS = (20, 50, 100, 200, 350, 500, 800)
+
+
+def drawer(model: Conditioned, vae: AutoencoderKL, words: CLIPTokenizer) -> StableDiffusionPipeline:
+    """The stock pipeline of a half-trained model."""
+    return pipeline(vae, model.text_encoder, words, model.unet)
+
+
+@torch.no_grad()
+def sketch(
+    pipe: StableDiffusionPipeline,
+    prompts: tuple[str, ...] | list[str] = SKETCH_PROMPTS,
+    size: int = 16,
+    steps: int = 20,
+    guidance: float = GUIDANCE,
+    batch: int = 32,
+) -> Tensor:
+    """Pictures (N, 3, 8 size, 8 size); picture i begins with the noise of seed i."""
+    drawn = []
+    for i in range(0, len(prompts), batch):
+        some = list(prompts[i : i + batch])
+        noise = [torch.randn(4, size, size, generator=torch.Generator().manual_seed(i + j)) for j in range(len(some))]
+        *_, last = sample(pipe, some, steps=steps, guidance_scale=guidance, noise=torch.stack(noise))
+        drawn.append(decode(pipe, last.latents))
+    return torch.cat(drawn)
+
+
+@torch.no_grad()
+def errors(
+    model: Conditioned,
+    vae: AutoencoderKL,
+    words: CLIPTokenizer,
+    renders: np.ndarray,
+    scenes: list[Scene],
+    segments: np.ndarray,
+    size: int = 16,
+    timesteps: tuple[int, ...] = TIMESTEPS,
+) -> dict[str, float]:
+    """Squared error of the predicted noise of renders (N, 128, 128, 3) with their captions, by timestep: "error_50" on
+    all cells, "error_things_50" on those that a thing touches; and "error_untold", the mean over the timesteps with
+    empty captions, beside "error", that with the right ones. The gap of the two is what the words tell the model.
+    """
+    x0 = encode(vae, halved(renders) if size == 8 else renders).float()
+    thing = cells(segments, segments.shape[-1] // size)[:, None].float()
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    told, untold = (
+        torch.cat(
+            [model.text_encoder(tokenize(words, texts[i : i + 64])).last_hidden_state for i in range(0, len(x0), 64)]
+        )
+        for texts in ([caption(s) for s in scenes], [""] * len(scenes))
+    )
+    scheduler, found = DDPMScheduler(**SCHEDULE), {"error": 0.0, "error_untold": 0.0}
+    for t in timesteps:
+        noisy = scheduler.add_noise(x0, noise, torch.full((len(x0),), t))
+        for name, states in (("error", told), ("error_untold", untold)):
+            parts = zip(noisy.split(64), states.split(64), strict=True)
+            error = (torch.cat([model.unet(x, t, s).sample for x, s in parts]) - noise) ** 2
+            found[name] += float(error.mean()) / len(timesteps)
+            if name == "error":
+                found[f"error_{t}"] = float(error.mean())
+                found[f"error_things_{t}"] = float((error * thing).sum() / (4 * thing.sum()))
+    return {k: round(v, 5) for k, v in found.items()}
+
+
+def judged(pipe: StableDiffusionPipeline, renders: np.ndarray, scenes: list[Scene], size: int = 16) -> dict[str, float]:
+    """Fréchet distance of as many pictures as renders (N, 128, 128, 3) to them, and prompts met.
+
+    So few pictures make the distance large even between renders: it is there to be seen falling. Pictures of 64 pixels
+    (size 8) are enlarged for the judge: compare them with each other alone.
+    """
+    drawn = sketch(pipe, [caption(s) for s in scenes], size)
+    if size != 16:
+        drawn = F.interpolate(drawn, size=(128, 128), mode="bicubic", antialias=True)
+    met = prompt_accuracy(drawn, [Wish.of(s) for s in scenes])
+    return {"frechet": round(frechet(picture_features(drawn), picture_features(renders)), 3)} | {
+        k: round(v, 3) for k, v in met.items()
+    }

@@ -1,0 +1,85 @@
+"""What the judge that the course ships says of pictures: what is in them, and whether that is what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from companion import DATA
+from companion.diffusion import picture_size
+from companion.metrics import pictures_to_tensor
+from companion.tabletop.caption import Wish, parse
+from companion.tabletop.judge import SEGMENTS, Judge, Reading
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+#: What a notebook says where the judge cannot help.
+NOT_JUDGED = "The judge knows the miniature world only, so this is not measured for this model: judge by eye."
+
+
+@cache
+def judge() -> Judge:
+    """The judge that the course ships, loaded once."""
+    return Judge.load(DATA / "models" / "judge")
+
+
+def can_be_judged(pipe: StableDiffusionPipeline) -> bool:
+    """Whether the judge can read its pictures: it knows the miniature world at 128 pixels, and nothing else."""
+    return picture_size(pipe) == 128
+
+
+def read(pictures: Sequence[Image.Image] | np.ndarray | Tensor) -> list[Reading]:
+    """What the judge sees in pictures of 128 pixels (any form that `pictures_to_tensor` takes)."""
+    return judge().read(pictures_to_tensor(pictures))
+
+
+def prompt_accuracy(pictures, prompts: Iterable[str | Wish]) -> dict[str, float]:
+    """Share of pictures, in [0, 1], that have what their prompts ask for, by attribute (see `Reading.meets`) and in
+    "all".
+
+    Raises:
+        ValueError: when a prompt names no thing of the world, or the numbers of pictures and prompts differ.
+    """
+    wishes = [p if isinstance(p, Wish) else parse(p) for p in prompts]
+    if len(wishes) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures but {len(wishes)} prompts; give one prompt for each picture")
+    results = [r.meets(w) for r, w in zip(read(pictures), wishes, strict=True)]
+    keys = dict.fromkeys(k for r in results for k in r)
+    return {k: sum(r[k] for r in results if k in r) / sum(k in r for r in results) for k in keys}
+
+
+def met(pictures: Tensor, prompts: Sequence[str], what: Sequence[str] = ("kind", "finish")) -> list[bool]:
+    """For each picture, whether the judge reads all of `what` (see `Reading.meets`) as the prompt asks."""
+    size = pictures.shape[-2:]
+    if size != (128, 128):  # it has learned at 128 pixels
+        pictures = F.interpolate(pictures, size=(128, 128), mode="bicubic", antialias=True).clamp(-1, 1)
+    results = [reading.meets(parse(p)) for reading, p in zip(read(pictures), prompts, strict=True)]
+    return [all(result.get(name, True) for name in what) for result in results]
+
+
+@torch.no_grad()
+def thing_masks(pictures: Tensor, grow: int = 6) -> Tensor:
+    """Where the judge sees things in pictures (N, 3, 128, 128): floats (N, 1, 128, 128), grown by `grow` pixels."""
+    segments = judge()(pictures)["segments"]
+    things = (segments.argmax(1, keepdim=True) >= SEGMENTS.index("ground") + 1).float()
+    things = F.interpolate(things, size=pictures.shape[-2:], mode="nearest")
+    return F.max_pool2d(things, 2 * grow + 1, stride=1, padding=grow) if grow else things
+
+
+def picture_features(pictures) -> Tensor:
+    """The judge's pooled features (N, 160)."""
+    return judge().features(pictures_to_tensor(pictures))
+
+
+def diversity(pictures) -> float:
+    """Mean distance between the judge's features of all pairs of pictures: 0 when all are the same."""
+    f = picture_features(pictures)
+    return float(torch.pdist(f).mean())
