@@ -14,7 +14,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -362,12 +362,14 @@ def pick(rows: Sequence[Any], name: str, evaluations: int) -> Any:
     return min(own, key=lambda row: (row.evaluations > evaluations, abs(row.evaluations - evaluations)))
 
 
-def good_enough(rows: Sequence[Row], name: str, limit: float) -> int | None:
-    """The fewest evaluations from which on the mean distance to the sampler's own limit stays below `limit`."""
-    distances = {row.evaluations: float(np.mean(row.own)) for row in rows if row.sampler == name}
-    from companion.exercises import find as find_exercise
+def settling_point(distances: Mapping[int, float], limit: float) -> int | None:
+    """The smallest key from which on every distance is at most `limit`; None when the last one is above it."""
+    return min(itertools.takewhile(lambda key: distances[key] <= limit, sorted(distances, reverse=True)), default=None)
 
-    return find_exercise("fewest_steps").solution(distances, limit)
+
+def good_enough(rows: Sequence[Row], name: str, limit: float) -> int | None:
+    """The fewest evaluations from which on a sampler's mean distance to its own limit is at most `limit`, or None."""
+    return settling_point({row.evaluations: float(np.mean(row.own)) for row in rows if row.sampler == name}, limit)
 
 
 NOT_MEASURED = "not measured"

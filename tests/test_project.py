@@ -82,12 +82,21 @@ def test_pythons_are_the_same_everywhere():
 
 
 @pytest.mark.parametrize(
-    "module", ["companion", "companion.models", "companion.files", "companion.doctor", "companion.cli"]
+    "module",
+    ["companion", "companion.models", "companion.files", "companion.doctor", "companion.cli", "companion.exercises"],
 )
 def test_importing_does_not_import_torch(module):
     code = f"import {module}, sys; print(sorted({{'torch', 'diffusers', 'numpy', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_only_notebooks_and_tests_import_the_exercises():
+    """The course's own code must not lean on what the reader is asked to write."""
+    folder = companion.ROOT / "companion"
+    others = [path for path in folder.rglob("*.py") if folder / "exercises" not in path.parents]
+    wanted = re.compile(r"companion\.exercises|from (companion|\.+) import .*\bexercises\b")
+    assert others and not [path for path in others if wanted.search(path.read_text(encoding="utf-8"))]
 
 
 def test_load_is_the_models_module_s(monkeypatch):

@@ -1,0 +1,59 @@
+"""The usual mistakes in the exercises of notebook 01, each with words of the hint that it must get."""
+
+from __future__ import annotations
+
+import random
+
+from companion import exercises
+from companion.sampler_sweeps import settling_point
+
+from .helpers import assert_hint, each, exercises_of
+
+MISTAKES = [
+    ("remove_noise", lambda x, e, a: x - e, "only a part"),
+    ("remove_noise", lambda x, e, a: x - (1 - a) ** 0.5 * e, "still shrunk"),
+    ("remove_noise", lambda x, e, a: (x - (1 - a) * e) / a, "square root"),
+    ("remove_noise", lambda x, e, a: (x + (1 - a) ** 0.5 * e) / a**0.5, "solve it for x0"),
+    ("compose", lambda n, noises, scales: n + scales[0] * (noises[0] - n) if noises else n, "two are not"),
+    (
+        "compose",
+        lambda n, noises, scales: sum(n + s * (e - n) for e, s in zip(noises, scales, strict=True)),
+        "no prompt",
+    ),
+    (
+        "compose",
+        lambda n, noises, scales: sum(n + s * (e - n) for e, s in zip(noises, scales, strict=True)) if noises else n,
+        "in it twice",
+    ),
+    (
+        "compose",
+        lambda n, noises, scales: n + sum(s * e for e, s in zip(noises, scales, strict=True)),
+        "ordinary guidance",
+    ),
+    ("euler_step", lambda x, e, s, s2: x + (s - s2) * e, "sign"),
+    ("euler_step", lambda x, e, s, s2: x - s * e, "too far"),
+    ("euler_step", lambda x, e, s, s2: x - s2 * e, "sigma_next"),
+    ("fewest_steps", lambda d, limit: min(n for n in d if d[n] <= limit), "by luck"),
+    ("fewest_steps", lambda d, limit: max(d), "should give 8"),
+    ("fewest_steps", lambda d, limit: None, "should give 8"),
+]
+
+
+@each(MISTAKES)
+def test_a_usual_mistake_gets_its_hint(name, answer, hint):
+    assert_hint(name, answer, hint)
+
+
+def test_every_exercise_has_a_usual_mistake():
+    assert {name for name, _, _ in MISTAKES} == exercises_of("01_latent_diffusion")
+
+
+def test_the_sweeps_use_the_rule_of_fewest_steps():
+    solution, chance = exercises.exercise("fewest_steps").solution, random.Random(0)
+    results = set()
+    for _ in range(300):
+        steps = chance.sample(range(1, 50), chance.randrange(6))
+        distances = {n: float(chance.randrange(5)) for n in steps}  # whole numbers, so that some are equal to the limit
+        assert settling_point(distances, 3.0) == solution(distances, 3.0)
+        results.add(settling_point(distances, 3.0))
+    assert None in results and len(results) > 10
