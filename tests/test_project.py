@@ -82,7 +82,8 @@ def test_pythons_are_the_same_everywhere():
 
 
 @pytest.mark.parametrize(
-    "module", ["companion", "companion.models", "companion.files", "companion.doctor", "companion.cli"]
+    "module",
+    ["companion", "companion.models", "companion.files", "companion.doctor", "companion.cli", "companion.replicate"],
 )
 def test_importing_does_not_import_torch(module):
     code = f"import {module}, sys; print(sorted({{'torch', 'diffusers', 'numpy', 'transformers'}} & set(sys.modules)))"
