@@ -118,7 +118,7 @@ def build(context: typer.Context) -> None:
 )
 def replicate(context: typer.Context) -> None:
     with _sentences():
-        from companion.on_replicate import app as replicate_app
+        from companion.replicate.command import app as replicate_app
 
         replicate_app(context.args, prog_name="companion replicate")
 

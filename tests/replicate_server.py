@@ -1,6 +1,7 @@
 """Replicate in miniature on loopback: it answers what the client asks, as the real one does, or misbehaves when told.
 
-It keeps every request, so that a test can assert what was sent, how often, and what it started.
+It keeps every request, so that a test can assert what was sent, how often, and what it started. The recipe, trainer and
+token that the tests use are here, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loopback import listening
+
+SECRET = "r8_Loopback0123456789abcdefSecret"
+TRAINER = "stability-ai/sdxl:39ed52f2"
+#: A recipe with every field of 2022 that is not a file.
+RECIPE = {
+    "instance_prompt": "a profile picture of an oscvtr doctor",
+    "class_prompt": "a profile picture of a doctor",
+    "num_class_images": 21,
+    "max_train_steps": 2500,
+    "train_text_encoder": "true",
+    "scale_lr": "true",
+    "lr_scheduler": "linear",
+    "lr_warmup_steps": 0,
+}
 
 
 @dataclass(frozen=True)

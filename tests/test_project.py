@@ -83,7 +83,15 @@ def test_pythons_are_the_same_everywhere():
 
 @pytest.mark.parametrize(
     "module",
-    ["companion", "companion.models", "companion.files", "companion.doctor", "companion.cli", "companion.exercises"],
+    [
+        "companion",
+        "companion.models",
+        "companion.files",
+        "companion.doctor",
+        "companion.cli",
+        "companion.exercises",
+        "companion.replicate",
+    ],
 )
 def test_importing_does_not_import_torch(module):
     code = f"import {module}, sys; print(sorted({{'torch', 'diffusers', 'numpy', 'transformers'}} & set(sys.modules)))"

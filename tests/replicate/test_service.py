@@ -1,177 +1,18 @@
-"""Replicate against a server on loopback that is slow, refuses, breaks off, loses answers: one training, never two."""
+"""Requests to a server on loopback that is slow, refuses, breaks off and loses answers: one training, never two."""
 
 from __future__ import annotations
 
 import io
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from replicate_server import Fault, Seen, serving
-from typer.testing import CliRunner
+from replicate_server import SECRET, Fault, Seen
 
-from companion import cli
-from companion.on_replicate import (
-    BESIDE,
-    FIELDS,
-    TOKEN,
-    TRAINERS,
-    Job,
-    LostError,
-    Receipt,
-    Service,
-    ServiceError,
-    pack,
-    rare_word,
-    read_token,
-    rehearsal,
-    translate,
-)
+from companion.replicate.service import TOKEN, Job, LostError, Receipt, Service, ServiceError, read_token, rehearsal
 
-SECRET = "r8_Loopback0123456789abcdefSecret"
-TRAINER = "stability-ai/sdxl:39ed52f2"
 START = r"POST /v1/models/.*/trainings"
-#: The recipe of 2022, every field of it.
-RECIPE = {
-    "instance_prompt": "a profile picture of an oscvtr doctor",
-    "class_prompt": "a profile picture of a doctor",
-    "num_class_images": 21,
-    "max_train_steps": 2500,
-    "train_text_encoder": "true",
-    "scale_lr": "true",
-    "lr_scheduler": "linear",
-    "lr_warmup_steps": 0,
-}
-
-
-@pytest.fixture
-def server():
-    with serving() as server:
-        choices = {"allOf": [{"$ref": "#/components/schemas/lr_scheduler"}]}
-        server.inputs = TRAINERS["stability-ai/sdxl"] | {"lr_scheduler": choices}
-        buffer = io.BytesIO()
-        Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
-        server.picture = buffer.getvalue()
-        yield server
-
-
-@pytest.fixture
-def service(server, tmp_path) -> Service:
-    return Service(SECRET, base_url=server.url, timeout=0.5, tries=3, pause=0.01, receipts=tmp_path / "receipts")
-
-
-@pytest.fixture
-def pictures(tmp_path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i, (size, mode) in enumerate([((640, 480), "RGB"), ((300, 700), "RGBA"), ((512, 512), "L")]):
-        Image.new(mode, size).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture
-def job(pictures, tmp_path) -> Job:
-    pack(pictures, tmp_path / "subject.zip")
-    fields = RECIPE | {"instance_data": tmp_path / "subject.zip", "class_data": tmp_path / "subject.zip"}
-    return Job(TRAINER, "you/model", fields, webhook="https://example.com/hook")
-
-
-# ---- Pictures
-
-
-class TestPack:
-    def test_every_picture_becomes_an_upright_square_jpeg(self, pictures, tmp_path):
-        sideways = Image.new("RGB", (600, 600), "blue")
-        sideways.paste("red", (0, 0, 600, 300))  # its upper half
-        exif = sideways.getexif()
-        exif[0x0112], exif[0x8825] = 3, {1: "N"}  # upside down; where it was taken
-        sideways.save(pictures / "9.jpg", exif=exif)
-        packed = pack(pictures, tmp_path / "a.zip")
-        assert (packed.count, packed.enlarged) == (4, ("0.png", "1.png"))
-        with zipfile.ZipFile(packed.path) as archive:
-            assert archive.namelist() == ["000.jpg", "001.jpg", "002.jpg", "003.jpg"]
-            images = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
-        assert {(i.format, i.size, i.mode) for i in images} == {("JPEG", (512, 512), "RGB")}
-        assert not images[3].getexif()
-        assert images[3].getpixel((256, 500))[0] > 200 and images[3].getpixel((256, 10))[2] > 200
-
-    def test_what_is_see_through_becomes_white(self, pictures, tmp_path):
-        Image.new("RGBA", (512, 512), (0, 0, 0, 0)).save(pictures / "0.png")
-        with zipfile.ZipFile(pack(pictures, tmp_path / "a.zip").path) as archive:
-            assert Image.open(io.BytesIO(archive.read("000.jpg"))).getpixel((5, 5)) == (255, 255, 255)
-
-    def test_the_same_pictures_give_the_same_bytes(self, pictures, tmp_path):
-        first, second = (pack(pictures, tmp_path / f"{i}.zip").path.read_bytes() for i in range(2))
-        assert first == second
-
-    def test_bad_folders_are_refused_and_leave_no_zip(self, pictures, tmp_path):
-        (pictures / "3.png").write_bytes(b"no picture")
-        with pytest.raises(ValueError, match="3.png cannot be read as a picture.*take it out"):
-            pack(pictures, tmp_path / "a.zip")
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match="empty holds no picture"):
-            pack(tmp_path / "empty", tmp_path / "a.zip")
-        assert not (tmp_path / "a.zip").exists()
-
-
-# ---- Words
-
-
-def test_the_rare_word_is_what_the_prompts_differ_by():
-    assert rare_word(RECIPE["instance_prompt"], RECIPE["class_prompt"]) == "oscvtr"
-    with pytest.raises(ValueError, match="say the same"):
-        rare_word("a dog", "the dog")
-    with pytest.raises(ValueError, match="differ by red, zwx"):
-        rare_word("a red zwx dog", "a dog")
-
-
-def test_every_field_of_2022_has_its_place():
-    theirs = "instance_prompt class_prompt instance_data class_data num_class_images max_train_steps train_text_encoder"
-    assert {f.name for f in FIELDS} == {*theirs.split(), "scale_lr", "lr_scheduler", "lr_warmup_steps"}
-    assert set(BESIDE) == {"model", "trainer_version", "webhook_completed"}
-
-
-def test_the_recipe_in_the_words_of_each_trainer():
-    fields = RECIPE | {"instance_data": "u", "class_data": "v"}
-    old = translate(fields, TRAINERS["replicate/dreambooth"])
-    assert old.dropped == () and old.input == fields | {"train_text_encoder": True, "scale_lr": True}
-    sdxl = translate(fields, TRAINERS["stability-ai/sdxl"])
-    assert sdxl.input == {
-        "caption_prefix": RECIPE["instance_prompt"],
-        "token_string": "oscvtr",
-        "input_images": "u",
-        "max_train_steps": 2500,
-        "lr_scheduler": "linear",
-        "lr_warmup_steps": 0,
-    }
-    assert set(sdxl.dropped) == {"class_prompt", "class_data", "num_class_images", "train_text_encoder", "scale_lr"}
-    flux = translate(fields, TRAINERS["ostris/flux-dev-lora-trainer"])
-    assert flux.input["steps"] == 2500 and flux.input["trigger_word"] == "oscvtr"
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"max_train_stepz": 3}, "no field 'max_train_stepz'; did you mean 'max_train_steps'"),
-        ({"lr_scheduler": "cosine"}, "'cosine' is unknown to the trainer; it takes constant, linear"),
-        ({"max_train_steps": "many"}, "is no number"),
-    ],
-)
-def test_what_the_trainer_would_refuse_is_refused_before_it_is_paid(fields, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        translate({"instance_data": "u"} | fields, TRAINERS["stability-ai/sdxl"])
-
-
-def test_limits_and_truth_values():
-    flux = TRAINERS["ostris/flux-dev-lora-trainer"]
-    with pytest.raises(ValueError, match="max_train_steps=9000 is outside 3 to 6000"):
-        translate({"instance_data": "u", "max_train_steps": 9000}, flux)
-    with pytest.raises(ValueError, match="neither true nor false"):
-        translate({"instance_data": "u", "scale_lr": "maybe"}, TRAINERS["replicate/dreambooth"])
-    with pytest.raises(ValueError, match="takes no zip of pictures"):
-        translate({"instance_data": "u"}, {"prompt": {}})
 
 
 @pytest.mark.parametrize(("trainer", "destination"), [("sdxl", "you/m"), ("a/b", "you/m"), ("a/b:c", "m")])
@@ -213,7 +54,7 @@ def test_train_follow_predict_as_rehearsed(server, service, job, tmp_path):
 
 def test_a_rehearsal_names_what_is_sent_once(job):
     said = list(rehearsal(job))
-    assert [r.path.split("/")[-1] for r in said if not r.again] == ["trainings", "predictions"]
+    assert [r.path.split("/")[-1] for r in said if not r.repeatable] == ["trainings", "predictions"]
     assert "SENT ONCE" in str(said[4]) and '"caption_prefix"' in str(said[4])
     with pytest.raises(ValueError, match="inputs of me/mine are not known here"):
         list(rehearsal(Job("me/mine:1", "you/m", job.fields)))
@@ -397,52 +238,3 @@ def test_the_token_is_read_from_the_environment_or_asked_for_unseen(monkeypatch)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("getpass.getpass", lambda prompt: SECRET)
     assert read_token() == SECRET
-
-
-# ---- The command
-
-
-def call(*words: str, input: str | None = None):
-    return CliRunner().invoke(cli.app, ["replicate", *words], input=input)
-
-
-@pytest.fixture
-def command(server, pictures, tmp_path, monkeypatch) -> list[str]:
-    monkeypatch.setenv(TOKEN, SECRET)
-    monkeypatch.setenv("REPLICATE_BASE_URL", server.url)
-    monkeypatch.setattr("companion.ROOT", tmp_path)
-    monkeypatch.setattr("companion.on_replicate.time.sleep", lambda seconds: None)
-    assert "3 pictures of 512 x 512" in call("zip", str(pictures), str(tmp_path / "a.zip")).output
-    prompts = ["--instance-prompt", "a zwx dog", "--class-prompt", "a dog"]
-    return ["--trainer", TRAINER, "--destination", "you/dog", "--instance-data", str(tmp_path / "a.zip"), *prompts]
-
-
-def test_the_command_trains_once_and_draws(server, command, tmp_path):
-    declined = call("train", *command, input="n\n")
-    assert declined.exit_code == 1 and not server.trainings and "costs money" in declined.output
-    for _ in range(2):
-        done = call("train", *command, "--yes", "--set", "lr_scheduler=linear")
-        assert done.exit_code == 0, done.output
-        assert "class_prompt: this trainer has no place" in done.output
-        assert "training0 succeeded. you/dog:abc123" in done.output
-    assert len(server.trainings) == 1
-    drawn = call("predict", "you/dog:abc123", "a zwx dog", "--out", str(tmp_path / "out"))
-    assert Path(drawn.output.strip()).read_bytes() == server.picture
-    assert "training0: canceled" in call("cancel", "training0").output
-    followed = call("follow", "training0")
-    assert followed.exit_code == 1 and "training0 canceled" in followed.output
-    assert SECRET not in done.output + drawn.output + followed.output
-
-
-def test_a_dry_run_sends_nothing_and_needs_no_token(server, command, monkeypatch):
-    monkeypatch.delenv(TOKEN)
-    done = call("train", *command, "--dry-run")
-    assert done.exit_code == 0 and "SENT ONCE" in done.output and not server.requests
-
-
-def test_the_command_refuses_in_one_sentence(server, command, monkeypatch):
-    server.fail(r"GET /v1/models/.*", Fault(status=401, detail="no"))
-    refused = call("train", *command, "--yes")
-    assert refused.exit_code == 2 and "Make a new token" in refused.output and "Traceback" not in refused.output
-    wrong = call("train", *command, "--dry-run", "--set", "lr_scheduler")
-    assert wrong.exit_code == 2 and "is not NAME=VALUE" in wrong.output

@@ -1,0 +1,112 @@
+"""`companion replicate`: pack pictures, start a training and follow it, and draw with the result.
+
+This layer only reads the command line and prints; `companion.replicate.service` does the work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from companion.replicate.fields import translate
+from companion.replicate.pictures import SIZE, pack
+from companion.replicate.service import Job, Progress, Service, read_token, rehearsal
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _about() -> None:
+    """Train a DreamBooth on Replicate, and draw with it. The token is read from REPLICATE_API_TOKEN, or asked for."""
+
+
+@app.command("zip")
+def _zip(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder of pictures.")],
+    target: Annotated[Path, typer.Argument(help="The zip to write.")],
+    size: Annotated[int, typer.Option(min=64, max=2048, help="Width and height, a multiple of 8 pixels.")] = SIZE,
+) -> None:
+    """Make a zip of square JPEGs."""
+    packed = pack(folder, target, size)
+    typer.echo(f"{packed.path}: {packed.count} pictures of {size} x {size}, {packed.path.stat().st_size:,} bytes")
+    if packed.enlarged:
+        typer.echo(f"Smaller than that, and enlarged: {', '.join(packed.enlarged)}")
+
+
+@app.command("train")
+def _train(
+    trainer: Annotated[str, typer.Option(help="owner/name:version, from the trainer's page.")],
+    destination: Annotated[str, typer.Option(help="owner/name of your model; it is made if it is not there.")],
+    instance_data: Annotated[Path, typer.Option(help="Zip of your subject (see `companion replicate zip`).")],
+    instance_prompt: Annotated[str, typer.Option(help="Such as 'a photo of an oscvtr doctor'.")],
+    class_prompt: Annotated[str, typer.Option(help="The same without the rare word: 'a photo of a doctor'.")],
+    class_data: Annotated[Path | None, typer.Option(help="Zip of others of its class.")] = None,
+    max_train_steps: Annotated[int, typer.Option(min=1)] = 1000,
+    num_class_images: Annotated[int | None, typer.Option(min=0)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other field.")] = None,
+    webhook: Annotated[str, typer.Option(help="An https address to call when it is over.")] = "",
+    hardware: Annotated[str, typer.Option(help="What a new destination runs on.")] = "gpu-t4",
+    again: Annotated[bool, typer.Option(help="Start it although an equal one was started.")] = False,
+    yes: Annotated[bool, typer.Option(help="Do not ask before spending money.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show each request, and send none.")] = False,
+) -> None:
+    """Start a training, once, and follow it to its end."""
+    fields: dict[str, Any] = {"instance_prompt": instance_prompt, "class_prompt": class_prompt}
+    fields |= {"instance_data": instance_data, "max_train_steps": max_train_steps}
+    optional = {"class_data": class_data, "num_class_images": num_class_images}
+    fields |= {name: value for name, value in optional.items() if value is not None}
+    for item in set_ or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item!r} is not NAME=VALUE, such as lr_scheduler=linear.")
+        fields[name] = value
+    job = Job(trainer, destination, fields, webhook, hardware)
+    if dry_run:
+        for request in rehearsal(job):
+            typer.echo(request)
+        return
+    service = Service(read_token())
+    translation = translate(job.fields, service.schema(job.trainer))
+    for name in translation.dropped:
+        typer.echo(f"{name}: this trainer has no place for it, so it is left out.")
+    if not yes:
+        typer.confirm(f"Start a training of {destination}? It costs money", abort=True)
+    id = service.start(job, again=again)
+    typer.echo(f"Training {id}. Ctrl-C only stops watching; `companion replicate cancel {id}` stops the training.")
+    _watch(service, id)
+
+
+@app.command("follow")
+def _follow(id: Annotated[str, typer.Argument(help="A training's id.")]) -> None:
+    """Watch a training to its end."""
+    _watch(Service(read_token()), id)
+
+
+def _watch(service: Service, id: str) -> None:
+    progress = Progress("")
+    for progress in service.follow(id):
+        if progress.log:
+            typer.echo(progress.log.rstrip("\n"))
+    typer.echo(f"Training {id} {progress.status}. {progress.error or progress.version}".rstrip())
+    raise typer.Exit(int(progress.status != "succeeded"))
+
+
+@app.command("cancel")
+def _cancel(id: Annotated[str, typer.Argument(help="A training's id.")]) -> None:
+    """Stop a training."""
+    typer.echo(f"Training {id}: {Service(read_token()).cancel(id)}")
+
+
+@app.command("predict")
+def _predict(
+    version: Annotated[str, typer.Argument(help="owner/name:version, as the training gave it.")],
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    image: Annotated[Path | None, typer.Option(exists=True, help="A picture to begin with (img2img).")] = None,
+    out: Annotated[Path, typer.Option(help="A folder for the pictures.")] = Path("."),
+) -> None:
+    """Draw with a model that was trained."""
+    inputs: dict[str, Any] = {"prompt": prompt} | ({"image": image} if image else {})
+    for path in Service(read_token()).predict(version, inputs, out):
+        typer.echo(path)
