@@ -16,16 +16,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from companion.tabletop.judge import FRONT, Judge, Reading, find_joints, judge_loss, targets
 from companion.metrics import fine_contrast, frechet, psnr
-from companion.tabletop import dataset
-from companion.pretraining.command import text_tower, tokenizer
-from companion.tabletop.caption import parse
 from companion.pretraining.clip import make_clip
+from companion.pretraining.command import text_tower, tokenizer
 from companion.pretraining.muon import Muon, muon, orthogonalise
 from companion.pretraining.report import load_tabletop
-from companion.tabletop.samples import held_out
-from companion.tabletop.scene import KINDS
 from companion.pretraining.unet import SCHEDULE, Conditioned, encode, make_unet, min_snr_weight, redrawn, unet_loss
 from companion.pretraining.vae import (
     FEATURE_MATCHING,
@@ -42,6 +37,11 @@ from companion.pretraining.vae import (
     squared_error,
     vae_loss,
 )
+from companion.tabletop import dataset
+from companion.tabletop.caption import parse
+from companion.tabletop.judge import FRONT, Judge, Reading, find_joints, judge_loss, targets
+from companion.tabletop.samples import held_out
+from companion.tabletop.scene import KINDS
 from companion.training import ema_copy, learning_rate, train
 
 

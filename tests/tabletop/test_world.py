@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pytest
 
+from companion.pretraining.clip import near_miss
 from companion.tabletop import dataset
 from companion.tabletop.camera import FOV, TANGENT, boxes, frame, project, view
 from companion.tabletop.caption import OPPOSITE, Wish, caption, parse, words
-from companion.pretraining.clip import near_miss
 from companion.tabletop.scene import (
     FINISHES,
     KINDS,
