@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, ModelMixin, StableDiffusionPipeline
     from openvino import AsyncInferQueue
 
 WEIGHTS, GRAPH = "diffusion_pytorch_model.safetensors", "graph.onnx"
@@ -126,7 +126,7 @@ class Fast:
             x = scheduler.step(noise_pred, t, x, **extra, return_dict=False)[0]
         if output_type == "latent":
             return StableDiffusionPipelineOutput(images=x, nsfw_content_detected=None)
-        images = pipe.image_processor.postprocess(self.decode(x), output_type=output_type)
+        images: Any = pipe.image_processor.postprocess(self.decode(x), output_type=output_type)
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
 
 
@@ -147,7 +147,7 @@ class Compiled:
         ImportError, LookupError: as `Fast` does.
     """
 
-    def __init__(self, part: nn.Module, threads: int | None = None, side_by_side: int = 1) -> None:
+    def __init__(self, part: ModelMixin, threads: int | None = None, side_by_side: int = 1) -> None:
         import openvino
 
         if part.device.type != "cpu":
@@ -215,7 +215,7 @@ class _UNet(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AutoencoderKL) -> None:
         super().__init__()
         self.model = model
 
@@ -262,6 +262,7 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
             model, kwargs=inputs, dynamo=True, input_names=list(inputs), dynamic_shapes=shapes, optimize=False,
             verbose=False,
         )  # fmt: skip
+    assert program is not None  # as it is when dynamo exports
     proto = program.model_proto
     with (folder / WEIGHTS).open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]

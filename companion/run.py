@@ -468,7 +468,9 @@ def set_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> Non
     cell = _parameters_cell(notebook)
     # From the last to the first, so that the places of those before stay right. ast counts columns in bytes.
     for name in sorted(parameters, key=lambda name: (nodes[name].lineno, nodes[name].col_offset), reverse=True):
-        source, node = cell.source.encode(), nodes[name]
+        node = nodes[name]
+        assert cell and node.end_lineno and node.end_col_offset  # what ast.parse read in a cell has all three
+        source = cell.source.encode()
         rows = source.splitlines(keepends=True)
         begin = sum(map(len, rows[: node.lineno - 1])) + node.col_offset
         end = sum(map(len, rows[: node.end_lineno - 1])) + node.end_col_offset
