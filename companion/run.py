@@ -300,8 +300,8 @@ def _save(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _tidy(notebook: NotebookNode) -> str:
-    """The notebook as text, without what differs from run to run; takes it out of the notebook too."""
+def tidy(notebook: NotebookNode) -> str:
+    """A notebook as it is committed: its text, without what differs from run to run, which leaves the notebook too."""
     notebook.metadata.pop(
         "widgets", None
     )  # GitHub refuses such a notebook; widgets leave their pictures in the outputs
@@ -449,7 +449,7 @@ def execute_in_place(
     try:
         with _sigterm_interrupts():
             for result in _execute_all(jobs, timeout, console):
-                text = _tidy(result.notebook) if result.status == "completed" else ""
+                text = tidy(result.notebook) if result.status == "completed" else ""
                 size = len(text.encode())
                 if size >= MAX_BYTES:
                     _say(console, f"FAIL {result.path.name} would have {size:,} bytes; the limit is {MAX_BYTES:,}.")

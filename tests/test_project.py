@@ -19,8 +19,8 @@ from typer.main import get_command
 import companion
 from companion import cli
 
-PROJECT = tomllib.loads((companion.ROOT / "pyproject.toml").read_text())["project"]
-README = (companion.ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((companion.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+README = (companion.ROOT / "README.md").read_text(encoding="utf-8")
 
 #: What Colab has installed (August 2026). The course is installed beside it with --no-deps, so the ranges must hold it.
 COLAB = {
@@ -48,7 +48,7 @@ def test_the_ranges_hold_what_colab_has(name):
 
 
 def test_constraints_pin_every_direct_requirement_within_its_range():
-    lines = (companion.ROOT / "constraints.txt").read_text().splitlines()
+    lines = (companion.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {
         canonicalize_name(r.name): r.specifier for r in map(Requirement, [x for x in lines if x[:1] not in ("", "#")])
     }
@@ -60,7 +60,7 @@ def test_constraints_pin_every_direct_requirement_within_its_range():
 
 
 def test_environment_yml_has_the_ranges_of_pyproject():
-    environment = yaml.safe_load((companion.ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((companion.ROOT / "environment.yml").read_text(encoding="utf-8"))
     conda = [line for line in environment["dependencies"] if isinstance(line, str)]
     found = {canonicalize_name(r.name): r.specifier for r in map(Requirement, conda)}
     python, _ = found.pop("python"), found.pop("pip")
@@ -114,7 +114,7 @@ def test_data_is_in_the_clone_or_where_the_environment_says(monkeypatch, tmp_pat
 
 
 def test_readme_names_commands_that_exist():
-    targets = set(re.findall(r"^(\w+):", (companion.ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^(\w+):", (companion.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = set(re.findall(r"^ +make (\w+)|`make (\w+)", README, re.MULTILINE))
     assert {a or b for a, b in named} == {"run", "lab", "test", "colab"} <= targets
     commands = set(get_command(cli.app).commands)
@@ -140,8 +140,9 @@ def test_readme_lists_the_catalogue():
 def test_ci_runs_the_readme_s_test_commands():
     script = companion.ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "make test\nexec make colab\n" in script.read_text()
-    assert "COMPANION_REQUIRE_BROWSER=1" in script.read_text() and "CI=true" in script.read_text()
+    text = script.read_text(encoding="utf-8")
+    assert "make test\nexec make colab\n" in text
+    assert "COMPANION_REQUIRE_BROWSER=1" in text and "CI=true" in text
 
 
 def test_every_folder_of_data_has_its_licence_in_the_readme():
