@@ -15,12 +15,15 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import companion
 from companion import cli
 
 PROJECT = tomllib.loads((companion.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-README = (companion.ROOT / "README.md").read_text(encoding="utf-8")
+README, CONTRIBUTING, CHANGELOG = (
+    (companion.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+)
 
 #: What Colab has installed (August 2026). The course is installed beside it with --no-deps, so the ranges must hold it.
 COLAB = {
@@ -113,18 +116,33 @@ def test_data_is_in_the_clone_or_where_the_environment_says(monkeypatch, tmp_pat
         companion.nothing  # noqa: B018
 
 
-def test_readme_names_commands_that_exist():
+def test_readme_and_contributing_name_every_command_and_no_other():
     targets = set(re.findall(r"^(\w+):", (companion.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"^ +make (\w+)|`make (\w+)", README, re.MULTILINE))
+    named = set(re.findall(r"^ +make (\w+)|`make (\w+)", README + CONTRIBUTING, re.MULTILINE))
     assert {a or b for a, b in named} == {"run", "lab", "test", "colab"} <= targets
     commands = set(get_command(cli.app).commands)
-    used = set(re.findall(r"(?:^ +|`|bin/)companion (\w+)", README, re.MULTILINE))
+    used = set(re.findall(r"(?:^ +|`|bin/)companion (\w+)", README + CONTRIBUTING + CHANGELOG, re.MULTILINE))
     assert used == commands
 
 
-def test_readme_links_to_what_is_there():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
+def test_what_contributing_names_is_there():
+    helped = CliRunner().invoke(cli.app, ["build", "--help"]).output
+    built = set(re.findall(r"`companion build (\w+)", CONTRIBUTING))
+    assert built and not [name for name in built if not re.search(rf"^\W*{name} ", helped, re.MULTILINE)]
+    for path in re.findall(r"`((?:data|tests|companion)/[\w./]+)`", CONTRIBUTING):
+        assert (companion.ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING, CHANGELOG], ids=["README", "CONTRIBUTING", "CHANGELOG"])
+def test_links_lead_to_what_is_there(text):
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
     assert links and not [link for link in links if not (companion.ROOT / link).exists()]
+
+
+def test_the_changelog_knows_the_version():
+    assert companion.__version__ in CHANGELOG
+    citation = yaml.safe_load((companion.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == companion.__version__
 
 
 def test_readme_lists_the_catalogue():
