@@ -283,7 +283,7 @@ class TestWhatIsTaken:
     def test_the_photographs_of_the_course(self, name):
         fitted = load_picture(PHOTOS / name, 128)
         assert fitted.picture.size == (128, 128) and np.asarray(fitted.picture).std() > 20
-        assert f"`{name}`" in (PHOTOS / "README.md").read_text()
+        assert f"`{name}`" in (PHOTOS / "README.md").read_text(encoding="utf-8")
 
 
 class TestTheRules:

@@ -51,8 +51,10 @@ def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
         # The weights are stored as fp16 and used as fp32 (a CPU has no fast fp16): without this line transformers
         # loads them as they lie.
         config = new / "text_encoder" / "config.json"
-        text = json.loads(config.read_text())
-        config.write_text(json.dumps({**text, "dtype": "float32", "torch_dtype": "float32"}, indent=2) + "\n")
+        text = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(
+            json.dumps({**text, "dtype": "float32", "torch_dtype": "float32"}, indent=2) + "\n", encoding="utf-8"
+        )
         if folder.exists():
             shutil.move(folder, Path(t) / "old")
         new.rename(folder)
@@ -81,6 +83,8 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
         "resample": 4,
         "do_convert_rgb": True,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(prepared, indent=2) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared, indent=2) + "\n", encoding="utf-8")
     config = folder / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    config.write_text(
+        json.dumps({**json.loads(config.read_text(encoding="utf-8")), "dtype": "float32"}, indent=2) + "\n"
+    )

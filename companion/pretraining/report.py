@@ -203,7 +203,7 @@ def sheet(pipe, columns: int = 8) -> Image.Image:
     """The 40 prompts of data/models/prompts.txt, which were chosen before any picture was seen, drawn with seed 0, 1,
     2, ...
     """
-    prompts = (MODELS / "prompts.txt").read_text().split("\n")[:40]
+    prompts = (MODELS / "prompts.txt").read_text(encoding="utf-8").split("\n")[:40]
     pictures = draw(pipe, prompts)
     size, band = pictures.shape[1], 26
     out = Image.new("RGB", (columns * (size + 4) + 4, len(prompts) // columns * (size + band) + 4), "white")
@@ -280,7 +280,10 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
     """
     from companion import figures
 
-    lines = {p.stem: [json.loads(line) for line in p.read_text().splitlines()] for p in sorted(logs.glob("*.jsonl"))}
+    lines = {
+        p.stem: [json.loads(line) for line in p.read_text(encoding="utf-8").splitlines()]
+        for p in sorted(logs.glob("*.jsonl"))
+    }
     measured = {name: lines.pop(name) for name in list(lines) if name.endswith("-measured")}
     if not lines:
         raise FileNotFoundError(f"{logs} has no logs; `companion build publish` puts those of a build folder there")
@@ -335,7 +338,7 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
 def write(found: dict[str, float], folder: Path) -> None:
     """Write report.json, the table in README.md (between its marks), sheet.png and the curves, in data/models."""
     path = MODELS / "README.md"
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     start, end = "<!-- report -->", "<!-- /report -->"
     text = text[: text.index(start) + len(start)] + "\n" + table(found) + "\n" + text[text.index(end) :]
     with written(MODELS / "sheet.png") as image:
