@@ -138,7 +138,7 @@ class Fast:
         )
         steps = denoise(scheduler, predict, latents * scheduler.init_noise_sigma, scheduler.timesteps, generators)
         *_, last = steps
-        x = last.latents
+        x: Any = last.latents
         if output_type == "latent":
             return StableDiffusionPipelineOutput(images=x, nsfw_content_detected=None)
         images: Any = pipe.image_processor.postprocess(self.decode(x), output_type=output_type)

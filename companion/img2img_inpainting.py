@@ -189,7 +189,9 @@ def composite(source: Tensor, result: Tensor, mask: Tensor, feather: int = 0) ->
     feather: the width in pixels, inside the mask, of a soft transition.
     """
     if feather > 0:
-        inside = [ndimage.distance_transform_edt(m) if not m.all() else np.inf + m for m in mask[:, 0].numpy()]
+        inside = [
+            np.asarray(ndimage.distance_transform_edt(m)) if not m.all() else np.inf + m for m in mask[:, 0].numpy()
+        ]
         weight = torch.tensor(np.stack(inside), dtype=source.dtype)[:, None] / (feather + 1)
         result = torch.lerp(source, result, weight.clamp(max=1))
     return torch.where(mask.bool(), result, source)

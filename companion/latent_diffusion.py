@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +21,7 @@ from companion.tabletop.scene import WITHHELD
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
     from transformers import CLIPTokenizer
 
 # ---- Text ------------------------------------------------------------------------------------------------------------
@@ -104,11 +105,12 @@ class AttentionRecord:
         return found
 
 
-def attention_probabilities(layer: nn.Module, hidden: Tensor, states: Tensor) -> Tensor:
+def attention_probabilities(layer: Attention, hidden: Tensor, states: Tensor) -> Tensor:
     """What a cross-attention layer of diffusers shares out: softmax(Q K^T / sqrt(d)), (B, heads, places, L).
 
     hidden: the picture's side (B, places, C); states: the text's (B, L, D).
     """
+    assert layer.to_k is not None  # it has keys of its own: only self-attention may do without
     query, key = (layer.head_to_batch_dim(x) for x in (layer.to_q(hidden), layer.to_k(states)))
     return layer.get_attention_scores(query, key).unflatten(0, (len(hidden), layer.heads))
 
@@ -123,7 +125,7 @@ def recorded_attention(unet: UNet2DConditionModel) -> Iterator[AttentionRecord]:
 
     def listen(name: str) -> Callable:
         @torch.no_grad()
-        def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        def hook(layer: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             p = attention_probabilities(layer, hidden, kwargs["encoder_hidden_states"]).mean(1)
             side = math.isqrt(p.shape[1])

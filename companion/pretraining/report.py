@@ -69,7 +69,7 @@ def draw(pipe: StableDiffusionPipeline, prompts: list[str], seed: int = 0, **opt
     Steps and guidance are the catalogue's, unless `options` say otherwise.
     """
     entry = find("tabletop")
-    options = {"steps": entry.steps, "guidance_scale": entry.guidance} | options
+    options = {"steps": entry.steps, "guidance_scale": entry.guidance, **options}
     drawn = diffusion.draw(pipe, prompts, range(seed, seed + len(prompts)), **options)
     return ((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
@@ -87,10 +87,12 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    from companion.metrics import fine_contrast, frechet, prompt_accuracy, psnr
+    from companion.metrics import fine_contrast, frechet, psnr
     from companion.pretraining.clip import halved, retrieval
+    from companion.pretraining.judge import COLUMNS, accuracy
     from companion.pretraining.vae import rebuild
-    from companion.tabletop.judge import COLUMNS, Judge, accuracy
+    from companion.tabletop.judge import Judge
+    from companion.tabletop.measures import prompt_accuracy
     from companion.tabletop.samples import held_out
 
     def take(n: int, unit: int = 1) -> int:
@@ -112,8 +114,8 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     segments = dataset.read(folder / "renders", "val", ("segments",), len(pictures))["segments"]
     thing = torch.as_tensor(segments >= 2)[:, None].float()
     note(
-        vae_psnr_db=psnr(again, pictures).mean(),
-        vae_psnr_things_db=psnr(again, pictures, thing).mean(),
+        vae_psnr_db=psnr(again, pictures).mean().item(),
+        vae_psnr_things_db=psnr(again, pictures, thing).mean().item(),
         vae_fine_contrast=fine_contrast(again) / fine_contrast(pictures),
     )
 

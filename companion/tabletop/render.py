@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Render:
 
 
 @cache
-def _mitsuba():
+def _mitsuba() -> Any:
     try:
         import mitsuba as mi
     except ImportError:
@@ -240,7 +241,10 @@ def _scene_dict(scene: Scene, solids: list[Solid], size: int) -> dict:
     for i, (thing, s) in enumerate(zip(scene.things, solids, strict=True)):
         finish = _material(thing.finish)
         for k, part in enumerate(s.parts):
-            entry = {"bsdf": finish if part.colour is None else _plastic(part.colour), "to_world": t4(part.to_world)}
+            entry: dict[str, Any] = {
+                "bsdf": finish if part.colour is None else _plastic(part.colour),
+                "to_world": t4(part.to_world),
+            }
             if part.shape in ("cube", "sphere"):
                 entry["type"] = part.shape
             else:
@@ -257,7 +261,7 @@ def _denoiser(size: int):
     takes longer than running it.
     """
     spec = importlib.util.find_spec("oidn")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ImportError("denoising needs Open Image Denoise: pip install -e '.[build]'")
     folder = next(Path(spec.origin).parent.glob("lib.linux*"))
     ctypes.CDLL(str(next(folder.glob("libtbb.so*"))), mode=ctypes.RTLD_GLOBAL)
