@@ -20,13 +20,13 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from companion.intervals import paired_difference
 from companion.latent_diffusion import (
     Step,
     can_be_judged,
     decode,
     denoise,
     for_each,
-    mean_interval,
     noise_predictor,
     picture_size,
     predicted_x0,
@@ -589,9 +589,9 @@ def joints(strip: Tensor, size: int, by: int) -> tuple[float, float]:
 def paired(name_a: str, a: Tensor, name_b: str, b: Tensor, unit: str) -> str:
     """A sentence on whether `a` or `b`, measured on the same N pictures, is higher: the mean difference, and its error.
 
-    The error is that of `mean_interval` (95 %); below it nothing is claimed.
+    The error is that of `intervals.paired_difference` (95 %); below it nothing is claimed.
     """
-    mean, low, _ = mean_interval((a - b).tolist())
+    mean, low, _ = paired_difference(a, b)
     error = mean - low
     found = f"({mean:+.1f} {unit}, 95 %: ± {error:.1f})"
     if abs(mean) <= error:
