@@ -31,7 +31,7 @@ from companion.diffusion import (
     predicted_x0,
     sample,
 )
-from companion.latent_diffusion import mean_interval
+from companion.intervals import paired_difference
 from companion.metrics import pictures_to_tensor
 from companion.models import seeded
 from companion.tabletop.caption import caption
@@ -564,9 +564,9 @@ def seams(strip: Tensor, size: int, by: int) -> tuple[float, float]:
 def paired(name_a: str, a: Tensor, name_b: str, b: Tensor, unit: str) -> str:
     """A sentence on whether `a` or `b`, measured on the same N pictures, is higher: the mean difference, and its error.
 
-    The error is that of `mean_interval` (95 %); below it nothing is claimed.
+    The error is that of `intervals.paired_difference` (95 %); below it nothing is claimed.
     """
-    mean, low, _ = mean_interval((a - b).tolist())
+    mean, low, _ = paired_difference(a, b)
     error = mean - low
     found = f"({mean:+.1f} {unit}, 95 %: ± {error:.1f})"
     if abs(mean) <= error:

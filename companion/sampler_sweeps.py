@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from torch import Tensor
 import companion
 from companion import latent_diffusion as ld
 from companion.files import sha256, written
+from companion.intervals import mean_interval, paired_ratio, share_difference
 from companion.samplers import (
     CATALOGUE,
     Denoiser,
@@ -340,17 +340,6 @@ def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> It
 # ---- What the numbers say --------------------------------------------------------------------------------------------
 
 
-def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """How many times larger `a` is than `b`, picture by picture: geometric mean, 95 % interval (Student)."""
-    if len(a) != len(b) or len(a) < 2:
-        raise ValueError(
-            f"{len(a)} and {len(b)} values cannot be compared in pairs; give as many of both, two at least"
-        )
-    logs = np.log(np.maximum(a, 1e-9)) - np.log(np.maximum(b, 1e-9))
-    middle, low, high = ld.mean_interval(logs)
-    return math.exp(middle), math.exp(low), math.exp(high)
-
-
 def pick(rows: Sequence[Any], name: str, evaluations: int) -> Any:
     """The row of a sampler that comes nearest to so many evaluations, not above it if there is one.
 
@@ -405,20 +394,20 @@ def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> lis
             continue
         after = [f"{np.mean(row.own):.3f} after {row.steps}" for row in measured]
         text = f"{', '.join(after)}; small is {small:.3f}"
-        found.append(Claim(statement, text, _verdict(*ld.mean_interval(measured[0].own)[1:], small)))
-    r, low, high = ratio(pick(rows, "DPM++ 2M Karras", 20).limit, pick(rows, "Euler", 20).limit)
+        found.append(Claim(statement, text, _verdict(*mean_interval(measured[0].own)[1:], small)))
+    r, low, high = paired_ratio(pick(rows, "DPM++ 2M Karras", 20).limit, pick(rows, "Euler", 20).limit)
     found.append(
         Claim("DPM++ 2M Karras is fast", f"{r:.2f} of Euler's distance at 20 evaluations", _verdict(low, high))
     )
-    r, low, high = ratio(pick(rows, "Heun", 20).limit, pick(rows, "Euler", 20).limit)
+    r, low, high = paired_ratio(pick(rows, "Heun", 20).limit, pick(rows, "Euler", 20).limit)
     text = f"{r:.2f} of Euler's distance at 20 evaluations, which are half as many steps"
     found.append(Claim("Heun: fewer steps make up for its price", text, _verdict(low, high)))
     names = [n for n in dict.fromkeys(row.sampler for row in rows) if find(n).stochastic]
     for name in names:
         few, many = pick(rows, name, 10), pick(rows, name, 30)
-        r = ratio(many.own, few.own)[0]
+        r = paired_ratio(many.own, few.own)[0]
         # The claim is that the picture is another one for another number of steps.
-        moved, *ends = ld.mean_interval(many.own)
+        moved, *ends = mean_interval(many.own)
         text = (
             f"{moved:.2f} from its picture of {LONG} evaluations after {many.evaluations}, {r:.2f} times as far as "
             f"after {few.evaluations}"
@@ -442,7 +431,7 @@ def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
             yield Claim(statement, "", NOT_MEASURED)
             continue
         row = measured[-1]
-        d, low, high = ld.difference((sum(row.met), len(row.met)), (sum(best.met), len(best.met)))
+        d, low, high = share_difference((sum(row.met), len(row.met)), (sum(best.met), len(best.met)))
         text = (
             f"{sum(row.met)} of {len(row.met)} as asked at {row.steps} steps; {sum(best.met)} by the best with most "
             f"({best.sampler}, {best.evaluations}); Fréchet distance {row.frechet:.2f}, there {best.frechet:.2f}"

@@ -165,32 +165,7 @@ class TestCosts:
         assert ld.unet_flops(pipe.unet, 8, channels=3)["convolutions"] < ld.unet_flops(pipe.unet, 8)["convolutions"]
 
 
-class TestShares:
-    def test_wilson_by_the_textbook(self):
-        low, high = ld.interval(81, 263)  # Newcombe (1998), his first example
-        assert (low, high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
-        assert ld.interval(0, 20) == (0.0, pytest.approx(0.1611, abs=1e-4))
-        assert ld.interval(20, 20)[1] == 1.0
-
-    def test_the_difference_by_the_textbook(self):
-        d, low, high = ld.difference((56, 70), (48, 80))  # Newcombe (1998), method 10, contrast (a)
-        assert d == pytest.approx(0.2)
-        assert (low, high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
-
-    def test_turned_round_it_is_the_same_interval(self):
-        d, low, high = ld.difference((3, 10), (8, 10))
-        assert ld.difference((8, 10), (3, 10)) == (pytest.approx(-d), pytest.approx(-high), pytest.approx(-low))
-
-    @pytest.mark.parametrize("share", [(-1, 3), (4, 3), (0, 0)])
-    def test_what_is_no_share_is_refused(self, share):
-        with pytest.raises(ValueError, match="is no share"):
-            ld.interval(*share)
-
-    def test_a_mean_of_few_values_is_known_less_well(self):
-        half = 12.706205 / 2  # Student's t for one degree of freedom, times the standard error of 1 and 2
-        assert ld.mean_interval([1.0, 2.0]) == pytest.approx((1.5, 1.5 - half, 1.5 + half))
-        assert ld.mean_interval([3.0]) == (3.0, -math.inf, math.inf)
-
+class TestComparisons:
     def test_a_comparison_says_which_is_higher(self):
         assert ld.comparison("A", 30.0, "B", 28.5, unit="dB", digits=1) == "A is 1.5 dB above B (30.0 dB and 28.5 dB)"
         assert ld.comparison("A", 1.0, "B", 2.0) == "A is 1.00 below B (1.00 and 2.00)"

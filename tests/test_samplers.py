@@ -649,15 +649,6 @@ class TestSweeps:
 
 
 class TestVerdicts:
-    def test_a_ratio_with_its_interval(self):
-        assert sweeps.ratio([2.0, 4.0], [1.0, 2.0]) == pytest.approx((2.0, 2.0, 2.0))
-        middle, low, high = sweeps.ratio([1.0, 4.0, 2.0], [1.0, 1.0, 1.0])
-        assert middle == pytest.approx(2.0)
-        half = 4.302653 * math.log(2) / 3**0.5  # Student's t for 2 degrees of freedom; the logs are 0, 1, 2 times log 2
-        assert (low, high) == (pytest.approx(2 * math.exp(-half)), pytest.approx(2 * math.exp(half)))
-        with pytest.raises(ValueError, match="1 and 1 values cannot be compared in pairs"):
-            sweeps.ratio([1.0], [1.0])
-
     def test_the_nearest_cost_not_above(self):
         rows = [row("Heun", n, 0.1) for n in (5, 9, 19, 29)]
         assert [sweeps.pick(rows, "Heun", n).evaluations for n in (20, 19, 4, 99)] == [19, 19, 5, 29]
