@@ -555,7 +555,7 @@ def change_outside(pictures: Tensor, sources: Tensor, masks: Tensor) -> tuple[in
     return int(change.max()), float(change.mean())
 
 
-def seams(strip: Tensor, size: int, by: int) -> tuple[float, float]:
+def panorama_joints(strip: Tensor, size: int, by: int) -> tuple[float, float]:
     """Mean difference of neighbouring columns (3, H, W), in grey levels: at a panorama's joints, and everywhere."""
     steps = (strip[:, :, 1:] - strip[:, :, :-1]).abs().mean((0, 1)) * 127.5
     return float(steps[size - 1 :: by].mean()), float(steps.mean())
