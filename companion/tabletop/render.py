@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from companion.tabletop.camera import FOV, SIZE, project, view
 from companion.tabletop.scene import PLACES, Scene
@@ -156,9 +157,11 @@ def _ground_texture(place: str):
         row = (y * rows).astype(int)
         u = (x * per + 0.5 * (row % 2)) % per
         tint = rng.random((rows, per))[row, u.astype(int)][..., None]
-        colour = np.array((0.40, 0.12, 0.075)) * (1 - tint) + np.array((0.60, 0.24, 0.15)) * tint
-        mortar = ((u % 1) < 0.06) | ((y * rows) % 1 < 0.12)
-        return np.where(mortar[..., None], np.array((0.50, 0.45, 0.40)), colour)
+        colour = np.array((0.40, 0.12, 0.075)) * (1 - tint) + np.array((0.58, 0.22, 0.14)) * tint
+        mortar = ((u % 1) < 0.08) | ((y * rows) % 1 < 0.16)
+        colour = np.where(mortar[..., None], np.array((0.52, 0.36, 0.28)), colour)
+        # Soft edges: a line that is thinner than a pixel of the picture would flicker, and no autoencoder could keep it.
+        return ndimage.gaussian_filter(colour, (2, 2, 0), mode="wrap")
     if place == "sand":  # ripples, bent by noise
         y = np.arange(n)[:, None] / n
         bend = _smooth_noise(rng, (n, n), (4, 4)) * 1.3
