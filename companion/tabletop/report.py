@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from companion import DATA, ROOT
 from companion.fast import Fast
 from companion.files import written
-from companion.models import find
+from companion.models import find, load
 from companion.tabletop import dataset
 from companion.tabletop.caption import Wish, caption
 from companion.tabletop.scene import Scene
@@ -78,10 +78,8 @@ def draw(pipe, prompts: list[str], seed: int = 0, batch: int = 32, **options) ->
 
 
 def load_tabletop(folder: Path = MODELS / "tabletop"):
-    """The published pipeline, or that of another folder, by its stock class."""
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    """The published pipeline, or that of another folder, on the CPU in single precision."""
+    return load(folder, device="cpu")
 
 
 def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print) -> dict[str, float]:
