@@ -597,7 +597,7 @@ class Sampler:
         return max(1, (evaluations + 1) // 2 if self.per_step == 2 else evaluations - (self.function is plms))
 
     def stock(self, config: Mapping[str, Any]) -> SchedulerMixin:
-        """Its diffusers scheduler, with the betas of `config` (of another scheduler).
+        """Its diffusers scheduler, with the betas (and the offset of the steps) of `config`, another scheduler's.
 
         Raises ValueError when diffusers has none that is the same algorithm, or none with Karras' levels.
         """
@@ -607,6 +607,7 @@ class Sampler:
             raise ValueError(f"diffusers has no scheduler that is {self.name}; use companion.samplers.sample for it")
         kind = getattr(diffusers, self.scheduler)
         keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+        keys += ("steps_offset",)  # only "leading" steps have one, but pipelines warn of a scheduler that has none
         settings = {key: config[key] for key in keys if key in config} | dict(self.settings)
         if self.levels == "karras":
             import inspect

@@ -21,7 +21,7 @@ from companion import DATA, ROOT, diffusion
 from companion.fast import Fast
 from companion.files import written
 from companion.metrics import pictures_to_tensor
-from companion.models import find
+from companion.models import find, load
 from companion.tabletop import dataset
 from companion.tabletop.caption import Wish, caption
 from companion.tabletop.scene import Scene
@@ -75,10 +75,8 @@ def draw(pipe: StableDiffusionPipeline, prompts: list[str], seed: int = 0, **opt
 
 
 def load_tabletop(folder: Path = MODELS / "tabletop"):
-    """The published pipeline, or that of another folder, by its stock class."""
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    """The published pipeline, or that of another folder, on the CPU in single precision."""
+    return load(folder, device="cpu")
 
 
 def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print) -> dict[str, float]:
