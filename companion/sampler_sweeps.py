@@ -28,17 +28,17 @@ import companion
 from companion import latent_diffusion as ld
 from companion.files import sha256, written
 from companion.samplers import (
-    CATALOGUE,
+    SAMPLERS,
     Denoiser,
     dpm_1,
     dpm_adaptive,
     dpm_fast,
-    find,
-    nearest,
-    sample,
+    find_sampler,
     sigmas_for,
+    solve,
     start,
 )
+from companion.schedules import nearest
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -62,9 +62,17 @@ LONG = 60
 GUIDE_STEPS = 40
 #: Whose pictures are judged; the others are compared by distances alone.
 JUDGED = (
-    "Euler", "Euler a", "Heun Karras", "DDIM", "PLMS", "LMS Karras", "DPM++ 2M Karras", "DPM++ SDE Karras", "UniPC",
+    "Euler",
+    "Euler a",
+    "Heun Karras",
+    "DDIM",
+    "PLMS",
+    "LMS Karras",
+    "DPM++ 2M Karras",
+    "DPM++ SDE Karras",
+    "UniPC",
     "UniPC Karras",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ def converge(
         reference: steps of Heun's on Karras' levels that stand for the exact path (twice as many evaluations).
         done: (sampler, evaluations) to leave out.
     """
-    names = [find(name).name for name in names]
+    names = [find_sampler(name).name for name in names]
     wanted = [(name, n) for name in names for n in evaluations if (name, n) not in set(done)]
     if not wanted:
         return
@@ -151,25 +159,31 @@ def converge(
     def end(name: str, steps: int) -> tuple[Tensor, int, float]:
         begin, before = time.perf_counter(), model.evaluations
         sigmas = sigmas_for(name, model.levels, steps)
-        *_, last = sample(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
+        *_, last = solve(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
         return last.x, model.evaluations - before, (time.perf_counter() - begin) / len(seeds)
 
     sigmas = sigmas_for("Heun Karras", model.levels, reference)
-    *_, low, last = sample(model, start(pipe, seeds, sigmas), sigmas, "Heun Karras")
+    *_, low, last = solve(model, start(pipe, seeds, sigmas), sigmas, "Heun Karras")
     guide = end("Euler", GUIDE_STEPS)[0]
     seen = _features(pipe, last.x) if judged else None
     owns: dict[str, Tensor] = {}
     for name, n in wanted:
-        sampler = find(name)
+        sampler = find_sampler(name)
         if name not in owns:
             stops = sampler.ends_low or sampler.function in (dpm_fast, dpm_adaptive)
             owns[name] = end(name, sampler.steps_for(long))[0] if sampler.stochastic else low.x if stops else last.x
         x, spent, seconds = end(name, sampler.steps_for(n))
         features = [round(v, 4) for v in (_features(pipe, x) - seen).norm(dim=1).tolist()] if judged else []
         yield Row(
-            name, sampler.steps_for(n), spent, apart(x, last.x), apart(x, owns[name]), apart(x, guide), features,
+            name,
+            sampler.steps_for(n),
+            spent,
+            apart(x, last.x),
+            apart(x, owns[name]),
+            apart(x, guide),
+            features,
             round(seconds, 4),
-        )  # fmt: skip
+        )
 
 
 def _features(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
@@ -202,9 +216,9 @@ def appraise(
     model = denoiser(pipe, [caption(scene) for scene in scenes], guidance_scale)
     wishes = [Wish.of(scene) for scene in scenes]
     for name, n in ((name, n) for name in names for n in evaluations if (name, n) not in set(done)):
-        sampler, before = find(name), model.evaluations
+        sampler, before = find_sampler(name), model.evaluations
         sigmas = sigmas_for(name, model.levels, sampler.steps_for(n))
-        *_, last = sample(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
+        *_, last = solve(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
         drawn = ld.decode(pipe, last.x)
         met = [reading.meets(wish)["all"] for reading, wish in zip(read(drawn), wishes, strict=True)]
         yield Quality(name, sampler.steps_for(n), model.evaluations - before, met, round(to_renders(drawn), 3))
@@ -294,7 +308,7 @@ def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
         )
     found = Sweep.load(path)
     measured = {row.sampler for row in found.rows}
-    if not measured.issuperset(CATALOGUE.keys() - {"DPM (first order)"}) or not found.quality:
+    if not measured.issuperset(SAMPLERS.keys() - {"DPM (first order)"}) or not found.quality:
         return None, f"The stored sweep is not whole (`{COMMAND}` goes on with it): what follows was measured above."
     if found.weights != weights_sum(find_model(name).folder):
         return (
@@ -317,7 +331,7 @@ def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> It
 
     path = path or results()
     entry = find_model("tabletop")
-    names = [name for name, sampler in CATALOGUE.items() if sampler.function is not dpm_1]  # that one is Euler
+    names = [name for name, sampler in SAMPLERS.items() if sampler.function is not dpm_1]  # that one is Euler
     names.insert(names.index("LMS"), "Heun Karras")
     setting = {"prompts": list(PROMPTS), "seeds": seeds, "pictures": pictures, "guidance_scale": entry.guidance}
     found = Sweep(weights_sum(entry.folder), setting)
@@ -326,7 +340,9 @@ def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> It
     pipe = load("tabletop")
     prompts, repeated = crossed(PROMPTS, seeds)
     # A cell is known by the evaluations that were asked for: some samplers take one less.
-    asked = {(find(n).name, find(n).steps_for(e)): (n, e) for n in (*names, *JUDGED) for e in EVALUATIONS}
+    asked = {
+        (find_sampler(n).name, find_sampler(n).steps_for(e)): (n, e) for n in (*names, *JUDGED) for e in EVALUATIONS
+    }
     done = [[asked[row.sampler, row.steps] for row in part] for part in (found.rows, found.quality)]
     total = (len(names) + len(JUDGED)) * len(EVALUATIONS)
     cells = converge(pipe, names, prompts, repeated, guidance_scale=entry.guidance, done=done[0])
@@ -411,7 +427,7 @@ def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> lis
     r, low, high = ratio(pick(rows, "Heun", 20).limit, pick(rows, "Euler", 20).limit)
     text = f"{r:.2f} of Euler's distance at 20 evaluations, which are half as many steps"
     found.append(Claim("Heun: fewer steps make up for its price", text, _verdict(low, high)))
-    names = [n for n in dict.fromkeys(row.sampler for row in rows) if find(n).stochastic]
+    names = [n for n in dict.fromkeys(row.sampler for row in rows) if find_sampler(n).stochastic]
     for name in names:
         few, many = pick(rows, name, 10), pick(rows, name, 30)
         r = ratio(many.own, few.own)[0]
