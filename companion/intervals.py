@@ -9,9 +9,9 @@ All ends are plain floats. An interval that holds both answers to a question lea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 #: The confidence of an interval for a share: that of 1.96 standard errors, the usual round figure for 95 %.
@@ -45,46 +45,48 @@ def share_difference(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, flo
     return p - q, p - q - math.hypot(p - low_a, high_b - q), p - q + math.hypot(high_a - p, q - low_b)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
     """The mean of values (N,) and both ends of its interval by Student's t; they are infinite for a single value.
 
     Raises:
         ValueError: when there are no values.
     """
-    values = np.asarray(values, dtype=float)
-    if (n := len(values)) == 0:
+    found = np.asarray(values, dtype=float)
+    if (n := len(found)) == 0:
         raise ValueError("no values have no mean; give one at least, and two for an interval that is finite")
-    mean = float(np.mean(values))
+    mean = float(np.mean(found))
     # Not scipy's ttest_1samp, which warns when all values are the same: the interval is then a point.
-    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values)) if n > 1 else math.inf
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(found)) if n > 1 else math.inf
     return mean, mean - half, mean + half
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
     """The mean of `a` less `b`, both (N,) and measured on the same N things, with its interval as in `mean_interval`.
 
     Raises:
         ValueError: unless there are as many of both.
     """
-    _check_pairs(a, b, 1)
-    return mean_interval(np.asarray(a) - np.asarray(b))
+    a, b = _pairs(a, b, 1)
+    return mean_interval(a - b)
 
 
-def paired_ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+def paired_ratio(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
     """How many times larger `a` is than `b`, both (N,) and measured on the same N things: the geometric mean and its
     interval, which are those of the logarithms' difference. Values below 1e-9 count as 1e-9.
 
     Raises:
         ValueError: unless there are as many of both, two at least.
     """
-    _check_pairs(a, b, 2)
+    a, b = _pairs(a, b, 2)
     middle, low, high = paired_difference(np.log(np.maximum(a, 1e-9)), np.log(np.maximum(b, 1e-9)))
     return math.exp(middle), math.exp(low), math.exp(high)
 
 
-def _check_pairs(a: Sequence[float], b: Sequence[float], least: int) -> None:
+def _pairs(a: ArrayLike, b: ArrayLike, least: int) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if not len(a) == len(b) >= least:
         few = ("one", "two")[least - 1]
         raise ValueError(
             f"{len(a)} and {len(b)} values cannot be compared in pairs; give as many of both, {few} at least"
         )
+    return a, b

@@ -194,8 +194,6 @@ def unet_flops(unet: UNet2DConditionModel, size: int, channels: int | None = Non
     }
 
 
-
-
 def comparison(
     name_a: str, a: float, name_b: str, b: float, *, unit: str = "", within: float = 0.0, digits: int = 2
 ) -> str:

@@ -160,7 +160,7 @@ def _ground_texture(place: str):
         colour = np.array((0.40, 0.12, 0.075)) * (1 - tint) + np.array((0.58, 0.22, 0.14)) * tint
         mortar = ((u % 1) < 0.08) | ((y * rows) % 1 < 0.16)
         colour = np.where(mortar[..., None], np.array((0.52, 0.36, 0.28)), colour)
-        # Soft edges: a line that is thinner than a pixel of the picture would flicker, and no autoencoder could keep it.
+        # Soft edges: a line thinner than a pixel of the picture would flicker, and no autoencoder could keep it.
         return ndimage.gaussian_filter(colour, (2, 2, 0), mode="wrap")
     if place == "sand":  # ripples, bent by noise
         y = np.arange(n)[:, None] / n
