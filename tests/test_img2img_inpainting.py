@@ -187,7 +187,8 @@ class TestInpaint:
         variant(pipe, StableDiffusionInpaintPipeline, unet=nine).save_pretrained(tmp_path / "inpainter")
         loaded = companion.load(tmp_path / "inpainter", device="cpu")
         assert type(loaded) is StableDiffusionInpaintPipeline
-        result = diffusion.decode(loaded, last_of(edit.inpaint(loaded, picture(), square(), "a", steps=2, guidance_scale=2.0)))
+        last = last_of(edit.inpaint(loaded, picture(), square(), "a", steps=2, guidance_scale=2.0))
+        result = diffusion.decode(loaded, last)
         exact = edit.composite(picture()[None], result, edit.as_mask(square(), 32, 32))
         assert torch.equal(exact[:, :, :8], picture()[None, :, :8]) and exact.shape == (1, 3, 32, 32)
 

@@ -21,16 +21,14 @@ def row(name: str, evaluations: int, *own: float, limit: float | None = None) ->
     return sweeps.Row(name, evaluations, evaluations, distances, list(own), distances, [], 0.01)
 
 
-class TestSweeps:
-    @pytest.fixture(scope="class")
-    def rows(self, pipe):
-        names = ["Euler", "DPM++ 2M Karras", "DDIM", "Euler a"]
-        return list(
-            sweeps.converge(
-                pipe, names, ["ab", "cd"], [1, 2], guidance_scale=2.0, evaluations=(4, 16), reference=24, long=24
-            )
-        )
+@pytest.fixture(scope="module")
+def rows(pipe):
+    names = ["Euler", "DPM++ 2M Karras", "DDIM", "Euler a"]
+    settings = {"guidance_scale": 2.0, "evaluations": (4, 16), "reference": 24, "long": 24}
+    return list(sweeps.converge(pipe, names, ["ab", "cd"], [1, 2], **settings))
 
+
+class TestSweeps:
     def test_each_cell_has_its_cost_and_a_distance_for_each_picture(self, rows):
         assert [(r.sampler, r.evaluations) for r in rows] == list(
             itertools.product(["Euler", "DPM++ 2M Karras", "DDIM", "Euler a"], (4, 16))
