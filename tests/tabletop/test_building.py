@@ -372,7 +372,10 @@ def test_decoder_and_critic_each_follow_their_own_loss():
         assert torch.allclose(sharp[f"critic.{name}"], g, rtol=1e-3, atol=1e-7)
     *real, _ = critic(x)
     *made, verdict = critic(y)
-    please = FEATURE_MATCHING * sum((a - b.detach()).abs().mean() for a, b in zip(made, real, strict=True)) / 3 - verdict.mean()
+    please = (
+        FEATURE_MATCHING * sum((a - b.detach()).abs().mean() for a, b in zip(made, real, strict=True)) / 3
+        - verdict.mean()
+    )
     slopes = [torch.autograd.grad(v, y, retain_graph=True)[0] for v in (((y - x) ** 2).mean(), please)]
     towards = slopes[0] + 0.7 * slopes[0].norm() / slopes[1].norm() * slopes[1]
     weight = decoder.conv_out.weight
