@@ -87,10 +87,12 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    from companion.metrics import fine_contrast, frechet, prompt_accuracy, psnr
+    from companion.metrics import fine_contrast, frechet, psnr
     from companion.pretraining.clip import halved, retrieval
+    from companion.pretraining.judge import COLUMNS, accuracy
     from companion.pretraining.vae import rebuild
-    from companion.tabletop.judge import COLUMNS, Judge, accuracy
+    from companion.tabletop.judge import Judge
+    from companion.tabletop.measures import prompt_accuracy
     from companion.tabletop.samples import held_out
 
     def take(n: int, unit: int = 1) -> int:

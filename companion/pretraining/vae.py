@@ -324,6 +324,14 @@ def sharp_loss(
     return loss
 
 
+def frozen_encoder(vae: AutoencoderKL) -> AutoencoderKL:
+    """The same autoencoder, of which only the decoder trains from now on."""
+    vae.requires_grad_(False)
+    for part in (vae.decoder, vae.post_quant_conv):
+        part.requires_grad_(True)
+    return vae
+
+
 def train_decoder(
     pictures,
     vae: AutoencoderKL,
@@ -346,11 +354,8 @@ def train_decoder(
     `sharpness` a discriminator learns along; the checkpoint holds both, as `vae.` and `discriminator.`. See
     `sharp_loss`, also for `redrawn`.
     """
-    vae.requires_grad_(False)
-    for part in (vae.decoder, vae.post_quant_conv):
-        part.requires_grad_(True)
     torch.manual_seed(seed)
-    model = Players(vae, Discriminator())
+    model = Players(frozen_encoder(vae), Discriminator())
     segments = None if segments is None else torch.as_tensor(segments)
     loss = sharp_loss(torch.as_tensor(pictures), sharpness, batch, bfloat16, segments=segments, redrawn=redrawn)
     ema = ema_copy(model)
