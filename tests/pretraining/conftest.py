@@ -22,7 +22,7 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures, scenes = held_out(32)
     n, size = pictures.shape[:2]
     segments = np.ones((n, size, size), np.uint8)
-    segments[:, 48:80, 40:72] = 2
+    segments[:, 48:80, 32:64] = 2
     columns = dict(
         picture=pictures,
         depth=np.full((n, size, size), 7, np.float16),

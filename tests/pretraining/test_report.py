@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from companion.pretraining.report import curves, strip, table
+from companion.pretraining import report
+from companion.pretraining.report import BARS, curves, strip, table
+from companion.tabletop.samples import held_out
 
 
 def test_the_report_s_table_says_which_bars_are_reached():
@@ -44,3 +47,31 @@ def test_curves_are_those_of_the_logs(tmp_path):
 def test_a_strip_needs_the_weights_of_its_commits():
     with pytest.raises(ValueError, match="git has no data/models/tabletop of commit 'nowhere'"):
         strip({"first": "nowhere"})
+
+
+@pytest.mark.slow
+def test_every_measure_of_the_report_is_taken(tmp_path, monkeypatch):
+    """Held-out renders stand in for all splits, and few pictures are drawn: too few for Fréchet distances."""
+    pictures, scenes = held_out(20)
+    n, size = pictures.shape[:2]
+    segments = np.ones((n, size, size), np.uint8)
+    segments[:, 48:80, 32:64] = 2
+    columns = {
+        "picture": pictures,
+        "segments": segments,
+        "depth": np.full((n, size, size), 7, np.float16),
+        "normals": np.zeros((n, size, size, 3), np.int8),
+        "joints": np.ones((n, 2, 11, 3), np.float32),
+        "boxes": np.full((n, 2, 4), 64, np.float32),
+    }
+    monkeypatch.setattr(report.dataset, "build", lambda folder, split, count: iter([f"{split} of {count}"]))
+    monkeypatch.setattr(
+        report.dataset, "read", lambda folder, split, names, count=None: {k: columns[k][:count] for k in names}
+    )
+    monkeypatch.setattr(report.dataset, "scenes", lambda folder, split, count=None: scenes[:count])
+    said = []
+    found = report.measure(tmp_path, 0.01, said.append)
+    assert BARS.keys() - found.keys() == {"frechet", "frechet_halves", "frechet_ratio"}
+    assert said[:3] == ["drawn val of 500", "drawn test of 500", "drawn withheld of 250"]
+    assert found["vae_psnr_db"] > 30 and found["judge_min_attribute"] > 0.9 and found["prompt_kind"] > 0.5
+    assert len(table(found).splitlines()) == 2 + len(BARS) - 3
