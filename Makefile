@@ -21,6 +21,7 @@ lab: $(VENV)/installed-lab
 
 test: $(VENV)/installed-test chromium
 	$(BIN)/ruff check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 # Every notebook with the versions that Colab has, in .venv-colab, which the test makes.

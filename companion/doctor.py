@@ -222,7 +222,7 @@ def _container(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            return int((root / limit).read_text()), int((root / used).read_text())
+            return int((root / limit).read_text(encoding="utf-8")), int((root / used).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not Linux, the other version of control groups, or "max"
             continue
     return None, 0

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from companion.diffusion import denoise, encode_prompt, noise_predictor
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, ModelMixin, StableDiffusionPipeline
     from openvino import AsyncInferQueue
 
 WEIGHTS, GRAPH = "diffusion_pytorch_model.safetensors", "graph.onnx"
@@ -138,10 +138,10 @@ class Fast:
         )
         steps = denoise(scheduler, predict, latents * scheduler.init_noise_sigma, scheduler.timesteps, generators)
         *_, last = steps
-        x = last.latents
+        x: Any = last.latents
         if output_type == "latent":
             return StableDiffusionPipelineOutput(images=x, nsfw_content_detected=None)
-        images = pipe.image_processor.postprocess(self.decode(x), output_type=output_type)
+        images: Any = pipe.image_processor.postprocess(self.decode(x), output_type=output_type)
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
 
 
@@ -162,7 +162,7 @@ class Compiled:
         ImportError, LookupError: as `Fast` does.
     """
 
-    def __init__(self, part: nn.Module, threads: int | None = None, side_by_side: int = 1) -> None:
+    def __init__(self, part: ModelMixin, threads: int | None = None, side_by_side: int = 1) -> None:
         import openvino
 
         if part.device.type != "cpu":
@@ -241,7 +241,7 @@ class _UNet(nn.Module):
 
 
 class _Decoder(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AutoencoderKL) -> None:
         super().__init__()
         self.model = model
 
@@ -295,6 +295,7 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
             optimize=False,
             verbose=False,
         )
+    assert program is not None  # as it is when dynamo exports
     proto = program.model_proto
     with (folder / WEIGHTS).open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
 from PIL import Image
 
 T = TypeVar("T")
@@ -256,7 +257,7 @@ def overlays(
 
 def curves(
     x: Sequence[float] | Mapping[str, Sequence[float]],
-    lines: Mapping[str, Sequence[float]],
+    lines: Mapping[str, ArrayLike],
     *,
     title: str,
     x_label: str,

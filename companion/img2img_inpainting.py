@@ -31,7 +31,7 @@ from companion.diffusion import (
     predicted_x0,
     sample,
 )
-from companion.latent_diffusion import mean_interval
+from companion.intervals import paired_difference
 from companion.metrics import pictures_to_tensor
 from companion.models import seeded
 from companion.tabletop.caption import caption
@@ -189,7 +189,9 @@ def composite(source: Tensor, result: Tensor, mask: Tensor, feather: int = 0) ->
     feather: the width in pixels, inside the mask, of a soft transition.
     """
     if feather > 0:
-        inside = [ndimage.distance_transform_edt(m) if not m.all() else np.inf + m for m in mask[:, 0].numpy()]
+        inside = [
+            np.asarray(ndimage.distance_transform_edt(m)) if not m.all() else np.inf + m for m in mask[:, 0].numpy()
+        ]
         weight = torch.tensor(np.stack(inside), dtype=source.dtype)[:, None] / (feather + 1)
         result = torch.lerp(source, result, weight.clamp(max=1))
     return torch.where(mask.bool(), result, source)
@@ -553,7 +555,7 @@ def change_outside(pictures: Tensor, sources: Tensor, masks: Tensor) -> tuple[in
     return int(change.max()), float(change.mean())
 
 
-def seams(strip: Tensor, size: int, by: int) -> tuple[float, float]:
+def panorama_joints(strip: Tensor, size: int, by: int) -> tuple[float, float]:
     """Mean difference of neighbouring columns (3, H, W), in grey levels: at a panorama's joints, and everywhere."""
     steps = (strip[:, :, 1:] - strip[:, :, :-1]).abs().mean((0, 1)) * 127.5
     return float(steps[size - 1 :: by].mean()), float(steps.mean())
@@ -562,9 +564,9 @@ def seams(strip: Tensor, size: int, by: int) -> tuple[float, float]:
 def paired(name_a: str, a: Tensor, name_b: str, b: Tensor, unit: str) -> str:
     """A sentence on whether `a` or `b`, measured on the same N pictures, is higher: the mean difference, and its error.
 
-    The error is that of `mean_interval` (95 %); below it nothing is claimed.
+    The error is that of `intervals.paired_difference` (95 %); below it nothing is claimed.
     """
-    mean, low, _ = mean_interval((a - b).tolist())
+    mean, low, _ = paired_difference(a, b)
     error = mean - low
     found = f"({mean:+.1f} {unit}, 95 %: ± {error:.1f})"
     if abs(mean) <= error:

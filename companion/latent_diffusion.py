@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +20,7 @@ from companion.tabletop.scene import WITHHELD
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
     from transformers import CLIPTokenizer
 
 # ---- Text ------------------------------------------------------------------------------------------------------------
@@ -104,11 +104,12 @@ class AttentionRecord:
         return found
 
 
-def attention_probabilities(layer: nn.Module, hidden: Tensor, states: Tensor) -> Tensor:
+def attention_probabilities(layer: Attention, hidden: Tensor, states: Tensor) -> Tensor:
     """What a cross-attention layer of diffusers shares out: softmax(Q K^T / sqrt(d)), (B, heads, places, L).
 
     hidden: the picture's side (B, places, C); states: the text's (B, L, D).
     """
+    assert layer.to_k is not None  # it has keys of its own: only self-attention may do without
     query, key = (layer.head_to_batch_dim(x) for x in (layer.to_q(hidden), layer.to_k(states)))
     return layer.get_attention_scores(query, key).unflatten(0, (len(hidden), layer.heads))
 
@@ -123,7 +124,7 @@ def recorded_attention(unet: UNet2DConditionModel) -> Iterator[AttentionRecord]:
 
     def listen(name: str) -> Callable:
         @torch.no_grad()
-        def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        def hook(layer: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             p = attention_probabilities(layer, hidden, kwargs["encoder_hidden_states"]).mean(1)
             side = math.isqrt(p.shape[1])
@@ -191,40 +192,6 @@ def unet_flops(unet: UNet2DConditionModel, size: int, channels: int | None = Non
         "cross-attention": attention(".attn2"),
         "linear layers": of("Global", "addmm", "mm"),
     }
-
-
-# ---- Measuring shares honestly ---------------------------------------------------------------------------------------
-
-
-def interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """What share is plausible (95 %) after `successes` of `n`: Wilson's interval (1927), good for small n too.
-
-    Raises ValueError unless 0 <= successes <= n and n > 0.
-    """
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"{successes} of {n} is no share; successes must be between 0 and n, and n positive")
-    p = successes / n
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # In exact arithmetic p is inside; rounding must not put it outside.
-    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
-
-
-def difference(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, float, float]:
-    """The share of `a` less that of `b`, each (successes, n), and its 95 % interval (Newcombe, 1998, method 10)."""
-    (low_a, high_a), (low_b, high_b) = interval(*a), interval(*b)
-    p, q = a[0] / a[1], b[0] / b[1]
-    low = p - q - math.hypot(p - low_a, high_b - q)
-    return p - q, low, p - q + math.hypot(high_a - p, q - low_b)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of values (two at least, else the interval is infinite) and its 95 % interval by Student's t."""
-    from scipy.stats import t
-
-    mean, n = float(np.mean(values)), len(values)
-    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else math.inf
-    return mean, mean - half, mean + half
 
 
 def comparison(

@@ -125,7 +125,7 @@ def open_picture(
         except UnidentifiedImageError:
             raise PictureError(_what_it_is(name, data)) from None
         except Image.DecompressionBombError as error:
-            claimed = int(re.search(r"\d+", str(error)).group())
+            claimed = int(re.findall(r"\d+", str(error))[0])
             raise PictureError(f"{name} has {claimed:,} pixels, and the limit is {MAX_PIXELS:,}; {_SMALLER}") from None
         except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error) as error:
             raise PictureError(_broken(name, error, data)) from None
@@ -169,7 +169,7 @@ def fit(
         ends = "left and right" if wide > high else "top and bottom"
         steps.append(f"cropped to its middle, {side} x {side}: {1 - side / max(wide, high):.0%} lost at {ends}")
     elif wide != high and how == "pad":
-        inner = tuple(max(1, round(size * side / max(wide, high))) for side in (wide, high))
+        inner = max(1, round(size * wide / max(wide, high))), max(1, round(size * high / max(wide, high)))
         left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
         box = (left, top, left + inner[0], top + inner[1])
         steps.append(f"padded with bars at {'top and bottom' if wide > high else 'left and right'}")
@@ -378,6 +378,7 @@ def _to_srgb(image: Image.Image, profile: bytes, steps: _Steps) -> Image.Image:
         if "srgb" in name.lower() and image.mode == "RGB":
             return image
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        assert converted is not None  # as it is unless the picture is changed in place
         steps.add(f"colours from {name or 'its profile'} to sRGB")
         return converted
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):

@@ -300,8 +300,8 @@ def _save(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _tidy(notebook: NotebookNode) -> str:
-    """The notebook as text, without what differs from run to run; takes it out of the notebook too."""
+def tidy(notebook: NotebookNode) -> str:
+    """A notebook as it is committed: its text, without what differs from run to run, which leaves the notebook too."""
     notebook.metadata.pop(
         "widgets", None
     )  # GitHub refuses such a notebook; widgets leave their pictures in the outputs
@@ -449,7 +449,7 @@ def execute_in_place(
     try:
         with _sigterm_interrupts():
             for result in _execute_all(jobs, timeout, console):
-                text = _tidy(result.notebook) if result.status == "completed" else ""
+                text = tidy(result.notebook) if result.status == "completed" else ""
                 size = len(text.encode())
                 if size >= MAX_BYTES:
                     _say(console, f"FAIL {result.path.name} would have {size:,} bytes; the limit is {MAX_BYTES:,}.")
@@ -468,7 +468,9 @@ def set_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> Non
     cell = _parameters_cell(notebook)
     # From the last to the first, so that the places of those before stay right. ast counts columns in bytes.
     for name in sorted(parameters, key=lambda name: (nodes[name].lineno, nodes[name].col_offset), reverse=True):
-        source, node = cell.source.encode(), nodes[name]
+        node = nodes[name]
+        assert cell and node.end_lineno and node.end_col_offset  # what ast.parse read in a cell has all three
+        source = cell.source.encode()
         rows = source.splitlines(keepends=True)
         begin = sum(map(len, rows[: node.lineno - 1])) + node.col_offset
         end = sum(map(len, rows[: node.end_lineno - 1])) + node.end_col_offset

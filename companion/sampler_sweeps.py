@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,20 +24,23 @@ import torch
 from torch import Tensor
 
 import companion
-from companion import latent_diffusion as ld
+from companion import diffusion
 from companion.files import sha256, written
+from companion.intervals import mean_interval, paired_ratio, share_difference
+from companion.metrics import frechet
 from companion.samplers import (
-    CATALOGUE,
+    SAMPLERS,
     Denoiser,
     dpm_1,
     dpm_adaptive,
     dpm_fast,
-    find,
-    nearest,
-    sample,
+    find_sampler,
     sigmas_for,
+    solve,
     start,
 )
+from companion.schedules import nearest
+from companion.tabletop import measures
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -62,9 +64,17 @@ LONG = 60
 GUIDE_STEPS = 40
 #: Whose pictures are judged; the others are compared by distances alone.
 JUDGED = (
-    "Euler", "Euler a", "Heun Karras", "DDIM", "PLMS", "LMS Karras", "DPM++ 2M Karras", "DPM++ SDE Karras", "UniPC",
+    "Euler",
+    "Euler a",
+    "Heun Karras",
+    "DDIM",
+    "PLMS",
+    "LMS Karras",
+    "DPM++ 2M Karras",
+    "DPM++ SDE Karras",
+    "UniPC",
     "UniPC Karras",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def denoiser(pipe: StableDiffusionPipeline, prompts: str | Sequence[str], guidan
     try:
         from companion.fast import Fast
 
-        return Denoiser(pipe, prompts, guidance_scale, predict=Fast(pipe).noise_pred)
+        return Denoiser(pipe, prompts, guidance_scale, unet=Fast(pipe).noise_pred)
     except (ImportError, LookupError):
         return Denoiser(pipe, prompts, guidance_scale)
 
@@ -141,41 +151,45 @@ def converge(
         reference: steps of Heun's on Karras' levels that stand for the exact path (twice as many evaluations).
         done: (sampler, evaluations) to leave out.
     """
-    names = [find(name).name for name in names]
+    names = [find_sampler(name).name for name in names]
     wanted = [(name, n) for name in names for n in evaluations if (name, n) not in set(done)]
     if not wanted:
         return
     model, seeds = denoiser(pipe, prompts, guidance_scale), list(seeds)
-    judged = ld.can_be_judged(pipe)
+    judged = measures.can_be_judged(pipe)
 
     def end(name: str, steps: int) -> tuple[Tensor, int, float]:
         begin, before = time.perf_counter(), model.evaluations
         sigmas = sigmas_for(name, model.levels, steps)
-        *_, last = sample(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
+        *_, last = solve(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
         return last.x, model.evaluations - before, (time.perf_counter() - begin) / len(seeds)
 
     sigmas = sigmas_for("Heun Karras", model.levels, reference)
-    *_, low, last = sample(model, start(pipe, seeds, sigmas), sigmas, "Heun Karras")
+    *_, low, last = solve(model, start(pipe, seeds, sigmas), sigmas, "Heun Karras")
     guide = end("Euler", GUIDE_STEPS)[0]
-    seen = _features(pipe, last.x) if judged else None
+    seen = _features(pipe, last.x) if judged else torch.zeros(())
     owns: dict[str, Tensor] = {}
     for name, n in wanted:
-        sampler = find(name)
+        sampler = find_sampler(name)
         if name not in owns:
             stops = sampler.ends_low or sampler.function in (dpm_fast, dpm_adaptive)
             owns[name] = end(name, sampler.steps_for(long))[0] if sampler.stochastic else low.x if stops else last.x
         x, spent, seconds = end(name, sampler.steps_for(n))
         features = [round(v, 4) for v in (_features(pipe, x) - seen).norm(dim=1).tolist()] if judged else []
         yield Row(
-            name, sampler.steps_for(n), spent, apart(x, last.x), apart(x, owns[name]), apart(x, guide), features,
+            name,
+            sampler.steps_for(n),
+            spent,
+            apart(x, last.x),
+            apart(x, owns[name]),
+            apart(x, guide),
+            features,
             round(seconds, 4),
-        )  # fmt: skip
+        )
 
 
 def _features(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
-    from companion.metrics import picture_features
-
-    return picture_features(ld.decode(pipe, latents))
+    return measures.picture_features(diffusion.decode(pipe, latents))
 
 
 def appraise(
@@ -191,22 +205,21 @@ def appraise(
 
     Raises ValueError for a model whose pictures the judge cannot read.
     """
-    from companion.metrics import read
     from companion.tabletop.caption import Wish, caption
     from companion.tabletop.samples import held_out
 
-    if not ld.can_be_judged(pipe):
-        raise ValueError(ld.NOT_JUDGED)
+    if not measures.can_be_judged(pipe):
+        raise ValueError(measures.NOT_JUDGED)
     _, scenes = held_out(pictures)
     seeds = list(range(pictures))
     model = denoiser(pipe, [caption(scene) for scene in scenes], guidance_scale)
     wishes = [Wish.of(scene) for scene in scenes]
     for name, n in ((name, n) for name in names for n in evaluations if (name, n) not in set(done)):
-        sampler, before = find(name), model.evaluations
+        sampler, before = find_sampler(name), model.evaluations
         sigmas = sigmas_for(name, model.levels, sampler.steps_for(n))
-        *_, last = sample(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
-        drawn = ld.decode(pipe, last.x)
-        met = [reading.meets(wish)["all"] for reading, wish in zip(read(drawn), wishes, strict=True)]
+        *_, last = solve(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
+        drawn = diffusion.decode(pipe, last.x)
+        met = [reading.meets(wish)["all"] for reading, wish in zip(measures.read(drawn), wishes, strict=True)]
         yield Quality(name, sampler.steps_for(n), model.evaluations - before, met, round(to_renders(drawn), 3))
 
 
@@ -215,18 +228,15 @@ def to_renders(pictures: Tensor, parts: int = 12) -> float:
 
     With few pictures the covariance of all 160 features cannot be estimated. Compare only equal numbers of pictures.
     """
-    from companion.metrics import frechet, picture_features
-
     middle, directions, theirs = _renders_features(parts)
-    return frechet((picture_features(pictures) - middle) @ directions, theirs)
+    return frechet((measures.picture_features(pictures) - middle) @ directions, theirs)
 
 
 @lru_cache
 def _renders_features(parts: int) -> tuple[Tensor, Tensor, Tensor]:
-    from companion.metrics import picture_features
     from companion.tabletop.samples import held_out
 
-    features = picture_features(held_out()[0])
+    features = measures.picture_features(held_out()[0])
     middle = features.mean(0)
     _, _, directions = torch.linalg.svd(features - middle, full_matrices=False)
     return middle, directions[:parts].T, (features - middle) @ directions[:parts].T
@@ -282,8 +292,6 @@ def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
 
     None for another model, and when nothing is stored or not all of it.
     """
-    from companion.models import find as find_model
-
     path = path or results()
     if name != "tabletop":
         return None, "Stored sweeps are of the course's own model: what follows was measured above."
@@ -294,9 +302,9 @@ def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
         )
     found = Sweep.load(path)
     measured = {row.sampler for row in found.rows}
-    if not measured.issuperset(CATALOGUE.keys() - {"DPM (first order)"}) or not found.quality:
+    if not measured.issuperset(SAMPLERS.keys() - {"DPM (first order)"}) or not found.quality:
         return None, f"The stored sweep is not whole (`{COMMAND}` goes on with it): what follows was measured above."
-    if found.weights != weights_sum(find_model(name).folder):
+    if found.weights != weights_sum(companion.DATA / "models" / name):
         return (
             found,
             f"NOTE: the stored sweep is of OTHER WEIGHTS than those in data/models; `{COMMAND}` makes it anew.",
@@ -317,38 +325,32 @@ def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> It
 
     path = path or results()
     entry = find_model("tabletop")
-    names = [name for name, sampler in CATALOGUE.items() if sampler.function is not dpm_1]  # that one is Euler
+    names = [name for name, sampler in SAMPLERS.items() if sampler.function is not dpm_1]  # that one is Euler
     names.insert(names.index("LMS"), "Heun Karras")
     setting = {"prompts": list(PROMPTS), "seeds": seeds, "pictures": pictures, "guidance_scale": entry.guidance}
-    found = Sweep(weights_sum(entry.folder), setting)
+    found = Sweep(weights_sum(companion.DATA / "models" / entry.name), setting)
     if path.is_file() and (old := Sweep.load(path)) and (old.weights, old.setting) == (found.weights, setting):
         found = old
     pipe = load("tabletop")
     prompts, repeated = crossed(PROMPTS, seeds)
     # A cell is known by the evaluations that were asked for: some samplers take one less.
-    asked = {(find(n).name, find(n).steps_for(e)): (n, e) for n in (*names, *JUDGED) for e in EVALUATIONS}
+    asked = {
+        (find_sampler(n).name, find_sampler(n).steps_for(e)): (n, e) for n in (*names, *JUDGED) for e in EVALUATIONS
+    }
     done = [[asked[row.sampler, row.steps] for row in part] for part in (found.rows, found.quality)]
     total = (len(names) + len(JUDGED)) * len(EVALUATIONS)
     cells = converge(pipe, names, prompts, repeated, guidance_scale=entry.guidance, done=done[0])
     appraised = appraise(pipe, guidance_scale=entry.guidance, pictures=pictures, done=done[1])
     for cell in itertools.chain(cells, appraised):
-        (found.rows if isinstance(cell, Row) else found.quality).append(cell)
+        if isinstance(cell, Row):
+            found.rows.append(cell)
+        else:
+            found.quality.append(cell)
         found.save(path)
         yield len(found.rows) + len(found.quality), total, found
 
 
 # ---- What the numbers say --------------------------------------------------------------------------------------------
-
-
-def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """How many times larger `a` is than `b`, picture by picture: geometric mean, 95 % interval (Student)."""
-    if len(a) != len(b) or len(a) < 2:
-        raise ValueError(
-            f"{len(a)} and {len(b)} values cannot be compared in pairs; give as many of both, two at least"
-        )
-    logs = np.log(np.maximum(a, 1e-9)) - np.log(np.maximum(b, 1e-9))
-    middle, low, high = ld.mean_interval(logs)
-    return math.exp(middle), math.exp(low), math.exp(high)
 
 
 def pick(rows: Sequence[Any], name: str, evaluations: int) -> Any:
@@ -405,20 +407,20 @@ def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> lis
             continue
         after = [f"{np.mean(row.own):.3f} after {row.steps}" for row in measured]
         text = f"{', '.join(after)}; small is {small:.3f}"
-        found.append(Claim(statement, text, _verdict(*ld.mean_interval(measured[0].own)[1:], small)))
-    r, low, high = ratio(pick(rows, "DPM++ 2M Karras", 20).limit, pick(rows, "Euler", 20).limit)
+        found.append(Claim(statement, text, _verdict(*mean_interval(measured[0].own)[1:], small)))
+    r, low, high = paired_ratio(pick(rows, "DPM++ 2M Karras", 20).limit, pick(rows, "Euler", 20).limit)
     found.append(
         Claim("DPM++ 2M Karras is fast", f"{r:.2f} of Euler's distance at 20 evaluations", _verdict(low, high))
     )
-    r, low, high = ratio(pick(rows, "Heun", 20).limit, pick(rows, "Euler", 20).limit)
+    r, low, high = paired_ratio(pick(rows, "Heun", 20).limit, pick(rows, "Euler", 20).limit)
     text = f"{r:.2f} of Euler's distance at 20 evaluations, which are half as many steps"
     found.append(Claim("Heun: fewer steps make up for its price", text, _verdict(low, high)))
-    names = [n for n in dict.fromkeys(row.sampler for row in rows) if find(n).stochastic]
+    names = [n for n in dict.fromkeys(row.sampler for row in rows) if find_sampler(n).stochastic]
     for name in names:
         few, many = pick(rows, name, 10), pick(rows, name, 30)
-        r = ratio(many.own, few.own)[0]
+        r = paired_ratio(many.own, few.own)[0]
         # The claim is that the picture is another one for another number of steps.
-        moved, *ends = ld.mean_interval(many.own)
+        moved, *ends = mean_interval(many.own)
         text = (
             f"{moved:.2f} from its picture of {LONG} evaluations after {many.evaluations}, {r:.2f} times as far as "
             f"after {few.evaluations}"
@@ -442,7 +444,7 @@ def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
             yield Claim(statement, "", NOT_MEASURED)
             continue
         row = measured[-1]
-        d, low, high = ld.difference((sum(row.met), len(row.met)), (sum(best.met), len(best.met)))
+        d, low, high = share_difference((sum(row.met), len(row.met)), (sum(best.met), len(best.met)))
         text = (
             f"{sum(row.met)} of {len(row.met)} as asked at {row.steps} steps; {sum(best.met)} by the best with most "
             f"({best.sampler}, {best.evaluations}); Fréchet distance {row.frechet:.2f}, there {best.frechet:.2f}"

@@ -2,16 +2,16 @@
 
     denoise = Denoiser(pipe, "a red ball on grass by day", guidance_scale=3.0)
     sigmas = sigmas_for("DPM++ 2M Karras", denoise.levels, 20)
-    *_, last = sample(denoise, start(pipe, seeds := [7], sigmas), sigmas, "DPM++ 2M Karras", seeds=seeds)
+    *_, last = solve(denoise, start(pipe, seeds := [7], sigmas), sigmas, "DPM++ 2M Karras", seeds=seeds)
 
 All of them work with x = x0 + sigma * noise, the form of Karras et al. (EDM, arXiv 2206.00364), and ask a denoiser
 D(x, sigma) what x0 is. They solve dx / dsigma = (x - D(x, sigma)) / sigma, equation 3 of that paper, from a large sigma
-down; those that are stochastic add noise on the way. D may be a network or, for a mixture of Gaussians, a formula.
+down; stochastic samplers add noise on the way. D may be a network, or the formula of a `companion.mixture.Mixture`.
+The noise levels that they visit are in `companion.schedules`.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,143 +23,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion import latent_diffusion as ld
+from companion.diffusion import UNet, decode, noise_predictor, starting_noise
 from companion.models import seeded
+from companion.schedules import Levels, check_sigmas, nearest, schedule
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, StableDiffusionPipeline
 
-#: D(x, sigma): x0 as believed, of the shape of x (N, ...), for noise of standard deviation sigma.
+#: D(x, sigma): what it takes x0 to be, in the shape of x (N, ...), when the noise in x has standard deviation sigma.
 Model = Callable[[Tensor, float], Tensor]
-#: Standard normal numbers of the shape of x for the way from one sigma to a smaller one.
+#: Standard normal numbers in the shape of x, for the step from one sigma to a smaller one.
 Noise = Callable[[float, float], Tensor]
 
 
-class Step(NamedTuple):
-    """What a sampler yields: `index` 0, 1, ...; `sigma`, the noise level that `x` has now; `x0`, what D last said."""
+class SolverStep(NamedTuple):
+    """One step of a sampler.
+
+    Attributes:
+        index: 0, 1, ...
+        sigma: the noise level of `x`, at which the step ended.
+        x: (N, ...).
+        x0: (N, ...), the denoiser's last answer.
+    """
 
     index: int
     sigma: float
     x: Tensor
     x0: Tensor
-
-
-# ---- Noise levels and schedules --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Levels:
-    """The noise levels that a network was trained at: `sigmas` (T,), float64, rising with the timestep."""
-
-    sigmas: Tensor
-
-    @classmethod
-    def of(cls, scheduler: SchedulerMixin) -> Levels:
-        """Those of a diffusers scheduler: sigma = sqrt((1 - a) / a), a its cumulated alpha."""
-        a = scheduler.alphas_cumprod.double().cpu()
-        return cls(((1 - a) / a).sqrt())
-
-    @property
-    def lowest(self) -> float:
-        return float(self.sigmas[0])
-
-    @property
-    def highest(self) -> float:
-        return float(self.sigmas[-1])
-
-    def sigma(self, timesteps: Any) -> Tensor:
-        """Sigmas of timesteps, which may be fractions: log sigma is taken as straight between two of them."""
-        t = np.asarray(timesteps, dtype=float)
-        return torch.as_tensor(np.exp(np.interp(t, np.arange(len(self.sigmas)), self.sigmas.log().numpy())))
-
-    def timestep(self, sigmas: Any) -> Tensor:
-        """The inverse of `sigma`; what is outside of the training's range gets its nearest end."""
-        u = np.log(np.maximum(np.asarray(sigmas, dtype=float), 1e-12))
-        return torch.as_tensor(np.interp(u, self.sigmas.log().numpy(), np.arange(len(self.sigmas), dtype=float)))
-
-
-def _linspace(levels: Levels, n: int) -> Tensor:
-    return levels.sigma(np.linspace(len(levels.sigmas) - 1, 0, n) if n > 1 else [len(levels.sigmas) - 1])
-
-
-def _open_linspace(levels: Levels, n: int) -> Tensor:
-    t = np.linspace(0, len(levels.sigmas) - 1, n + 1)[:0:-1]
-    return levels.sigma(t.round() if n < len(levels.sigmas) else t)  # whole timesteps, as long as there are enough
-
-
-def _leading(levels: Levels, n: int) -> Tensor:
-    ratio = len(levels.sigmas) // n
-    # SD's offset of 1; with as many steps as timesteps there is no room for it.
-    return levels.sigma((np.arange(n) * ratio + (ratio > 1))[::-1])
-
-
-def _trailing(levels: Levels, n: int) -> Tensor:
-    total = len(levels.sigmas)
-    return levels.sigma(np.round(total - np.arange(n) * total / n) - 1)
-
-
-def karras(low: float, high: float, n: int, rho: float = 7.0) -> Tensor:
-    """`n` levels from `high` to `low`, evenly spaced in sigma^(1/rho) (EDM, arXiv 2206.00364, equation 5)."""
-    return (high ** (1 / rho) + torch.linspace(0, 1, n).double() * (low ** (1 / rho) - high ** (1 / rho))) ** rho
-
-
-def _beta(levels: Levels, n: int) -> Tensor:
-    from scipy.stats import beta
-
-    return levels.sigma(beta.ppf(1 - np.linspace(0, 1, n), 0.6, 0.6) * (len(levels.sigmas) - 1))
-
-
-#: Each gives `n` falling sigmas; what stands at the very end (0, or the lowest level) is the sampler's affair.
-SCHEDULES: dict[str, Callable[[Levels, int], Tensor]] = {
-    "linspace": _linspace,  # evenly spaced timesteps from the last to the first: SD's own in the web interfaces
-    "open linspace": _open_linspace,  # the same without the first timestep: diffusers' DPM-Solver, UniPC and DEIS
-    "leading": _leading,  # every k-th timestep from the first on: DDIM and PLMS as Stable Diffusion ships them
-    "trailing": _trailing,  # every k-th from the last down (arXiv 2305.08891)
-    "karras": lambda levels, n: karras(levels.lowest, levels.highest, n),
-    "exponential": lambda levels, n: (
-        torch.linspace(math.log(levels.highest), math.log(levels.lowest), n).double().exp()
-    ),
-    "beta": _beta,  # timesteps at the quantiles of a Beta(0.6, 0.6) distribution: dense at both ends (arXiv 2407.12173)
-}
-
-
-def schedule(name: str, levels: Levels, steps: int, last: float | None = 0.0) -> Tensor:
-    """The noise levels (steps + 1,) that a sampler visits, falling; they end at `last`, or before it when it is None.
-
-    Raises:
-        ValueError: for an unknown schedule, or a number of steps outside of 1 to the training's.
-    """
-    if name not in SCHEDULES:
-        raise ValueError(f"there is no schedule {name!r}; {nearest(name, SCHEDULES)}")
-    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= len(levels.sigmas):
-        raise ValueError(
-            f"steps={steps} is outside 1 to {len(levels.sigmas)}, the steps of the training; 20 is usually enough"
-        )
-    sigmas = SCHEDULES[name](levels, int(steps))
-    return sigmas if last is None else torch.cat([sigmas, torch.tensor([last], dtype=sigmas.dtype)])
-
-
-def nearest(name: str, known: Mapping[str, Any]) -> str:
-    """What to say of a name that is not known: the nearest ones, or all."""
-    lower = {k.lower(): k for k in known}
-    near = [lower[k] for k in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
-    return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there are: {', '.join(known)}"
-
-
-def check_sigmas(sigmas: Tensor) -> list[float]:
-    """Sigmas as numbers. Raises ValueError unless they are two or more, finite, falling, and none but the last is 0."""
-    values = torch.as_tensor(sigmas).double().flatten().tolist()
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} noise levels make no step; give two or more, from noisy to clean")
-    for i, (s, t) in enumerate(itertools.pairwise(values)):
-        if not (math.isfinite(s) and math.isfinite(t) and t >= 0):
-            raise ValueError(f"noise levels must be finite and not negative; sigmas[{i}:{i + 2}] are {s:g} and {t:g}")
-        if not t < s:
-            raise ValueError(
-                f"a schedule must fall at every step, but sigmas[{i + 1}]={t:g} is not below sigmas[{i}]={s:g}; "
-                "sort them from noisy to clean, each only once"
-            )
-    return values
 
 
 # ---- Noise for the samplers that want it -----------------------------------------------------------------------------
@@ -230,6 +120,11 @@ def _as_many(seeds: Sequence[int], x: Tensor) -> list[int]:
     return seeds
 
 
+def silent(s: float, t: float) -> Tensor:
+    """The noise of a sampler that was given none. Raises ValueError: it was asked to add some all the same."""
+    raise ValueError("this sampler adds noise: give it a source of noise, such as Independent or Brownian")
+
+
 # ---- The samplers ----------------------------------------------------------------------------------------------------
 #
 # In all of them s is the noise level that a step begins at, t the one it ends at, h = log(s / t), and x0 what the model
@@ -249,7 +144,7 @@ def ancestral(s: float, t: float, eta: float) -> tuple[float, float]:
     return max(t**2 - up**2, 0.0) ** 0.5, up
 
 
-def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 0.0) -> Iterator[Step]:
+def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0) -> Iterator[SolverStep]:
     """Straight on along the slope (EDM, arXiv 2206.00364, algorithm 1); with eta > 0, ancestral.
 
     DDIM (arXiv 2010.02502, equation 12) is the same in other coordinates, its eta included.
@@ -260,10 +155,10 @@ def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *
         x = x + (down - s) * (x - x0) / s if down else x0
         if up:
             x = x + up * noise(s, t)
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
-def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None) -> Iterator[Step]:
+def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
     """Euler's step, then the mean of the slopes at both of its ends (EDM, algorithm 1, lines 6 to 8)."""
     for i, (s, t) in _steps(sigmas):
         x0 = model(x, s)
@@ -272,10 +167,10 @@ def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None) ->
             there = x + (t - s) * d
             d = (d + (there - model(there, t)) / t) / 2
         x = x + (t - s) * d
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
-def dpm_2(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 0.0) -> Iterator[Step]:
+def dpm_2(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0) -> Iterator[SolverStep]:
     """The slope at the middle of log sigma, used for the whole step (after DPM-Solver-2, arXiv 2206.00927)."""
     for i, (s, t) in _steps(sigmas):
         x0 = model(x, s)
@@ -287,12 +182,12 @@ def dpm_2(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *
         x = x + (down - s) * d
         if up:
             x = x + up * noise(s, t)
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
 def adams(
-    model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, order: int = 4, log: bool = False
-) -> Iterator[Step]:
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, order: int = 4, log: bool = False
+) -> Iterator[SolverStep]:
     """Integrate the polynomial through the last `order` slopes (Adams and Bashforth, 1883).
 
     LMS takes it in sigma; DEIS (arXiv 2204.13902, tAB with rho in logarithm) in log sigma, where slopes bend less.
@@ -311,10 +206,10 @@ def adams(
             others = [f(past[m]) for m in range(len(past[:k])) if m != j]
             basis = math.prod([(f(at) - o) / (f(past[j]) - o) for o in others], start=np.ones_like(at))
             x = x + float((t - s) / 2 * (weights * basis).sum()) * slope
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
-def plms(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None) -> Iterator[Step]:
+def plms(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
     """Adams and Bashforth's coefficients for even steps on the predicted noise (PNDM, arXiv 2202.09778, equation 12).
 
     The steps are even in the timestep and not in sigma, hence the "pseudo" of the paper's title. The first step asks
@@ -330,12 +225,12 @@ def plms(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None) ->
             there = x + (t - s) * d
             d = (d + (there - model(there, t)) / t) / 2
         x = x + (t - s) * d
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
 def dpmpp_2s(
-    model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 1.0
-) -> Iterator[Step]:
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 1.0
+) -> Iterator[SolverStep]:
     """Believe the x0 at the middle of log sigma for the whole step (DPM-Solver++ 2S, arXiv 2211.01095, algorithm 1)."""
     for i, (s, t) in _steps(sigmas):
         x0 = belief = model(x, s)
@@ -346,12 +241,12 @@ def dpmpp_2s(
         x = down / s * x + (1 - down / s) * belief
         if up:
             x = x + up * noise(s, t)
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
 def dpmpp_sde(
-    model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 1.0
-) -> Iterator[Step]:
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 1.0
+) -> Iterator[SolverStep]:
     """Like 2S, with noise in both of its half-ways: k-diffusion's solver of the reverse SDE by DPM-Solver++."""
     for i, (s, t) in _steps(sigmas):
         x0 = belief = model(x, s)
@@ -364,17 +259,17 @@ def dpmpp_sde(
         x = down / s * x + (1 - down / s) * belief
         if up:
             x = x + up * noise(s, t)
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
 def dpmpp_2m(
-    model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 0.0
-) -> Iterator[Step]:
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0
+) -> Iterator[SolverStep]:
     """Go on with the line through the last two x0, over log sigma (DPM-Solver++ 2M, arXiv 2211.01095, algorithm 2).
 
     eta = 1 solves the SDE: SDE-DPM-Solver++(2M), equation 19 with the multistep difference of algorithm 2.
     """
-    before = h_before = None
+    before, h_before = None, 1.0
     for i, (s, t) in _steps(sigmas):
         x0 = belief = model(x, s)
         if not t:
@@ -387,12 +282,12 @@ def dpmpp_2m(
             if eta:
                 x = x + t * (-math.expm1(-2 * eta * h)) ** 0.5 * noise(s, t)
             before, h_before = x0, h
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
 def dpmpp_3m(
-    model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 1.0
-) -> Iterator[Step]:
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 1.0
+) -> Iterator[SolverStep]:
     """Like 2M, with the parabola through the last three x0 (after DPM-Solver-3's expansion, arXiv 2211.01095)."""
     past: list[tuple[Tensor, float]] = []  # x0 and the step h that followed it, newest first
     for i, (s, t) in _steps(sigmas):
@@ -415,10 +310,10 @@ def dpmpp_3m(
             if eta:
                 x = x + t * (-math.expm1(-2 * eta * h)) ** 0.5 * noise(s, t)
             past = [(x0, h), *past][:2]
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
-def unipc(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, order: int = 2) -> Iterator[Step]:
+def unipc(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, order: int = 2) -> Iterator[SolverStep]:
     """Predict from the last x0's; redo the step once the model has spoken at its end (UniPC, arXiv 2302.04867).
 
     The corrector costs no evaluation: what it asks for is what the next step begins with. B(h) = e^h - 1, "bh2".
@@ -433,7 +328,7 @@ def unipc(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *
         past = [(s, x0), *past][:order]
         p = min(len(past), total - i)  # the end is taken with care
         begin, x = x, _unipc_step(x, past[:p], t, [])
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
 def _unipc_step(x: Tensor, past: list[tuple[float, Tensor]], t: float, ahead: list[tuple[float, Tensor]]) -> Tensor:
@@ -477,17 +372,17 @@ def dpm_solver(model: Model, x: Tensor, s: float, t: float, order: int) -> tuple
     return solutions, x0
 
 
-def dpm_1(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None) -> Iterator[Step]:
+def dpm_1(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
     """DPM-Solver-1 at every step. Written out, it is Euler's step: t * (e^h - 1) = s - t."""
     for i, (s, t) in _steps(sigmas):
         if t:
             (x,), x0 = dpm_solver(model, x, s, t, 1)
         else:
             x = x0 = model(x, s)
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
-def dpm_fast(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None) -> Iterator[Step]:
+def dpm_fast(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
     """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many third-order steps as the evaluations pay for.
 
     Of the schedule it takes the ends and the number of steps n, which it spends as evaluations; its own steps are even
@@ -499,13 +394,21 @@ def dpm_fast(model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None
     for i, (order, (s, t)) in enumerate(zip(orders, itertools.pairwise(levels.tolist()), strict=True)):
         solutions, x0 = dpm_solver(model, x, s, t, order)
         x = solutions[-1]
-        yield Step(i, t, x, x0)
+        yield SolverStep(i, t, x, x0)
 
 
 def dpm_adaptive(
-    model: Model, x: Tensor, sigmas: Tensor, noise: Noise | None = None, *,
-    order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h: float = 0.05, most: int = 10_000,
-) -> Iterator[Step]:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise = silent,
+    *,
+    order: int = 3,
+    rtol: float = 0.05,
+    atol: float = 0.0078,
+    h: float = 0.05,
+    most: int = 10_000,
+) -> Iterator[SolverStep]:
     """Steps as long as two neighbouring orders agree (DPM-Solver-12 and -23, arXiv 2206.00927, appendix C).
 
     The step's length follows the error by k-diffusion's rule, whose defaults these are. Of the schedule only the ends
@@ -535,7 +438,7 @@ def dpm_adaptive(
         h *= factor
         if factor >= 0.81:
             before, x, s = lower, higher, t
-            yield Step(i, t, x, x0)
+            yield SolverStep(i, t, x, x0)
             i += 1
         elif spent >= most:
             raise ArithmeticError(f"after {spent} evaluations sigma is still {s:g}; allow a larger error than {rtol=}")
@@ -558,7 +461,7 @@ class Sampler:
     """One name of the web interfaces.
 
     Attributes:
-        function: called as function(model, x, sigmas, noise, **options); yields `Step`s.
+        function: called as function(model, x, sigmas, noise, **options); yields `SolverStep`s.
         order: how the error falls with the step h: as h^order. For stochastic ones, that of the solver without noise.
         about, paper: one line, and where it is from.
         per_step: evaluations of the model a step, 0 when it chooses its steps itself.
@@ -570,7 +473,7 @@ class Sampler:
     """
 
     name: str
-    function: Callable[..., Iterator[Step]]
+    function: Callable[..., Iterator[SolverStep]]
     order: int
     about: str
     paper: str
@@ -597,16 +500,17 @@ class Sampler:
         return max(1, (evaluations + 1) // 2 if self.per_step == 2 else evaluations - (self.function is plms))
 
     def stock(self, config: Mapping[str, Any]) -> SchedulerMixin:
-        """Its diffusers scheduler, with the betas of `config` (of another scheduler).
+        """Its diffusers scheduler, with the betas (and the offset of the steps) of `config`, another scheduler's.
 
         Raises ValueError when diffusers has none that is the same algorithm, or none with Karras' levels.
         """
         import diffusers
 
         if not self.scheduler:
-            raise ValueError(f"diffusers has no scheduler that is {self.name}; use companion.samplers.sample for it")
+            raise ValueError(f"diffusers has no scheduler that is {self.name}; use companion.samplers.solve for it")
         kind = getattr(diffusers, self.scheduler)
         keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+        keys += ("steps_offset",)  # only "leading" steps have one, but pipelines warn of a scheduler that has none
         settings = {key: config[key] for key in keys if key in config} | dict(self.settings)
         if self.levels == "karras":
             import inspect
@@ -620,112 +524,211 @@ class Sampler:
 EDM = "Karras et al. 2022, arXiv 2206.00364"
 DPM_SOLVER = "Lu et al. 2022, arXiv 2206.00927"
 DPM_SOLVER_PP = "Lu et al. 2022, arXiv 2211.01095"
-_LIKE_SD = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+_LIKE_SD = {"set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
 _OWN_STEPS = "it places its steps itself"
-
-
-def _catalogue() -> Iterator[Sampler]:
-    yield Sampler("Euler", euler, 1, "straight on along the slope", EDM, scheduler="EulerDiscreteScheduler")
-    yield Sampler(
-        "Euler a", euler, 1, "Euler to below the next level, then noise up to it", "k-diffusion, after DDPM's chain",
-        stochastic=True, scheduler="EulerAncestralDiscreteScheduler", options={"eta": 1.0},
-    )  # fmt: skip
-    yield Sampler(
-        "Heun", heun, 2, "the mean of the slopes at both ends of a step", EDM, 2, scheduler="HeunDiscreteScheduler"
-    )
-    yield (lms := Sampler(
-        "LMS", adams, 4, "the polynomial through the last four slopes", "Adams and Bashforth 1883, in k-diffusion",
-        scheduler="LMSDiscreteScheduler",
-    ))  # fmt: skip
-    yield _with_karras(lms)
-    yield Sampler(
-        "DDIM", euler, 1, "Euler's step in other coordinates, on every k-th timestep",
-        "Song et al. 2020, arXiv 2010.02502", levels="leading", ends_low=True, karras=False,
-        why_not="it visits timesteps of the training; with other levels it is Euler, so ask for 'Euler Karras'",
-        scheduler="DDIMScheduler", settings=_LIKE_SD,
-    )  # fmt: skip
-    yield Sampler(
-        "PLMS", plms, 4, "the last four noises, by the coefficients for even steps",
-        "Liu et al. 2022, arXiv 2202.09778", levels="leading", ends_low=True, karras=False,
-        why_not="its coefficients hold for even timesteps only; 'LMS Karras' has those for uneven ones",
-        scheduler="PNDMScheduler",
-        settings={"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"},
-    )  # fmt: skip
-    yield Sampler("DPM (first order)", dpm_1, 1, "DPM-Solver-1, which is Euler's step written otherwise", DPM_SOLVER)
-    dpm2 = Sampler(
-        "DPM2", dpm_2, 2, "the slope at the middle of log sigma", DPM_SOLVER, 2, scheduler="KDPM2DiscreteScheduler"
-    )
-    dpm2_a = Sampler(
-        "DPM2 a", dpm_2, 2, "DPM2 to below the next level, then noise", DPM_SOLVER, 2, stochastic=True,
-        scheduler="KDPM2AncestralDiscreteScheduler", options={"eta": 1.0},
-    )  # fmt: skip
-    yield from (dpm2, dpm2_a, _with_karras(dpm2), _with_karras(dpm2_a))
-    yield (two_s := Sampler(
-        "DPM++ 2S a", dpmpp_2s, 2, "x0 at the middle of log sigma, then noise", DPM_SOLVER_PP, 2, stochastic=True,
-    ))  # fmt: skip
-    yield _with_karras(two_s)
-    yield (two_m := Sampler(
-        "DPM++ 2M", dpmpp_2m, 2, "the line through the last two x0", DPM_SOLVER_PP,
-        scheduler="DPMSolverMultistepScheduler", settings={"algorithm_type": "dpmsolver++", "solver_order": 2},
-    ))  # fmt: skip
-    yield _with_karras(two_m)
-    yield (sde := Sampler(
-        "DPM++ SDE", dpmpp_sde, 2, "2S with noise in both halves, from a Brownian path", DPM_SOLVER_PP, 2,
-        stochastic=True, brownian=True, scheduler="DPMSolverSDEScheduler",
-    ))  # fmt: skip
-    yield _with_karras(sde)
-    yield (two_m_sde := Sampler(
-        "DPM++ 2M SDE", dpmpp_2m, 2, "2M for the SDE: a longer step, and noise", DPM_SOLVER_PP, stochastic=True,
-        brownian=True, scheduler="DPMSolverMultistepScheduler", options={"eta": 1.0},
-        settings={"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
-    ))  # fmt: skip
-    yield _with_karras(two_m_sde)
-    # diffusers' third-order SDE step has the sign of one term wrong (tests/test_samplers.py shows it).
-    yield Sampler(
-        "DPM++ 3M SDE", dpmpp_3m, 3, "the parabola through the last three x0, and noise", DPM_SOLVER_PP,
-        stochastic=True, brownian=True,
-    )  # fmt: skip
-    yield Sampler(
-        "DPM fast", dpm_fast, 3, "third-order steps, as many as the evaluations pay for", DPM_SOLVER,
-        karras=False, why_not=_OWN_STEPS,
-    )  # fmt: skip
-    yield Sampler(
-        "DPM adaptive", dpm_adaptive, 3, "steps as long as two orders agree", DPM_SOLVER, 0, karras=False,
-        why_not=_OWN_STEPS,
-    )  # fmt: skip
-    yield Sampler(
-        "UniPC", unipc, 3, "2M's prediction, corrected afterwards at no cost", "Zhao et al. 2023, arXiv 2302.04867",
-        scheduler="UniPCMultistepScheduler", settings={"solver_order": 2},
-    )  # fmt: skip
-    yield Sampler(
-        "DEIS", adams, 2, "the line through the last two slopes, over log sigma",
-        "Zhang and Chen 2022, arXiv 2204.13902", scheduler="DEISMultistepScheduler", settings={"solver_order": 2},
-        options={"order": 2, "log": True},
-    )  # fmt: skip
 
 
 def _with_karras(sampler: Sampler) -> Sampler:
     return replace(sampler, name=f"{sampler.name} Karras", levels="karras")
 
 
-#: Every sampler of the guide, by its names.
-CATALOGUE: dict[str, Sampler] = {sampler.name: sampler for sampler in _catalogue()}
+def _both(*samplers: Sampler) -> list[Sampler]:
+    """These samplers, followed by each of them on Karras' noise levels."""
+    return [*samplers, *map(_with_karras, samplers)]
 
 
-def find(name: str | Sampler) -> Sampler:
+#: Every sampler of the guide, by its name.
+SAMPLERS: dict[str, Sampler] = {
+    sampler.name: sampler
+    for sampler in [
+        Sampler("Euler", euler, 1, "straight on along the slope", EDM, scheduler="EulerDiscreteScheduler"),
+        Sampler(
+            "Euler a",
+            euler,
+            1,
+            "Euler to below the next level, then noise up to it",
+            "k-diffusion, after DDPM's chain",
+            stochastic=True,
+            scheduler="EulerAncestralDiscreteScheduler",
+            options={"eta": 1.0},
+        ),
+        Sampler(
+            "Heun", heun, 2, "the mean of the slopes at both ends of a step", EDM, 2, scheduler="HeunDiscreteScheduler"
+        ),
+        *_both(
+            Sampler(
+                "LMS",
+                adams,
+                4,
+                "the polynomial through the last four slopes",
+                "Adams and Bashforth 1883, in k-diffusion",
+                scheduler="LMSDiscreteScheduler",
+            )
+        ),
+        Sampler(
+            "DDIM",
+            euler,
+            1,
+            "Euler's step in other coordinates, on every k-th timestep",
+            "Song et al. 2020, arXiv 2010.02502",
+            levels="leading",
+            ends_low=True,
+            karras=False,
+            why_not="it visits timesteps of the training; with other levels it is Euler, so ask for 'Euler Karras'",
+            scheduler="DDIMScheduler",
+            settings={"clip_sample": False, **_LIKE_SD},
+        ),
+        Sampler(
+            "PLMS",
+            plms,
+            4,
+            "the last four noises, by the coefficients for even steps",
+            "Liu et al. 2022, arXiv 2202.09778",
+            levels="leading",
+            ends_low=True,
+            karras=False,
+            why_not="its coefficients hold for even timesteps only; 'LMS Karras' has those for uneven ones",
+            scheduler="PNDMScheduler",
+            settings={"skip_prk_steps": True, **_LIKE_SD},
+        ),
+        Sampler("DPM (first order)", dpm_1, 1, "DPM-Solver-1, which is Euler's step written otherwise", DPM_SOLVER),
+        *_both(
+            Sampler(
+                "DPM2",
+                dpm_2,
+                2,
+                "the slope at the middle of log sigma",
+                DPM_SOLVER,
+                2,
+                scheduler="KDPM2DiscreteScheduler",
+            ),
+            Sampler(
+                "DPM2 a",
+                dpm_2,
+                2,
+                "DPM2 to below the next level, then noise",
+                DPM_SOLVER,
+                2,
+                stochastic=True,
+                scheduler="KDPM2AncestralDiscreteScheduler",
+                options={"eta": 1.0},
+            ),
+        ),
+        *_both(
+            Sampler(
+                "DPM++ 2S a",
+                dpmpp_2s,
+                2,
+                "x0 at the middle of log sigma, then noise",
+                DPM_SOLVER_PP,
+                2,
+                stochastic=True,
+            )
+        ),
+        *_both(
+            Sampler(
+                "DPM++ 2M",
+                dpmpp_2m,
+                2,
+                "the line through the last two x0",
+                DPM_SOLVER_PP,
+                scheduler="DPMSolverMultistepScheduler",
+                settings={"algorithm_type": "dpmsolver++", "solver_order": 2},
+            )
+        ),
+        *_both(
+            Sampler(
+                "DPM++ SDE",
+                dpmpp_sde,
+                2,
+                "2S with noise in both halves, from a Brownian path",
+                DPM_SOLVER_PP,
+                2,
+                stochastic=True,
+                brownian=True,
+                scheduler="DPMSolverSDEScheduler",
+            )
+        ),
+        *_both(
+            Sampler(
+                "DPM++ 2M SDE",
+                dpmpp_2m,
+                2,
+                "2M for the SDE: a longer step, and noise",
+                DPM_SOLVER_PP,
+                stochastic=True,
+                brownian=True,
+                scheduler="DPMSolverMultistepScheduler",
+                options={"eta": 1.0},
+                settings={"algorithm_type": "sde-dpmsolver++", "solver_order": 2},
+            )
+        ),
+        # diffusers' third-order SDE step has the sign of one term wrong (tests/test_samplers.py shows it).
+        Sampler(
+            "DPM++ 3M SDE",
+            dpmpp_3m,
+            3,
+            "the parabola through the last three x0, and noise",
+            DPM_SOLVER_PP,
+            stochastic=True,
+            brownian=True,
+        ),
+        Sampler(
+            "DPM fast",
+            dpm_fast,
+            3,
+            "third-order steps, as many as the evaluations pay for",
+            DPM_SOLVER,
+            karras=False,
+            why_not=_OWN_STEPS,
+        ),
+        Sampler(
+            "DPM adaptive",
+            dpm_adaptive,
+            3,
+            "steps as long as two orders agree",
+            DPM_SOLVER,
+            0,
+            karras=False,
+            why_not=_OWN_STEPS,
+        ),
+        Sampler(
+            "UniPC",
+            unipc,
+            3,
+            "2M's prediction, corrected afterwards at no cost",
+            "Zhao et al. 2023, arXiv 2302.04867",
+            scheduler="UniPCMultistepScheduler",
+            settings={"solver_order": 2},
+        ),
+        Sampler(
+            "DEIS",
+            adams,
+            2,
+            "the line through the last two slopes, over log sigma",
+            "Zhang and Chen 2022, arXiv 2204.13902",
+            scheduler="DEISMultistepScheduler",
+            settings={"solver_order": 2},
+            options={"order": 2, "log": True},
+        ),
+    ]
+}
+
+
+def find_sampler(name: str | Sampler) -> Sampler:
     """The sampler of that name. "Karras" may be appended to any that can use Karras' noise levels.
 
     Raises ValueError for an unknown name, with the nearest ones, and when Karras' levels make no sense for it.
     """
     if isinstance(name, Sampler):
         return name
-    if name in CATALOGUE:
-        return CATALOGUE[name]
+    if name in SAMPLERS:
+        return SAMPLERS[name]
     base, _, tail = name.rpartition(" ")
-    if tail == "Karras" and base in CATALOGUE and CATALOGUE[base].levels != "karras":
-        _check_karras(CATALOGUE[base])
-        return _with_karras(CATALOGUE[base])
-    raise ValueError(f"there is no sampler {name!r}; {nearest(name, CATALOGUE)}")
+    if tail == "Karras" and base in SAMPLERS and SAMPLERS[base].levels != "karras":
+        _check_karras(SAMPLERS[base])
+        return _with_karras(SAMPLERS[base])
+    raise ValueError(f"there is no sampler {name!r}; {nearest(name, SAMPLERS)}")
 
 
 def _check_karras(sampler: Sampler) -> None:
@@ -736,45 +739,48 @@ def _check_karras(sampler: Sampler) -> None:
 def sigmas_for(name: str | Sampler, levels: Levels, steps: int, schedule_name: str | None = None) -> Tensor:
     """The noise levels (steps + 1,) that a sampler's name stands for, or those of another schedule.
 
-    Raises ValueError as `find` and `schedule` do, and when Karras' levels are asked of a sampler without them.
+    Raises ValueError as `find_sampler` and `schedule` do, and when a sampler that makes no sense on Karras' levels is
+    asked for them.
     """
-    sampler = find(name)
+    sampler = find_sampler(name)
     if schedule_name == "karras":
         _check_karras(sampler)
     return schedule(schedule_name or sampler.levels, levels, steps, levels.lowest if sampler.ends_low else 0.0)
 
 
 @torch.no_grad()
-def sample(
+def solve(
     model: Model,
     x: Tensor,
     sigmas: Tensor,
     sampler: str | Sampler = "Euler",
     *,
     seeds: Sequence[int] | None = None,
-    noise: Noise | None = None,
+    noise: Noise = silent,
     **options: Any,
-) -> Iterator[Step]:
-    """Go from x (N, ...) at the noise level sigmas[0] to that at its end, yielding each step.
+) -> Iterator[SolverStep]:
+    """Solve the equation from x (N, ...) at noise level sigmas[0] to the last of the levels, yielding each step.
 
     Args:
-        model: D(x, sigma), such as a `Denoiser` or a `Mixture`.
+        model: D(x, sigma), such as a `Denoiser` or a `companion.mixture.Mixture`.
+        x: noisy by sigmas[0], such as `start` makes it.
         sigmas: falling noise levels, such as `sigmas_for` gives.
-        seeds: one for each of N, for samplers that add noise; 0, 1, ... when left out.
-        noise: another source of noise than the sampler's own: `Independent` or `Brownian`, or your own function.
-        options: the sampler's own, such as eta.
+        sampler: one of `SAMPLERS`, or its name.
+        seeds: one for each of N, for samplers that add noise; 0, 1, ... by default.
+        noise: a source of noise instead of the sampler's own: `Independent`, `Brownian` or your own function.
+        options: the keyword arguments of the sampler's function, such as eta.
     Raises:
         ValueError: for an unknown sampler, sigmas that do not fall, an option that the sampler does not have.
         FloatingPointError: when the model's answer is not a number; the message says at which step.
     """
-    sampler = find(sampler)
+    sampler = find_sampler(sampler)
     check_sigmas(sigmas)
     options = {**sampler.options, **options}
     known = sampler.function.__kwdefaults__ or {}
     if unknown := options.keys() - known.keys():
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise ValueError(f"{sampler.name} has no option {', '.join(sorted(unknown))}; {has}")
-    if noise is None and options.get("eta", known.get("eta", 0.0)):
+    if noise is silent and options.get("eta", known.get("eta", 0.0)):
         kind = Brownian if sampler.brownian else Independent
         noise = kind(x, range(len(x)) if seeds is None else seeds)
     done = 0
@@ -800,10 +806,10 @@ class Denoiser:
     """A stock pipeline as D(x, sigma): U-Net, text, guidance; `evaluations` counts the questions for each picture.
 
     Args:
-        prompts: one for all pictures, or one for each; each is encoded once.
+        prompts: one for all pictures, or one for each.
         guidance_scale: above 1, the U-Net is asked twice for each picture, with and without the words.
         batch: pictures that go through the U-Net together.
-        predict: stands for the U-Net: (latents, timesteps, text states) to its answer, such as `fast.Fast.noise_pred`.
+        unet: asked instead of the pipeline's own (see `diffusion.noise_predictor`), such as `fast.Fast.noise_pred`.
     """
 
     def __init__(
@@ -813,17 +819,12 @@ class Denoiser:
         guidance_scale: float,
         negative_prompt: str = "",
         batch: int = 32,
-        predict: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        unet: UNet | None = None,
     ) -> None:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        distinct = list(dict.fromkeys(prompts))
-        self.unet, self.scale, self.batch, self.evaluations = pipe.unet, guidance_scale, batch, 0
-        self.levels = Levels.of(pipe.scheduler)
-        self._predict = predict or (lambda z, t, text: self.unet(z, t, text).sample)
-        self._kind = pipe.scheduler.config.prediction_type
-        self._text = ld.text_states(pipe, distinct)[[distinct.index(prompt) for prompt in prompts]]
-        self._nothing = ld.text_states(pipe, negative_prompt) if guidance_scale > 1 else None
-        self._first: tuple[Tensor, Any, Tensor] | None = None
+        self.levels, self.evaluations = Levels.of(pipe.scheduler), 0
+        self._predict = noise_predictor(pipe, prompts, [guidance_scale], negative_prompt, unet, batch=batch)
+        self._kind, self._dtype = pipe.scheduler.config.prediction_type, pipe.unet.dtype
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -831,33 +832,12 @@ class Denoiser:
 
         Raises ValueError when there are neither one nor N prompts.
         """
-        if len(self._text) not in (1, len(x)):
-            raise ValueError(f"{len(self._text)} prompts for {len(x)} pictures; give one for all, or one for each")
         self.evaluations += 1
-        known = self._first
-        # Samplers that begin with the same noise ask the same first question.
-        if known and known[1] == sigma and known[0].shape == x.shape and torch.equal(known[0], x):
-            return known[2]
-        levels = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x))
-        text = self._text.expand(len(x), -1, -1)
-        parts = [slice(i, i + self.batch) for i in range(0, len(x), self.batch)]
-        x0 = torch.cat([self._ask(x[part], levels[part], text[part]) for part in parts])
-        if known is None and isinstance(sigma, float):
-            self._first = x.clone(), sigma, x0
-        return x0
-
-    def _ask(self, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        unet = self.unet
-        t = self.levels.timestep(sigma).to(unet.device, torch.float32)
-        s = sigma.to(x.device, x.dtype).view(-1, 1, 1, 1)
-        z = (x / (s**2 + 1).sqrt()).to(unet.dtype)  # the U-Net was shown signal and noise of variance 1 together
-        if self._nothing is None:
-            out = self._predict(z, t, text)
-        else:
-            states = torch.cat([self._nothing.expand(len(x), -1, -1), text])
-            nothing, words = self._predict(torch.cat([z, z]), torch.cat([t, t]), states).chunk(2)
-            out = nothing + self.scale * (words - nothing)
-        out = out.to(x.dtype)
+        sigmas = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x))
+        t = self.levels.timestep(sigmas).to(x.device, torch.float32)
+        s = sigmas.to(x.device, x.dtype).view(-1, 1, 1, 1)
+        # The U-Net was shown signal and noise of variance 1 together.
+        out = self._predict((x / (s**2 + 1).sqrt()).to(self._dtype), t).to(x.dtype)
         if self._kind == "epsilon":
             return x - s * out
         if self._kind == "v_prediction":  # arXiv 2202.00512, appendix D
@@ -871,10 +851,10 @@ def start(pipe: StableDiffusionPipeline, seeds: int | Sequence[int], sigmas: Ten
     Their size is that of data of variance 1 under such noise, sqrt(1 + sigma^2), as in DDIM's pipeline.
     """
     first = float(sigmas[0])
-    return ld.starting_noise(pipe, seeds).float() * (1 + first**2) ** 0.5
+    return starting_noise(pipe, seeds).float() * (1 + first**2) ** 0.5
 
 
-def draw(
+def pictures_by(
     pipe: StableDiffusionPipeline,
     prompts: str | Sequence[str],
     seeds: int | Sequence[int],
@@ -885,56 +865,12 @@ def draw(
     schedule_name: str | None = None,
     **options: Any,
 ) -> Tensor:
-    """Pictures (N, 3, H, W) in [-1, 1] by a sampler of the catalogue; prompts, seeds as in `Denoiser` and `start`."""
+    """Pictures (N, 3, H, W) in [-1, 1], drawn with one of `SAMPLERS`.
+
+    Prompts and guidance are as in `Denoiser`, seeds as in `start`, schedules as in `sigmas_for`, options as in `solve`.
+    """
     model = Denoiser(pipe, prompts, guidance_scale)
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     sigmas = sigmas_for(name, model.levels, steps, schedule_name)
-    *_, last = sample(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds, **options)
-    return ld.decode(pipe, last.x)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A mixture of Gaussians on the line: its denoiser is a formula, and so is the exact path of every point.
-
-    Numbers of any shape are taken each for itself, so x may be (N,) or pictures of independent pixels.
-    """
-
-    weights: tuple[float, ...] = (0.5, 0.3, 0.2)
-    means: tuple[float, ...] = (-1.5, 0.5, 1.8)
-    deviations: tuple[float, ...] = (0.25, 0.4, 0.15)
-
-    def _parts(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        w, m, d = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (self.weights, self.means, self.deviations))
-        return w / w.sum(), m, d**2, (x[..., None] - m) / (d**2 + sigma**2).sqrt()
-
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """The mean of x0 given x: each component's own answer, weighted by how likely it made this x."""
-        w, m, v, z = self._parts(x, sigma)
-        share = (w.log() - (v + sigma**2).log() / 2 - z**2 / 2).softmax(-1)
-        return (share * (sigma**2 * m + v * x[..., None]) / (v + sigma**2)).sum(-1)
-
-    def below(self, x: Tensor, sigma: float) -> Tensor:
-        """The share of the noisy distribution that lies below x."""
-        w, _, _, z = self._parts(x, sigma)
-        return (w * torch.special.ndtr(z)).sum(-1)
-
-    def exact(self, x: Tensor, s: float, t: float) -> Tensor:
-        """Where the path through x at noise level s is at level t.
-
-        On a line paths cannot cross, so a point keeps the share of the distribution that lies below it; we look for
-        the place with that share, by halving.
-        """
-        share, x = self.below(x.double(), s), x.double()
-        high = torch.full_like(x, max(self.means) + 12 * (max(self.deviations) + t))
-        low = -high + 2 * min(0.0, min(self.means))
-        for _ in range(90):
-            middle = (low + high) / 2
-            under = self.below(middle, t) < share
-            low, high = torch.where(under, middle, low), torch.where(under, high, middle)
-        return (low + high) / 2
-
-
-def slope(steps: Sequence[float], errors: Sequence[float]) -> float:
-    """The order of convergence: minus the slope of the straight line through log(error) over log(steps)."""
-    return -float(np.polyfit(np.log(np.asarray(steps, float)), np.log(np.asarray(errors, float)), 1)[0])
+    *_, last = solve(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds, **options)
+    return decode(pipe, last.x)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from diffusers.training_utils import compute_snr
@@ -30,6 +30,8 @@ from companion.files import written
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+M = TypeVar("M", bound=nn.Module)
 
 # ---- The loss of diffusion -------------------------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
-def ema_copy(model: nn.Module) -> nn.Module:
+def ema_copy(model: M) -> M:
     """A copy of a model, in eval mode, to hold its exponential moving average; it shares what is frozen."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, shared).eval().requires_grad_(False)
@@ -104,7 +106,8 @@ def ema_update(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     """
     d = min(decay, (1 + step) / (10 + step))
     pairs = [(a, b) for a, b in zip(ema.parameters(), model.parameters(), strict=True) if b.requires_grad]
-    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - d)
+    averages: list[Tensor] = [a for a, _ in pairs]
+    torch._foreach_lerp_(averages, [b.detach() for _, b in pairs], 1 - d)
     for a, b in zip(ema.buffers(), model.buffers(), strict=True):
         a.copy_(b)
 
@@ -141,7 +144,7 @@ def read_meta(path: Path) -> dict:
         return json.loads(f.metadata()["meta"])
 
 
-def load_weights(path: Path, model: nn.Module, which: str = "ema") -> nn.Module:
+def load_weights(path: Path, model: M, which: str = "ema") -> M:
     """Load the `ema` or the `model` weights of a checkpoint into a model, and return it.
 
     What is frozen may be missing from the checkpoint, and stays as it is. Raises KeyError when something that trains is
@@ -197,15 +200,15 @@ def lr_factor(step: int, steps: int, warmup: int = 100, decay: float = 0.3) -> f
 
 
 def train(
-    model: nn.Module,
-    loss: Callable[[nn.Module, torch.Generator, int], Tensor],
+    model: M,
+    loss: Callable[[M, torch.Generator, int], Tensor],
     optimizer: torch.optim.Optimizer,
     steps: int,
     *,
     warmup: int = 100,
     decay: float = 0.3,
     accumulate: int = 1,
-    ema: nn.Module | None = None,
+    ema: M | None = None,
     ema_decay: float = 0.999,
     clip: float = 1.0,
     seed: int = 0,

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 import torch
@@ -28,7 +28,7 @@ import companion
 from companion.figures import Table
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 GB = 1e9
 #: Bytes of a number: computed with on a GPU, and on a CPU.
@@ -88,7 +88,7 @@ def _clip_text(hidden: int, layers: int, heads: int, projection: int | None = No
     return CLIPTextModelWithProjection(config) if projection else CLIPTextModel(config)
 
 
-def sd15_unet(narrower: int = 1) -> nn.Module:
+def sd15_unet(narrower: int = 1) -> UNet2DConditionModel:
     """A U-Net with the shape of Stable Diffusion 1.5's, its channels divided by `narrower`, with random weights.
 
     Raises ValueError when 320 channels cannot be divided so.
@@ -191,14 +191,16 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any)
     return query * 1.0
 
 
-def operations(module: nn.Module, *args: Any, **kwargs: Any) -> int:
+def operations(module: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """Floating-point operations of one call, on the meta device; a multiplication with its addition counts as two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*args, **kwargs)
     return counter.get_total_flops()
 
 
-def peak_bytes(module: nn.Module, *args: Any, fused: bool = True, learning: bool = False, **kwargs: Any) -> int:
+def peak_bytes(
+    module: Callable[..., Any], *args: Any, fused: bool = True, learning: bool = False, **kwargs: Any
+) -> int:
     """Bytes of activations that one call holds at its highest, on the meta device.
 
     Args:
@@ -264,7 +266,8 @@ def cost(shape: Shape) -> Cost:
     parameters = {name: _count(shape.part(name)) for name in shape.parts}
     half = torch.float16
     # Past the warning of diffusers, which is about numbers that these parts do not have.
-    unet, vae = (nn.Module.to(shape.part(name), half) for name in ("unet", "vae"))
+    unet = nn.Module.to(shape.part("unet"), half)
+    vae = cast("AutoencoderKL", nn.Module.to(shape.part("vae"), half))
     args, kwargs = _unet_inputs(shape, 2, shape.pixels, half)
     one, more = _unet_inputs(shape, 1, shape.pixels, half)
     with torch.device("meta"):
@@ -390,7 +393,7 @@ def core_seconds(call: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def measured_step(
-    unet: nn.Module, tokens: int, width: int, size: int, batch: int = 2, repeats: int = 3
+    unet: UNet2DConditionModel, tokens: int, width: int, size: int, batch: int = 2, repeats: int = 3
 ) -> tuple[float, int]:
     """Seconds of one core for one step of a U-Net on latents (batch, 4, size, size), and its operations."""
     parameter = next(unet.parameters())

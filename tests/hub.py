@@ -164,11 +164,11 @@ def tiny_pipeline(folder: Path, seed: int = 0, variant: str | None = None) -> No
     vocabulary = {t: i for i, t in enumerate([*letters, *(c + "</w>" for c in letters), start, end])}
     words = folder / "words"
     words.mkdir(parents=True)
-    (words / "vocab.json").write_text(json.dumps(vocabulary))
-    (words / "merges.txt").write_text("#version: 0.2\n")
+    (words / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (words / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
     (words / "tokenizer_config.json").write_text(
-        json.dumps({**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": 16})
+        json.dumps({**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": 16}), encoding="utf-8"
     )
     tokenizer = CLIPTokenizer.from_pretrained(words)
     for file in words.iterdir():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -14,6 +15,12 @@ from diffusers import (
     KDPM2DiscreteScheduler,
     UniPCMultistepScheduler,
 )
+
+from companion.schedules import Levels
+
+#: Stable Diffusion's betas, and the noise levels that they make.
+BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LEVELS = Levels.of(DDPMScheduler(**BETAS))
 
 every_scheduler = pytest.mark.parametrize(
     ("kind", "options"),
@@ -33,7 +40,7 @@ every_scheduler = pytest.mark.parametrize(
 
 def scheduler_of(kind: type, options: dict[str, Any]) -> Any:
     """A scheduler with Stable Diffusion's betas."""
-    return kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **{"steps_offset": 1, **options})
+    return kind(**BETAS, **{"steps_offset": 1, **options})
 
 
 def variant(pipe: Any, stock: type, scheduler: Any = None, **parts: Any) -> Any:

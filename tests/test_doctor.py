@@ -135,12 +135,12 @@ def test_memory_in_a_container(monkeypatch, tmp_path):
     import psutil
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=60e9, total=64e9))
-    (tmp_path / "memory.max").write_text("2000000000\n")
-    (tmp_path / "memory.current").write_text("1000000000\n")
+    (tmp_path / "memory.max").write_text("2000000000\n", encoding="utf-8")
+    (tmp_path / "memory.current").write_text("1000000000\n", encoding="utf-8")
     real = doctor._container
     monkeypatch.setattr(doctor, "_container", lambda: real(tmp_path))
     assert (doctor.memory().status, doctor.memory().detail[:19]) == (FAIL, "1.0 of 2.0 GB free;")
-    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.max").write_text("max\n", encoding="utf-8")
     assert doctor.memory().status == OK
 
 

@@ -12,8 +12,8 @@ import traitlets
 from PIL import Image
 
 import companion
+from companion import diffusion
 from companion import img2img_inpainting as edit
-from companion import latent_diffusion as ld
 from companion.figures import as_array, as_pil
 from companion.widgets import Comparison, Inpainter, MaskPainter, Panel, StrengthSlider
 from companion.widgets.base import LINE, VIEW
@@ -100,7 +100,7 @@ class TestInpainter:
         panel = self.make(pipe, mask=square())
         *_, last = edit.inpaint(pipe, scene(), square(), "ab", 1, steps=2, guidance_scale=2.0, cover="any")
         mask = edit.as_mask(square(), 32, 32)
-        assert torch.equal(panel.result, edit.composite(scene()[None], ld.decode(pipe, last.latents), mask)[0])
+        assert torch.equal(panel.result, edit.composite(scene()[None], diffusion.decode(pipe, last.latents), mask)[0])
 
     def test_a_stroke_draws_anew(self, pipe):
         panel = self.make(pipe)
@@ -136,7 +136,7 @@ class TestStrengthSlider:
     def test_it_is_img2img(self, pipe):
         panel = StrengthSlider(pipe, scene(), "ab", seed=3, strength=0.5, steps=4, guidance=2.0)
         *_, last = edit.img2img(pipe, scene(), "ab", 3, strength=0.5, steps=4, guidance_scale=2.0)
-        assert torch.equal(panel.result, ld.decode(pipe, last.latents)[0])
+        assert torch.equal(panel.result, diffusion.decode(pipe, last.latents)[0])
         assert "2 of 4 steps are taken" in panel.message.value
 
     def test_every_control_draws_anew(self, pipe):

@@ -149,7 +149,7 @@ class TestProgress:
 
 class TestStartHere:
     def test_the_map_knows_what_is_there(self, tmp_path):
-        (tmp_path / "01_latent_diffusion.ipynb").write_text("{}")
+        (tmp_path / "01_latent_diffusion.ipynb").write_text("{}", encoding="utf-8")
         table = start_here.course_map(tmp_path)
         assert [row[2] for row in table.rows] == ["planned", "here"] + ["planned"] * 7
         assert (

@@ -22,11 +22,12 @@ from stock import every_scheduler, scheduler_of, variant
 from torch import Tensor
 
 import companion
+from companion import diffusion
 from companion import img2img_inpainting as edit
-from companion import latent_diffusion as ld
 from companion.metrics import pictures_to_tensor, psnr
 from companion.models import seeded
 from companion.run import run
+from companion.tabletop import measures
 from companion.tabletop.caption import parse
 from companion.tabletop.samples import held_out
 
@@ -63,7 +64,7 @@ def last_of(steps) -> Tensor:
 
 
 def drawn(pipe, steps) -> Tensor:
-    return ld.decode(pipe, last_of(steps)) / 2 + 0.5
+    return diffusion.decode(pipe, last_of(steps)) / 2 + 0.5
 
 
 class TestBegin:
@@ -74,14 +75,14 @@ class TestBegin:
         theirs.scheduler = scheduler_of(kind, options)
         theirs.scheduler.set_timesteps(20)
         expected, count = theirs.get_timesteps(20, strength, "cpu")
-        assert torch.equal(edit.begin(mine, 20, strength), expected)
+        assert torch.equal(edit.timesteps_from_strength(mine, 20, strength), expected)
         assert mine.begin_index == theirs.scheduler.begin_index if hasattr(mine, "begin_index") else True
         assert count == int(20 * strength)
 
     def test_a_second_order_scheduler_begins_at_the_first_of_a_pair(self):
         heun = scheduler_of(HeunDiscreteScheduler, {})
         for strength in (0.1, 0.35, 0.5, 0.95):
-            timesteps = edit.begin(heun, 20, strength)
+            timesteps = edit.timesteps_from_strength(heun, 20, strength)
             assert heun.begin_index % 2 == 0
             assert len(timesteps) == 2 * int(20 * strength) - 1  # two passes for each step, one for the last
             assert timesteps[0] > timesteps[1] and (len(timesteps) < 3 or timesteps[1] == timesteps[2])
@@ -89,11 +90,11 @@ class TestBegin:
     @pytest.mark.parametrize("strength", [-0.1, 1.4])
     def test_a_strength_outside_is_refused(self, pipe, strength):
         with pytest.raises(ValueError, match=rf"strength={strength:g} is outside \[0, 1\]; 0.6 keeps"):
-            edit.begin(pipe.scheduler, 20, strength)
+            edit.timesteps_from_strength(pipe.scheduler, 20, strength)
 
     def test_too_little_strength_says_how_much_is_needed(self, pipe):
         with pytest.raises(ValueError, match="strength=0.04 of 20 steps leaves none to take; use 0.05 or more"):
-            edit.begin(pipe.scheduler, 20, 0.04)
+            edit.timesteps_from_strength(pipe.scheduler, 20, 0.04)
 
 
 class TestImg2img:
@@ -186,7 +187,8 @@ class TestInpaint:
         variant(pipe, StableDiffusionInpaintPipeline, unet=nine).save_pretrained(tmp_path / "inpainter")
         loaded = companion.load(tmp_path / "inpainter", device="cpu")
         assert type(loaded) is StableDiffusionInpaintPipeline
-        result = ld.decode(loaded, last_of(edit.inpaint(loaded, picture(), square(), "a", steps=2, guidance_scale=2.0)))
+        last = last_of(edit.inpaint(loaded, picture(), square(), "a", steps=2, guidance_scale=2.0))
+        result = diffusion.decode(loaded, last)
         exact = edit.composite(picture()[None], result, edit.as_mask(square(), 32, 32))
         assert torch.equal(exact[:, :, :8], picture()[None, :, :8]) and exact.shape == (1, 3, 32, 32)
 
@@ -290,7 +292,7 @@ class TestRepaint:
         source = edit._encode_sampled(pipe, x[None], [generator])
         latents = torch.randn(source.shape, generator=generator)
         known = 1 - edit.shrink_mask(mask[None, None], 8)
-        predict = ld.noise_predictor(pipe, [PROMPT], [2.0])
+        predict = diffusion.noise_predictor(pipe, [PROMPT], [2.0])
         with torch.no_grad():
             for t in ddim.timesteps:
                 latents = theirs.step(predict(latents, t), int(t), latents, source, known, generator).prev_sample
@@ -360,7 +362,7 @@ class TestOutpaint:
         window = torch.cat([x[:, :, 16:], x[:, :, -1:].expand(-1, -1, 16)], 2)
         mask = torch.zeros(32, 32)
         mask[:, 16:] = 1
-        expected = ld.decode(pipe, last_of(edit.inpaint(pipe, window, mask, PROMPT, 3, **self.SETTINGS)))[0]
+        expected = diffusion.decode(pipe, last_of(edit.inpaint(pipe, window, mask, PROMPT, 3, **self.SETTINGS)))[0]
         assert torch.equal(grown[:, :, 32:], expected[:, :, 16:])
 
     def test_a_panorama_grows_and_keeps(self, pipe):
@@ -384,11 +386,11 @@ class TestOutpaint:
 
 class TestInversion:
     def test_it_is_the_librarys_inverse(self, pipe):
-        latents, steps = ld.starting_noise(pipe, [1, 2]), 5
+        latents, steps = diffusion.starting_noise(pipe, [1, 2]), 5
         config = {**edit.ddim_of(pipe).config, "set_alpha_to_one": False}
         inverse = DDIMInverseScheduler.from_config(config)
         inverse.set_timesteps(steps)
-        predict, x = ld.noise_predictor(pipe, ["a", "b"], [1.0, 1.0]), latents
+        predict, x = diffusion.noise_predictor(pipe, ["a", "b"], [1.0, 1.0]), latents
         with torch.no_grad():
             for t in inverse.timesteps:
                 x = inverse.step(predict(x, t), t, x).prev_sample
@@ -426,7 +428,7 @@ class TestInversion:
         assert error(40, 1) < errors[0]
 
     def test_a_model_of_velocities_comes_back_too(self, pipe):
-        scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+        scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction", clip_sample=False)
         other = variant(pipe, StableDiffusionPipeline, scheduler)
         assert edit.ddim_of(other).config.prediction_type == "v_prediction"
         source = 0.5 * torch.randn(1, 4, 4, 4, generator=seeded(5))
@@ -450,12 +452,12 @@ class TestTasks:
         renders, scenes = held_out(40)
         single = [i for i, scene in enumerate(scenes) if len(scene.things) == 1]
         pictures = pictures_to_tensor(renders[single])
-        tight, grown = edit.thing_masks(pictures, 0), edit.thing_masks(pictures, 6)
+        tight, grown = measures.thing_masks(pictures, 0), measures.thing_masks(pictures, 6)
         assert bool((grown >= tight).all()) and float(grown.mean()) > float(tight.mean())
-        assert all(edit.met(pictures, [edit.caption(scenes[i]) for i in single]))
+        assert all(measures.met(pictures, [edit.caption(scenes[i]) for i in single]))
         # Grey in place of what the mask covers: the judge can no longer say what stood there.
         hidden = torch.where(grown.bool(), 0.0, pictures)
-        assert sum(edit.met(hidden, [edit.caption(scenes[i]) for i in single])) < len(single) / 3
+        assert sum(measures.met(hidden, [edit.caption(scenes[i]) for i in single])) < len(single) / 3
 
     def test_a_number_that_is_not_there(self, pipe):
         with pytest.raises(ValueError, match="n=0 is outside 1 to 64"):
@@ -464,7 +466,7 @@ class TestTasks:
     def test_the_judge_reads_other_sizes_too(self):
         renders, scenes = held_out(8)
         large = torch.nn.functional.interpolate(pictures_to_tensor(renders), (192, 192), mode="bicubic").clamp(-1, 1)
-        assert sum(edit.met(large, [edit.caption(scene) for scene in scenes], ("count", "place", "time"))) >= 7
+        assert sum(measures.met(large, [edit.caption(scene) for scene in scenes], ("count", "place", "time"))) >= 7
 
 
 @pytest.mark.notebooks
@@ -477,7 +479,7 @@ def test_the_notebook_runs_for_other_models(pipe, nine, tiny, tmp_path, capsys):
     assert code == 0, capsys.readouterr().out
     notebook = nbformat.read(tmp_path / "out" / "03_img2img_inpainting.ipynb", as_version=4)
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert ld.NOT_JUDGED in printed
+    assert measures.NOT_JUDGED in printed
     for claim in (
         "ten lines draw the library's picture: True",
         "my inpainting draws the library's picture: True",

@@ -102,8 +102,8 @@ def test_a_folder_takes_the_settings_of_its_size(tiny, tmp_path):
     assert find(str(tiny)).settings == CATALOGUE["tabletop"].settings
     large = tmp_path / "large"
     shutil.copytree(tiny, large)
-    config = json.loads((large / "unet/config.json").read_text())
-    (large / "unet/config.json").write_text(json.dumps({**config, "sample_size": 64}))
+    config = json.loads((large / "unet/config.json").read_text(encoding="utf-8"))
+    (large / "unet/config.json").write_text(json.dumps({**config, "sample_size": 64}), encoding="utf-8")
     assert find(large).size == 512
     assert find(large).settings == CATALOGUE["sd15"].settings
     assert find(large).folder == large
@@ -182,7 +182,7 @@ def test_a_weight_file_cut_short_is_told(tiny, tmp_path, left):
 
 def test_a_changed_byte_is_told_by_the_checksums(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "tiny")
-    sums = json.loads(write_checksums(tmp_path).read_text())
+    sums = json.loads(write_checksums(tmp_path).read_text(encoding="utf-8"))
     assert set(sums) == {f"tiny/{name}" for name in files(tiny)}
     assert damage(tmp_path) == []
     load(tmp_path / "tiny")
@@ -192,20 +192,20 @@ def test_a_changed_byte_is_told_by_the_checksums(tiny, tmp_path):
     assert damage(tmp_path, "other/") == []
     with pytest.raises(DamagedError, match=UNET):
         load(tmp_path / "tiny")
-    (tmp_path / "tiny/README.md").write_text("notes may change")
+    (tmp_path / "tiny/README.md").write_text("notes may change", encoding="utf-8")
     assert write_checksums(tmp_path) and damage(tmp_path) == []
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "file.txt"
     with written(path) as temporary:
-        temporary.write_text("one")
+        temporary.write_text("one", encoding="utf-8")
         assert not path.exists()
-    assert path.read_text() == "one" and path.stat().st_mode & 0o444 == 0o444
+    assert path.read_text(encoding="utf-8") == "one" and path.stat().st_mode & 0o444 == 0o444
     with pytest.raises(RuntimeError), written(path) as temporary:
-        temporary.write_text("half of tw")
+        temporary.write_text("half of tw", encoding="utf-8")
         raise RuntimeError
-    assert path.read_text() == "one"
+    assert path.read_text(encoding="utf-8") == "one"
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -214,7 +214,7 @@ def test_the_models_in_the_clone_are_whole():
     if not (folder / "checksums.json").exists():
         pytest.skip("data/models has no checksums.json yet")
     assert damage(folder) == []
-    listed = json.loads((folder / "checksums.json").read_text())
+    listed = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
     unlisted = {p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors")} - set(listed)
     assert not unlisted, "weights that no checksum guards"
     assert not [p for p in folder.rglob("*") if p.suffix in {".bin", ".ckpt", ".pt", ".pth", ".pkl"}]
@@ -273,7 +273,7 @@ def test_half_precision_is_fetched_where_there_is_a_choice(hub, cache, tiny, tmp
 
 
 def test_a_part_that_is_not_wanted_is_not_fetched(hub, cache, tiny):
-    index = json.loads((tiny / "model_index.json").read_text())
+    index = json.loads((tiny / "model_index.json").read_text(encoding="utf-8"))
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     checker = {"safety_checker/config.json": b"{}", "safety_checker/model.safetensors": b"\x02" + 7 * b"\0" + b"{}"}
     hub.repos["one/model"] = Repo({**files(tiny), **checker, "model_index.json": json.dumps(index).encode()})

@@ -15,12 +15,15 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import companion
 from companion import cli
 
-PROJECT = tomllib.loads((companion.ROOT / "pyproject.toml").read_text())["project"]
-README = (companion.ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((companion.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+README, CONTRIBUTING, CHANGELOG = (
+    (companion.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+)
 
 #: What Colab has installed (August 2026). The course is installed beside it with --no-deps, so the ranges must hold it.
 COLAB = {
@@ -48,7 +51,7 @@ def test_the_ranges_hold_what_colab_has(name):
 
 
 def test_constraints_pin_every_direct_requirement_within_its_range():
-    lines = (companion.ROOT / "constraints.txt").read_text().splitlines()
+    lines = (companion.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {
         canonicalize_name(r.name): r.specifier for r in map(Requirement, [x for x in lines if x[:1] not in ("", "#")])
     }
@@ -60,7 +63,7 @@ def test_constraints_pin_every_direct_requirement_within_its_range():
 
 
 def test_environment_yml_has_the_ranges_of_pyproject():
-    environment = yaml.safe_load((companion.ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((companion.ROOT / "environment.yml").read_text(encoding="utf-8"))
     conda = [line for line in environment["dependencies"] if isinstance(line, str)]
     found = {canonicalize_name(r.name): r.specifier for r in map(Requirement, conda)}
     python, _ = found.pop("python"), found.pop("pip")
@@ -130,18 +133,33 @@ def test_data_is_in_the_clone_or_where_the_environment_says(monkeypatch, tmp_pat
         companion.nothing  # noqa: B018
 
 
-def test_readme_names_commands_that_exist():
-    targets = set(re.findall(r"^(\w+):", (companion.ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"^ +make (\w+)|`make (\w+)", README, re.MULTILINE))
+def test_readme_and_contributing_name_every_command_and_no_other():
+    targets = set(re.findall(r"^(\w+):", (companion.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"^ +make (\w+)|`make (\w+)", README + CONTRIBUTING, re.MULTILINE))
     assert {a or b for a, b in named} == {"run", "lab", "test", "colab"} <= targets
     commands = set(get_command(cli.app).commands)
-    used = set(re.findall(r"(?:^ +|`|bin/)companion (\w+)", README, re.MULTILINE))
+    used = set(re.findall(r"(?:^ +|`|bin/)companion (\w+)", README + CONTRIBUTING + CHANGELOG, re.MULTILINE))
     assert used == commands
 
 
-def test_readme_links_to_what_is_there():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
+def test_what_contributing_names_is_there():
+    helped = CliRunner().invoke(cli.app, ["build", "--help"]).output
+    built = set(re.findall(r"`companion build (\w+)", CONTRIBUTING))
+    assert built and not [name for name in built if not re.search(rf"^\W*{name} ", helped, re.MULTILINE)]
+    for path in re.findall(r"`((?:data|tests|companion)/[\w./]+)`", CONTRIBUTING):
+        assert (companion.ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING, CHANGELOG], ids=["README", "CONTRIBUTING", "CHANGELOG"])
+def test_links_lead_to_what_is_there(text):
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
     assert links and not [link for link in links if not (companion.ROOT / link).exists()]
+
+
+def test_the_changelog_knows_the_version():
+    assert companion.__version__ in CHANGELOG
+    citation = yaml.safe_load((companion.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == companion.__version__
 
 
 def test_readme_lists_the_catalogue():
@@ -157,8 +175,9 @@ def test_readme_lists_the_catalogue():
 def test_ci_runs_the_readme_s_test_commands():
     script = companion.ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "make test\nexec make colab\n" in script.read_text()
-    assert "COMPANION_REQUIRE_BROWSER=1" in script.read_text() and "CI=true" in script.read_text()
+    text = script.read_text(encoding="utf-8")
+    assert "make test\nexec make colab\n" in text
+    assert "COMPANION_REQUIRE_BROWSER=1" in text and "CI=true" in text
 
 
 def test_every_folder_of_data_has_its_licence_in_the_readme():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def test_a_run_reports_what_became_of_each_notebook(folder, tmp_path, monkeypatc
     spec = tmp_path / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(
-        json.dumps({"argv": ["/nowhere/python", "{connection_file}"], "display_name": "x", "language": "python"})
+        json.dumps({"argv": ["/nowhere/python", "{connection_file}"], "display_name": "x", "language": "python"}),
+        encoding="utf-8",
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
 
@@ -76,7 +78,7 @@ def test_a_run_reports_what_became_of_each_notebook(folder, tmp_path, monkeypatc
         *(path.name for path in sorted(folder.iterdir())),
         "report.html",
     ]
-    report, said = (out / "report.html").read_text(), capsys.readouterr().out
+    report, said = (out / "report.html").read_text(encoding="utf-8"), capsys.readouterr().out
     assert "1 of 4 notebooks completed" in report
     for path in folder.iterdir():
         status, word = ("completed", "OK") if path.stem == "03_good" else ("failed", "FAIL")
@@ -97,13 +99,14 @@ def test_a_run_reports_what_became_of_each_notebook(folder, tmp_path, monkeypatc
 def test_a_cell_may_not_take_longer_than_the_timeout(folder, tmp_path):
     write(folder / "00_slow.ipynb", "import time\ntime.sleep(600)", "print('after')")
     assert runner.run(out=tmp_path / "out", timeout=5) == 1
-    assert "took longer than 5 s" in (tmp_path / "out" / "report.html").read_text()
+    assert "took longer than 5 s" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     # Papermill itself would have marked both as completed.
     slow = nbformat.read(tmp_path / "out" / "00_slow.ipynb", as_version=4)
     assert [cell.metadata.papermill.status for cell in slow.cells[-2:]] == ["failed", "pending"]
 
 
 @pytest.mark.notebooks
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_a_stopped_run_keeps_what_was_done(folder, tmp_path, name):
     started = tmp_path / "started"
@@ -121,7 +124,7 @@ def test_a_stopped_run_keeps_what_was_done(folder, tmp_path, name):
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
         wait_until(started.exists)
-        kernel = psutil.Process(int(started.read_text()))
+        kernel = psutil.Process(int(started.read_text(encoding="utf-8")))
         process.send_signal(getattr(signal, name))
         assert process.wait(60) == (-signal.SIGKILL if name == "SIGKILL" else 130)
         wait_until(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
@@ -131,7 +134,7 @@ def test_a_stopped_run_keeps_what_was_done(folder, tmp_path, name):
 
     done = nbformat.read(tmp_path / "out" / "00_first.ipynb", as_version=4)
     assert text_of(done) == "done\n"
-    report = (tmp_path / "out" / "report.html").read_text()
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "1 of 3 notebooks completed" in report and report.rstrip().endswith("</html>")
     assert not (tmp_path / "out" / "02_third.ipynb").exists()
     if name != "SIGKILL":
@@ -224,9 +227,9 @@ def test_notebooks_are_executed_in_place(tmp_path, capsys):
     assert [cell.metadata for cell in notebook.cells] == [cell.metadata for cell in as_written.cells]
 
     # Nothing that differs from run to run is left, but for the widgets' random names.
-    once = good.read_text()
+    once = good.read_text(encoding="utf-8")
     assert runner.execute_in_place([good]) == 0
     view = notebook.cells[3].outputs[0].data["application/vnd.jupyter.widget-view+json"].model_id
     again = nbformat.read(good, as_version=4)
     new_view = again.cells[3].outputs[0].data["application/vnd.jupyter.widget-view+json"].model_id
-    assert good.read_text() == once.replace(view, new_view)
+    assert good.read_text(encoding="utf-8") == once.replace(view, new_view)

@@ -1,29 +1,28 @@
-"""Samplers: equal to diffusers at the same sigmas, to closed forms, and of the order they claim; sweeps and panels."""
+"""Samplers: equal to diffusers at the same sigmas, to closed forms, and of the order they claim; and their panels."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 
 import diffusers
 import nbformat
 import pytest
 import torch
+from stock import BETAS, LEVELS
 from torch import Tensor
 
 import companion
-from companion import figures
-from companion import latent_diffusion as ld
-from companion import sampler_sweeps as sweeps
+from companion import diffusion, figures
 from companion import samplers as sm
+from companion.mixture import Mixture, slope
 from companion.models import seeded
 from companion.run import run
+from companion.schedules import schedule
+from companion.tabletop import measures
 from companion.widgets import SamplerComparison, ScheduleExplorer
 
-BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-LEVELS = sm.Levels.of(diffusers.DDPMScheduler(**BETAS))
-MIXTURE = sm.Mixture()
+MIXTURE = Mixture()
 PROMPT = "ab cd"
 GUIDE = (
     "Euler, Euler a, Heun, LMS, LMS Karras, DDIM, PLMS, DPM (first order), DPM2, DPM2 a, DPM2 Karras, DPM2 a Karras, "
@@ -54,7 +53,7 @@ def quantiles(n: int = 201) -> Tensor:
 
 
 def last(model, x: Tensor, sigmas: Tensor, name, **options) -> Tensor:
-    *_, step = sm.sample(model, x, sigmas, name, **options)
+    *_, step = sm.solve(model, x, sigmas, name, **options)
     return step.x
 
 
@@ -99,14 +98,14 @@ def sigma_of(scheduler, t: Tensor) -> float:
     return float(scheduler.sigmas[index])
 
 
-SHARED = [name for name, s in sm.CATALOGUE.items() if s.scheduler and s.scheduler != "DPMSolverSDEScheduler"]
+SHARED = [name for name, s in sm.SAMPLERS.items() if s.scheduler and s.scheduler != "DPMSolverSDEScheduler"]
 
 
 class TestDiffusers:
     @pytest.mark.parametrize("steps", [6, 20])
     @pytest.mark.parametrize("name", SHARED)
     def test_the_same_numbers_at_the_same_sigmas(self, name, steps, record_property):
-        sampler, shape = sm.find(name), (1, 4, 8, 8)
+        sampler, shape = sm.find_sampler(name), (1, 4, 8, 8)
         single = "sde" in str(sampler.settings.get("algorithm_type"))
         generator = seeded(3)
         z = torch.randn(shape, generator=generator, dtype=torch.float32 if single else torch.float64).double()
@@ -127,7 +126,7 @@ class TestDiffusers:
     def test_the_brownian_one_with_the_same_noise(self, monkeypatch):
         """diffusers' DPMSolverSDEScheduler needs torchsde; given the same noise, it goes the same way."""
         pytest.importorskip("torchsde")
-        scheduler = sm.find("DPM++ SDE Karras").stock(BETAS)
+        scheduler = sm.find_sampler("DPM++ SDE Karras").stock(BETAS)
         scheduler.set_timesteps(8)
         x = z = torch.randn(1, 4, 4, 4, generator=seeded(0), dtype=torch.float64) * float(scheduler.init_noise_sigma)
         scheduler.noise_sampler = lambda s, t: torch.full_like(z, 0.3)
@@ -143,7 +142,7 @@ class TestDiffusers:
     @pytest.mark.parametrize("name", ["Euler", "Euler a", "DDIM", "DPM++ 2M Karras", "LMS"])
     def test_a_picture_is_the_stock_pipelines(self, pipe, name):
         """Through the U-Net, with text and guidance: the latents of the stock pipeline, its noise included."""
-        sampler = sm.find(name)
+        sampler = sm.find_sampler(name)
         stock = diffusers.StableDiffusionPipeline(
             **{**pipe.components, "scheduler": sampler.stock(pipe.scheduler.config)}, requires_safety_checker=False
         )
@@ -155,7 +154,7 @@ class TestDiffusers:
         sigmas = sm.sigmas_for(sampler, model.levels, 6)
         x = sm.start(stock, 4, sigmas)
         if float(stock.scheduler.init_noise_sigma) > 2:
-            x = ld.starting_noise(stock, 4) * stock.scheduler.init_noise_sigma
+            x = diffusion.starting_noise(stock, 4) * stock.scheduler.init_noise_sigma
         mine = last(model, x, sigmas, sampler, seeds=[4])
         if sampler.ends_low:
             mine = mine / (1 + model.levels.lowest**2) ** 0.5
@@ -163,31 +162,9 @@ class TestDiffusers:
         # DPM-Solver rounds Karras' timesteps to whole ones, which this network feels.
         assert float((mine - theirs).abs().max()) / scale < (0.02 if "Karras" in name else 1e-4)
 
-    @pytest.mark.parametrize(
-        ("mine", "kind", "settings"),
-        [
-            ("karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True}),
-            ("exponential", "EulerDiscreteScheduler", {"use_exponential_sigmas": True}),
-            ("linspace", "EulerDiscreteScheduler", {"timestep_spacing": "linspace"}),
-            ("leading", "EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
-            ("trailing", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
-            ("open linspace", "DPMSolverMultistepScheduler", {}),
-            ("open linspace", "UniPCMultistepScheduler", {}),
-        ],
-    )
-    @pytest.mark.parametrize("steps", [1, 7, 20, 60])
-    def test_schedules_are_theirs(self, mine, kind, settings, steps):
-        scheduler = getattr(diffusers, kind)(**BETAS, **settings)
-        if steps == 1 and mine in ("karras", "exponential", "linspace"):
-            pytest.skip("with one step diffusers begins at the lowest level, where there is nothing to draw")
-        scheduler.set_timesteps(steps)
-        found = sm.schedule(mine, LEVELS, steps)
-        assert found.shape == (steps + 1,)
-        assert torch.allclose(found, scheduler.sigmas.double(), atol=2e-4, rtol=1e-4)
-
     def test_the_third_order_sde_of_diffusers_has_a_wrong_sign(self):
         """Its term in D2 should vanish with the step h, and tends to -1; so the catalogue names no scheduler for it."""
-        assert not sm.find("DPM++ 3M SDE").scheduler
+        assert not sm.find_sampler("DPM++ 3M SDE").scheduler
         scheduler = diffusers.DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++", solver_order=3)
         scheduler.set_timesteps(20)
         scheduler.sigmas = torch.linspace(0, -0.3, 21).exp()  # steps of 0.015 in log sigma
@@ -226,40 +203,21 @@ class TestClosedForms:
     def test_one_gaussian_is_solved(self, name):
         """For data N(m, d^2) every path is m + (x - m) * sqrt((d^2 + t^2) / (d^2 + s^2))."""
         m, d = 0.7, 0.5
-        bell = sm.Mixture((1.0,), (m,), (d,))
-        sampler = sm.find(name)
+        bell = Mixture((1.0,), (m,), (d,))
+        sampler = sm.find_sampler(name)
         sigmas = sm.sigmas_for(sampler, LEVELS, 200, "karras" if sampler.karras else None)
         options = {"eta": 0.0} if sampler.stochastic else {}
         options |= {"rtol": 0.001, "atol": 0.001} if name == "DPM adaptive" else {}
-        *_, step = sm.sample(bell, x := quantiles(), sigmas, sampler, **options)
+        *_, step = sm.solve(bell, x := quantiles(), sigmas, sampler, **options)
         s, t = float(sigmas[0]), step.sigma
         # From the lowest level above 0 the last step goes to x0 itself, not quite where the path ends.
         expected = m + (x - m) * ((d**2 + t**2) / (d**2 + s**2)) ** 0.5
         tolerance = 0.02 if sampler.order == 1 else 0.004
         assert float((step.x - expected).abs().max()) < tolerance
 
-    def test_the_mixtures_denoiser_is_the_gradient_of_its_logarithm(self):
-        """Tweedie's formula: D(x, s) = x + s^2 d/dx log p(x)."""
-        x = torch.linspace(-4, 4, 101, dtype=torch.float64, requires_grad=True)
-        for s in (0.05, 0.7, 5.0):
-            w, m, d = (torch.tensor(v).double() for v in (MIXTURE.weights, MIXTURE.means, MIXTURE.deviations))
-            log_p = torch.logsumexp(
-                w.log() - (d**2 + s**2).log() / 2 - (x[:, None] - m) ** 2 / (2 * (d**2 + s**2)), dim=-1
-            )
-            (slope,) = torch.autograd.grad(log_p.sum(), x)
-            assert torch.allclose(MIXTURE(x.detach(), s), (x + s**2 * slope).detach(), atol=1e-8)
-
-    def test_the_exact_path_keeps_the_share_below_and_is_the_paths_limit(self):
-        x = quantiles()
-        there = MIXTURE.exact(x, LEVELS.highest, 0.1)
-        assert torch.allclose(MIXTURE.below(there, 0.1), MIXTURE.below(x, LEVELS.highest), atol=1e-10)
-        bell = sm.Mixture((1.0,), (0.7,), (0.5,))
-        expected = 0.7 + (x - 0.7) * ((0.25 + 0.01) / (0.25 + LEVELS.highest**2)) ** 0.5
-        assert torch.allclose(bell.exact(x, LEVELS.highest, 0.1), expected, atol=1e-9)
-
     def test_first_orders_are_one_sampler(self):
         """Euler, DDIM with its published formula, and DPM-Solver-1: three papers, one step."""
-        sigmas, x = sm.schedule("leading", LEVELS, 12, LEVELS.lowest), quantiles(31)
+        sigmas, x = schedule("leading", LEVELS, 12, LEVELS.lowest), quantiles(31)
         euler = last(MIXTURE, x, sigmas, "Euler")
         assert torch.allclose(last(MIXTURE, x, sigmas, "DPM (first order)"), euler, atol=1e-10)
         a = (1 / (1 + sigmas**2)).tolist()  # DDIM, equation 12, in its own coordinates sqrt(a) * x
@@ -280,24 +238,25 @@ class TestClosedForms:
             assert math.hypot(down, up) == pytest.approx(t) and up == pytest.approx(0.4 * theirs)
 
 
-# name, options, slope of the error over 40, 80, 160 steps on Karras' levels
-ORDERS = [
-    ("Euler", {}, 1), ("DDIM", {}, 1), ("DPM (first order)", {}, 1), ("Euler a", {"eta": 0.0}, 1),
-    ("Heun", {}, 2), ("DPM2", {}, 2), ("DPM2 a", {"eta": 0.0}, 2), ("DPM++ 2S a", {"eta": 0.0}, 2),
-    ("DPM++ 2M", {}, 2), ("DPM++ SDE", {"eta": 0.0}, 2), ("DPM++ 2M SDE", {"eta": 0.0}, 2), ("DEIS", {}, 2),
-    ("UniPC", {}, 3), ("LMS", {}, 3.5),
-]  # fmt: skip
+#: The slope of the error over 40, 80 and 160 steps on Karras' levels.
+ORDERS = {
+    **dict.fromkeys(["Euler", "Euler a", "DDIM", "DPM (first order)"], 1),
+    **dict.fromkeys(["Heun", "DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DEIS"], 2),
+    "UniPC": 3,
+    "LMS": 3.5,
+}
 
 
 class TestOrders:
-    @pytest.mark.parametrize(("name", "options", "order"), ORDERS, ids=[o[0] for o in ORDERS])
-    def test_the_error_falls_with_the_order(self, name, options, order):
+    @pytest.mark.parametrize(("name", "order"), ORDERS.items())
+    def test_the_error_falls_with_the_order(self, name, order):
         counts, errors, x = (40, 80, 160), [], quantiles()
+        options = {"eta": 0.0} if sm.find_sampler(name).stochastic else {}
         for n in counts:
-            sigmas = sm.schedule("karras", LEVELS, n, last=None)
+            sigmas = schedule("karras", LEVELS, n, last=None)
             exact = MIXTURE.exact(x, float(sigmas[0]), float(sigmas[-1]))
             errors.append(float(((last(MIXTURE, x, sigmas, name, **options) - exact) ** 2).mean() ** 0.5))
-        found = sm.slope(counts, errors)
+        found = slope(counts, errors)
         print(f"{name}: slope {found:.2f}, errors {', '.join(f'{e:.1e}' for e in errors)}")
         assert found == pytest.approx(order, abs=0.3 if order < 3 else 0.6)
 
@@ -307,11 +266,11 @@ class TestOrders:
         errors, x = {"open linspace": [], "karras": []}, quantiles()
         for grid, found in errors.items():
             for n in (10, 20, 40):
-                sigmas = sm.schedule(grid, LEVELS, n)
+                sigmas = schedule(grid, LEVELS, n)
                 exact = MIXTURE.exact(x, float(sigmas[0]), 0.0)
                 found.append(float(((last(MIXTURE, x, sigmas, name) - exact) ** 2).mean() ** 0.5))
-        assert sm.slope((10, 20, 40), errors["open linspace"]) < 1.4
-        assert sm.slope((10, 20), errors["karras"][:2]) > 1.7
+        assert slope((10, 20, 40), errors["open linspace"]) < 1.4
+        assert slope((10, 20), errors["karras"][:2]) > 1.7
         assert errors["karras"][-1] < errors["open linspace"][-1] / 4
 
     def test_the_adaptive_one_meets_its_tolerance(self):
@@ -319,10 +278,10 @@ class TestOrders:
 
         The rule takes a step with a factor of 0.81 or more: when its estimate is at most 1.9 times what is allowed.
         """
-        x, sigmas, asked, errors = quantiles(), sm.schedule("linspace", LEVELS, 20), [], []
+        x, sigmas, asked, errors = quantiles(), schedule("linspace", LEVELS, 20), [], []
         for rtol, atol in ((0.05, 0.0078), (0.005, 0.00078), (0.0005, 0.000078)):
             model, begin, s = Counted(MIXTURE), x, float(sigmas[0])
-            for step in sm.sample(model, x, sigmas, "DPM adaptive", rtol=rtol, atol=atol):
+            for step in sm.solve(model, x, sigmas, "DPM adaptive", rtol=rtol, atol=atol):
                 exact = MIXTURE.exact(begin, s, step.sigma)
                 allowed = (rtol * exact.abs()).clamp_min(atol)
                 assert float(((step.x - exact) / allowed).square().mean().sqrt()) < 1.9
@@ -335,7 +294,7 @@ class TestOrders:
     def test_the_fast_one_spends_exactly_its_steps(self):
         for n in range(2, 14):
             model = Counted(MIXTURE)
-            last(model, quantiles(5), sm.schedule("linspace", LEVELS, n), "DPM fast")
+            last(model, quantiles(5), schedule("linspace", LEVELS, n), "DPM fast")
             assert model.count == n
 
 
@@ -343,7 +302,7 @@ class TestOrders:
 
 
 class TestNoise:
-    @pytest.mark.parametrize("name", [n for n, s in sm.CATALOGUE.items() if s.stochastic])
+    @pytest.mark.parametrize("name", [n for n, s in sm.SAMPLERS.items() if s.stochastic])
     def test_the_variance_is_kept(self, name):
         """Stochastic samplers draw from the mixture: its mean, its variance and its three shares."""
         x = torch.randn(4, 5000, generator=seeded(1), dtype=torch.float64) * LEVELS.highest
@@ -353,7 +312,7 @@ class TestNoise:
 
     def test_a_seed_is_a_picture_whatever_the_batch(self):
         x = torch.randn(3, 2, 4, 4, generator=seeded(0), dtype=torch.float64) * 14
-        sigmas = sm.schedule("karras", LEVELS, 6)
+        sigmas = schedule("karras", LEVELS, 6)
         for name in ("Euler a", "DPM++ SDE"):
             together = last(MIXTURE, x, sigmas, name, seeds=[7, 8, 9])
             assert torch.equal(last(MIXTURE, x[1:2], sigmas, name, seeds=[8]), together[1:2])
@@ -378,15 +337,14 @@ class TestNoise:
         moved = {}
         for kind in (sm.Brownian, sm.Independent):
             ends = [
-                last(MIXTURE, x, sm.schedule("karras", LEVELS, n), "Euler a", noise=kind(x, [5]))
-                for n in (40, 160, 640)
+                last(MIXTURE, x, schedule("karras", LEVELS, n), "Euler a", noise=kind(x, [5])) for n in (40, 160, 640)
             ]
             moved[kind] = [float((a - b).abs().mean()) for a, b in zip(ends, ends[1:], strict=False)]
         assert moved[sm.Brownian][1] < 0.7 * moved[sm.Brownian][0]
         assert moved[sm.Independent][1] > 0.9 * moved[sm.Independent][0] > moved[sm.Brownian][0]
 
     def test_eta_zero_adds_nothing(self):
-        x, sigmas = quantiles(31), sm.schedule("karras", LEVELS, 12)
+        x, sigmas = quantiles(31), schedule("karras", LEVELS, 12)
         for name, plain in (("Euler a", "Euler"), ("DPM2 a", "DPM2"), ("DPM++ 2M SDE", "DPM++ 2M")):
             assert torch.equal(last(MIXTURE, x, sigmas, name, eta=0.0), last(MIXTURE, x, sigmas, plain))
 
@@ -398,25 +356,26 @@ class TestDenoiser:
     def test_batches_prompts_and_sigmas_together(self, pipe):
         """Pictures of other prompts at other noise levels share a pass, and each is what it is alone."""
         prompts, sigmas = ["ab", "cd", "ab"], torch.tensor([9.0, 2.0, 0.3])
-        x = ld.starting_noise(pipe, [1, 2, 3]) * sigmas.view(-1, 1, 1, 1)
+        x = diffusion.starting_noise(pipe, [1, 2, 3]) * sigmas.view(-1, 1, 1, 1)
         together = sm.Denoiser(pipe, prompts, 3.0, batch=2)(x, sigmas)
         for i, prompt in enumerate(prompts):
             alone = sm.Denoiser(pipe, prompt, 3.0)(x[i : i + 1], float(sigmas[i]))
             assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
 
-    def test_the_first_question_is_asked_once(self, pipe, monkeypatch):
-        model = sm.Denoiser(pipe, "ab", 3.0)
-        calls = []
-        ask = model._ask
-        monkeypatch.setattr(model, "_ask", lambda *args: calls.append(1) or ask(*args))
-        ends = {}
-        for name in ("Euler", "DPM++ 2M", "Heun"):
-            sigmas = sm.sigmas_for(name, model.levels, 3)
-            ends[name] = last(model, sm.start(pipe, 1, sigmas), sigmas, name)
-        assert model.evaluations == 3 + 3 + 5 and len(calls) == model.evaluations - 2
-        assert torch.equal(ends["Heun"], last(sm.Denoiser(pipe, "ab", 3.0), sm.start(pipe, 1, sigmas), sigmas, "Heun"))
+    def test_it_answers_by_the_weights_that_are_there_now(self, tiny):
+        """Nothing is remembered of an earlier answer, not even for the same question."""
+        pipe = companion.load(tiny, device="cpu")
+        model, x = sm.Denoiser(pipe, "ab", 3.0), diffusion.starting_noise(pipe, [1, 2])
+        before = model(x, 2.0)
+        assert torch.equal(model(x, 2.0), before) and model.evaluations == 2
+        with torch.no_grad():
+            for p in pipe.unet.parameters():
+                p.mul_(0.5)
+        after = model(x, 2.0)
+        assert not torch.allclose(after, before, atol=1e-3)
+        assert torch.allclose(after, sm.Denoiser(pipe, "ab", 3.0)(x, 2.0), atol=1e-6)
 
-    def test_every_kind_of_prediction_gives_the_same_x0(self, pipe, monkeypatch):
+    def test_every_kind_of_prediction_gives_the_same_x0(self, pipe):
         """A U-Net that answers with the truth, in each of the three forms."""
         truth = torch.randn(1, 4, 4, 4, generator=seeded(9))
         s = torch.tensor(2.5)
@@ -424,24 +383,16 @@ class TestDenoiser:
         a = 1 / (1 + s**2)
         answers = {"epsilon": eps, "sample": truth, "v_prediction": a.sqrt() * eps - (1 - a).sqrt() * truth}
         for kind, answer in answers.items():
-            model = sm.Denoiser(pipe, "ab", 1.0)
+            model = sm.Denoiser(pipe, "ab", 1.0, unet=lambda *args, answer=answer: answer)
             model._kind = kind
-            monkeypatch.setattr(model, "unet", lambda *args, answer=answer: type("Out", (), {"sample": answer})())
-            model.unet.dtype, model.unet.device = torch.float32, torch.device("cpu")
             assert torch.allclose(model(truth + s * eps, float(s)), truth, atol=1e-5), kind
-
-    def test_timesteps_and_sigmas_are_inverse(self):
-        t = torch.tensor([0.0, 0.5, 333.25, 999.0]).double()
-        assert torch.allclose(LEVELS.timestep(LEVELS.sigma(t)), t, atol=1e-9)
-        assert (LEVELS.lowest, LEVELS.highest) == (pytest.approx(0.0292, abs=1e-4), pytest.approx(14.6146, abs=1e-3))
-        assert LEVELS.timestep([1e-9, 99.0]).tolist() == [0, 999]
 
     def test_numbers_that_do_not_fit(self, pipe):
         with pytest.raises(ValueError, match="2 prompts for 3 pictures; give one for all, or one for each"):
-            sm.Denoiser(pipe, ["a", "b"], 2.0)(ld.starting_noise(pipe, [1, 2, 3]), 1.0)
+            sm.Denoiser(pipe, ["a", "b"], 2.0)(diffusion.starting_noise(pipe, [1, 2, 3]), 1.0)
 
-    def test_draw(self, pipe):
-        pictures = sm.draw(pipe, ["ab", "cd"], [1, 2], "UniPC", steps=3, guidance_scale=2.0)
+    def test_pictures_by_a_sampler(self, pipe):
+        pictures = sm.pictures_by(pipe, ["ab", "cd"], [1, 2], "UniPC", steps=3, guidance_scale=2.0)
         assert pictures.shape == (2, 3, 32, 32) and float(pictures.abs().max()) <= 1
 
 
@@ -450,14 +401,14 @@ class TestDenoiser:
 
 class TestCatalogue:
     def test_it_has_every_name_of_the_guide(self):
-        assert list(sm.CATALOGUE) == GUIDE
+        assert list(sm.SAMPLERS) == GUIDE
 
     @pytest.mark.parametrize("name", GUIDE)
     def test_each_yields_its_steps_and_costs_what_it_says(self, name):
-        sampler, n = sm.find(name), 7
+        sampler, n = sm.find_sampler(name), 7
         sigmas = sm.sigmas_for(name, LEVELS, n)
         model = Counted(MIXTURE)
-        steps = list(sm.sample(model, quantiles(8)[:, None], sigmas, name))
+        steps = list(sm.solve(model, quantiles(8)[:, None], sigmas, name))
         assert [step.index for step in steps] == list(range(len(steps)))
         levels = [step.sigma for step in steps]
         assert levels == sorted(levels, reverse=True) and levels[-1] < 0.03
@@ -470,243 +421,54 @@ class TestCatalogue:
         assert sampler.about and sampler.paper and (sampler.karras or sampler.why_not)
 
     def test_karras_may_be_appended_where_it_makes_sense(self):
-        heun = sm.find("Heun Karras")
+        heun = sm.find_sampler("Heun Karras")
         assert heun.levels == "karras" and heun.function is sm.heun
         for name in ("DDIM Karras", "PLMS Karras", "DPM fast Karras", "DPM adaptive Karras"):
             with pytest.raises(ValueError, match=f"{name.removesuffix(' Karras')} has no Karras variant: "):
-                sm.find(name)
+                sm.find_sampler(name)
         with pytest.raises(ValueError, match="DDIM has no Karras variant"):
             sm.sigmas_for("DDIM", LEVELS, 10, "karras")
         with pytest.raises(ValueError, match="EulerAncestralDiscreteScheduler of diffusers knows no Karras levels"):
-            sm.find("Euler a Karras").stock(BETAS)
+            sm.find_sampler("Euler a Karras").stock(BETAS)
         with pytest.raises(ValueError, match="diffusers has no scheduler that is DPM fast"):
-            sm.find("DPM fast").stock(BETAS)
+            sm.find_sampler("DPM fast").stock(BETAS)
 
     @pytest.mark.parametrize(
         ("name", "hint"), [("euler A", "Euler a"), ("DPM++2M Karras", "DPM[+][+] 2M Karras"), ("unipc", "UniPC")]
     )
     def test_an_unknown_name_gets_the_nearest(self, name, hint):
         with pytest.raises(ValueError, match=f"there is no sampler '.*'; did you mean .*'{hint}'"):
-            sm.find(name)
+            sm.find_sampler(name)
 
     def test_names_far_from_all(self):
         with pytest.raises(ValueError, match="there are: Euler, Euler a"):
-            sm.find("qqqqqq")
-        with pytest.raises(ValueError, match="no schedule 'karas'; did you mean 'karras'"):
-            sm.schedule("karas", LEVELS, 5)
+            sm.find_sampler("qqqqqq")
 
-    @pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, True])
-    def test_steps_that_cannot_be(self, steps):
-        with pytest.raises(ValueError, match=r"steps=.* is outside 1 to 1000"):
-            sm.schedule("linspace", LEVELS, steps)
-
-    @pytest.mark.parametrize("name", list(sm.SCHEDULES))
-    def test_every_schedule_falls_for_any_number_of_steps(self, name):
-        for steps in (1, 2, 3, 19, 500, 1000):
-            sigmas = sm.check_sigmas(sm.schedule(name, LEVELS, steps))
-            assert len(sigmas) == steps + 1 and sigmas[-1] == 0
-
-    @pytest.mark.parametrize(
-        ("sigmas", "words"),
-        [
-            ([3.0, 1.0, 2.0], r"sigmas\[2\]=2 is not below sigmas\[1\]=1"),
-            ([3.0, 3.0, 0.0], r"sigmas\[1\]=3 is not below sigmas\[0\]=3"),
-            ([3.0, -1.0], "must be finite and not negative"),
-            ([float("nan"), 1.0], "must be finite"),
-            ([3.0], "1 noise levels make no step"),
-        ],
-    )
-    def test_schedules_that_do_not_fall(self, sigmas, words):
+    def test_sigmas_that_make_no_schedule(self):
         for name in ("Euler", "DPM adaptive"):
-            with pytest.raises(ValueError, match=words):
-                list(sm.sample(MIXTURE, quantiles(3), torch.tensor(sigmas), name))
+            with pytest.raises(ValueError, match=r"sigmas\[2\]=2 is not below sigmas\[1\]=1"):
+                list(sm.solve(MIXTURE, quantiles(3), torch.tensor([3.0, 1.0, 2.0]), name))
 
     def test_nan_is_named_at_its_step(self):
         def model(x: Tensor, sigma: float) -> Tensor:
             return x * float("nan") if sigma < 2 else MIXTURE(x, sigma)
 
-        steps = sm.sample(model, quantiles(3), torch.tensor([9.0, 4.0, 1.5, 0.5, 0.0]), "Euler")
+        steps = sm.solve(model, quantiles(3), torch.tensor([9.0, 4.0, 1.5, 0.5, 0.0]), "Euler")
         assert [next(steps).index, next(steps).index] == [0, 1]
         with pytest.raises(FloatingPointError, match=r"at step 2 of Euler \(sigma=1.5\) holds NaN"):
             next(steps)
 
     def test_options_that_it_does_not_have(self):
         with pytest.raises(ValueError, match="Heun has no option eta; it has none"):
-            list(sm.sample(MIXTURE, quantiles(3), torch.tensor([9.0, 0.0]), "Heun", eta=1.0))
+            list(sm.solve(MIXTURE, quantiles(3), torch.tensor([9.0, 0.0]), "Heun", eta=1.0))
         with pytest.raises(ValueError, match="UniPC has no option eta; it has order"):
-            list(sm.sample(MIXTURE, quantiles(3), torch.tensor([9.0, 0.0]), "UniPC", eta=1.0))
+            list(sm.solve(MIXTURE, quantiles(3), torch.tensor([9.0, 0.0]), "UniPC", eta=1.0))
         with pytest.raises(ValueError, match="2 seeds for 3 pictures"):
-            list(sm.sample(MIXTURE, quantiles(3), torch.tensor([9.0, 1.0, 0.0]), "Euler a", seeds=[1, 2]))
+            list(sm.solve(MIXTURE, quantiles(3), torch.tensor([9.0, 1.0, 0.0]), "Euler a", seeds=[1, 2]))
         with pytest.raises(ValueError, match="two noise levels above 0"):
-            list(sm.sample(MIXTURE, quantiles(3), torch.tensor([9.0, 0.0]), "DPM fast"))
+            list(sm.solve(MIXTURE, quantiles(3), torch.tensor([9.0, 0.0]), "DPM fast"))
         with pytest.raises(ArithmeticError, match="after 30 evaluations sigma is still"):
-            list(
-                sm.sample(MIXTURE, quantiles(3), torch.tensor([9.0, 1.0]), "DPM adaptive", rtol=0, atol=1e-30, most=30)
-            )
-
-
-# ---- Sweeps ----------------------------------------------------------------------------------------------------------
-
-
-def row(name: str, evaluations: int, *own: float, limit: float | None = None) -> sweeps.Row:
-    distances = [limit] * len(own) if limit is not None else list(own)
-    return sweeps.Row(name, evaluations, evaluations, distances, list(own), distances, [], 0.01)
-
-
-class TestSweeps:
-    @pytest.fixture(scope="class")
-    def rows(self, pipe):
-        names = ["Euler", "DPM++ 2M Karras", "DDIM", "Euler a"]
-        return list(
-            sweeps.converge(
-                pipe, names, ["ab", "cd"], [1, 2], guidance_scale=2.0, evaluations=(4, 16), reference=24, long=24
-            )
-        )
-
-    def test_each_cell_has_its_cost_and_a_distance_for_each_picture(self, rows):
-        assert [(r.sampler, r.evaluations) for r in rows] == list(
-            itertools.product(["Euler", "DPM++ 2M Karras", "DDIM", "Euler a"], (4, 16))
-        )
-        assert all(len(part) == 2 for r in rows for part in (r.limit, r.own, r.guide))
-        assert all(r.features == [] for r in rows)  # the judge cannot read pictures of 32 pixels
-
-    def test_distances_are_to_what_they_say(self, pipe, rows):
-        """Euler's own limit is the common one, DDIM's is the path at the lowest level; Euler a's its own long run."""
-        by = {(r.sampler, r.evaluations): r for r in rows}
-        assert by["Euler", 16].limit == by["Euler", 16].own and by["DDIM", 16].limit != by["DDIM", 16].own
-        assert sum(by["Euler", 16].limit) < sum(by["Euler", 4].limit)
-        model = sm.Denoiser(pipe, ["ab", "cd"], 2.0)
-        ends = {}
-        for n in (4, 24):
-            sigmas = sm.sigmas_for("Euler a", model.levels, n)
-            ends[n] = last(model, sm.start(pipe, [1, 2], sigmas), sigmas, "Euler a", seeds=[1, 2])
-        assert by["Euler a", 4].own == pytest.approx(sweeps.apart(ends[4], ends[24]), abs=2e-4)
-
-    def test_what_is_done_is_left_out(self, pipe):
-        cells = sweeps.converge(
-            pipe, ["Euler", "UniPC"], "ab", [1], guidance_scale=1.0, evaluations=(2, 3), reference=2,
-            done=[("Euler", 2), ("Euler", 3), ("UniPC", 2)],
-        )  # fmt: skip
-        assert [(r.sampler, r.evaluations) for r in cells] == [("UniPC", 3)]
-
-    def test_the_judge_is_asked_only_about_its_world(self, pipe):
-        with pytest.raises(ValueError, match="The judge knows the miniature world only"):
-            next(sweeps.appraise(pipe, guidance_scale=2.0))
-
-    def test_a_sweep_is_stored_whole_and_known_by_its_weights(self, tmp_path, monkeypatch):
-        path = tmp_path / "samplers.json"
-        assert sweeps.stored("sd15", path)[0] is None
-        assert "No long sweep is stored" in sweeps.stored("tabletop", path)[1]
-        with pytest.raises(FileNotFoundError, match="make it with `companion samplers`"):
-            sweeps.Sweep.load(path)
-        found = sweeps.Sweep("abc", {"seeds": 1}, [row("Euler", 5, 0.1)], [sweeps.Quality("UniPC", 5, 5, [True], 0.2)])
-        found.save(path)
-        assert sweeps.Sweep.load(path) == found
-        assert "not whole" in sweeps.stored("tabletop", path)[1]
-        found.rows = [row(name, 5, 0.1) for name in sm.CATALOGUE]
-        found.save(path)
-        monkeypatch.setattr(sweeps, "weights_sum", lambda folder: "abc")
-        again, note = sweeps.stored("tabletop", path)
-        assert again == found and "of these weights" in note
-        monkeypatch.setattr(sweeps, "weights_sum", lambda folder: "other")
-        assert "OTHER WEIGHTS" in sweeps.stored("tabletop", path)[1]
-
-    def test_a_stopped_sweep_goes_on_and_other_weights_begin_anew(self, pipe, tmp_path, monkeypatch):
-        from companion import models
-
-        def judged(pipe, *, done, **settings):
-            return (sweeps.Quality(n, 2, 2, [True], 0.1) for n in sweeps.JUDGED[:2] if (n, 2) not in done)
-
-        weights = "abc"
-        monkeypatch.setattr(models, "load", lambda name: pipe)
-        monkeypatch.setattr(sweeps, "PROMPTS", ("ab", "cd"))
-        monkeypatch.setattr(sweeps, "EVALUATIONS", (2,))
-        monkeypatch.setattr(sweeps, "weights_sum", lambda folder: weights)
-        monkeypatch.setattr(sweeps, "appraise", judged)
-        short = sweeps.converge
-        monkeypatch.setattr(
-            sweeps, "converge", lambda *a, **k: short(*a, **k, evaluations=sweeps.EVALUATIONS, reference=2, long=3)
-        )
-        path = tmp_path / "samplers.json"
-        first = list(itertools.islice(sweeps.sweep(path, seeds=1), 3))
-        assert [done for done, _, _ in first] == [1, 2, 3]
-        *_, (done, _, found) = sweeps.sweep(path, seeds=1)
-        names = [row.sampler for row in found.rows]
-        assert done == len(names) + 2 and len(names) == len(set(names))
-        assert set(names) == {*sm.CATALOGUE, "Heun Karras"} - {"DPM (first order)"}
-        assert sweeps.Sweep.load(path) == found and list(sweeps.sweep(path, seeds=1)) == []
-        weights = "other"
-        assert next(sweeps.sweep(path, seeds=1))[0] == 1
-
-    def test_the_checksum_is_of_all_weights(self, tmp_path):
-        for part in ("unet", "vae"):
-            (tmp_path / part).mkdir()
-            (tmp_path / part / "model.safetensors").write_bytes(part.encode())
-        before = sweeps.weights_sum(tmp_path)
-        assert before == sweeps.weights_sum(tmp_path)
-        (tmp_path / "vae" / "model.safetensors").write_bytes(b"other")
-        assert before != sweeps.weights_sum(tmp_path)
-
-
-class TestVerdicts:
-    def test_a_ratio_with_its_interval(self):
-        assert sweeps.ratio([2.0, 4.0], [1.0, 2.0]) == pytest.approx((2.0, 2.0, 2.0))
-        middle, low, high = sweeps.ratio([1.0, 4.0, 2.0], [1.0, 1.0, 1.0])
-        assert middle == pytest.approx(2.0)
-        half = 4.302653 * math.log(2) / 3**0.5  # Student's t for 2 degrees of freedom; the logs are 0, 1, 2 times log 2
-        assert (low, high) == (pytest.approx(2 * math.exp(-half)), pytest.approx(2 * math.exp(half)))
-        with pytest.raises(ValueError, match="1 and 1 values cannot be compared in pairs"):
-            sweeps.ratio([1.0], [1.0])
-
-    def test_the_nearest_cost_not_above(self):
-        rows = [row("Heun", n, 0.1) for n in (5, 9, 19, 29)]
-        assert [sweeps.pick(rows, "Heun", n).evaluations for n in (20, 19, 4, 99)] == [19, 19, 5, 29]
-        with pytest.raises(ValueError, match="Hen was not measured; did you mean 'Heun'"):
-            sweeps.pick(rows, "Hen", 5)
-
-    def test_good_enough_stays_good(self):
-        rows = [row("Heun", n, d, d) for n, d in ((5, 0.01), (9, 0.5), (19, 0.05), (29, 0.02))]
-        assert sweeps.good_enough(rows, "Heun", 0.1) == 19
-        assert sweeps.good_enough(rows, "Heun", 0.001) is None
-
-    @pytest.mark.parametrize(
-        ("own", "verdict"), [((0.01, 0.011, 0.012), "holds"), ((0.2, 0.21, 0.22), "fails"), ((0.01, 0.1, 0.2), "open")]
-    )
-    def test_a_claim_can_come_out_every_way(self, own, verdict):
-        names = ("Euler", "Heun", "DPM++ 2M Karras", "UniPC", "Euler a")
-        rows = [row(name, n, *own) for name in names for n in (10, 20, 30)]
-        found = {claim.statement: claim.verdict for claim in sweeps.claims(rows, [], 0.05)}
-        assert found["UniPC: converged at 20 to 30 steps"] == verdict
-        opposite = {"holds": "fails", "fails": "holds", "open": "open"}
-        assert found["Euler a: does not converge"] == opposite[verdict]
-        assert found["DPM++ 2M Karras is fast"] == "open"  # equal to Euler in every picture
-
-    def test_what_no_run_was_about_is_not_measured(self):
-        names = ("Euler", "Heun", "DPM++ 2M Karras", "UniPC")
-        rows = [row(name, n, 0.1, 0.11) for name in names for n in (6, 12)]
-        quality = [sweeps.Quality("DDIM", 20, 20, [True] * 13, 0.5), sweeps.Quality("UniPC", 4, 4, [True] * 13, 0.5)]
-        quality.append(sweeps.Quality("DPM++ SDE Karras", 5, 9, [True] * 13, 0.5))
-        verdicts = [claim.verdict for claim in sweeps.claims(rows, quality, 0.05)]
-        assert verdicts.count(sweeps.NOT_MEASURED) == 6
-
-    def test_claims_of_speed_and_of_quality(self):
-        rows = [row(name, n, 0.1, 0.11) for name in ("DPM++ 2M Karras", "UniPC") for n in (20, 30)]
-        rows += [row("Euler", 20, 0.3, 0.32), row("Heun", 19, 0.9, 0.91)]
-        quality = [
-            sweeps.Quality("Euler", 30, 30, [True] * 60 + [False] * 4, 0.5),
-            sweeps.Quality("UniPC", 10, 10, [True] * 63 + [False], 0.5),
-            sweeps.Quality("DDIM", 15, 15, [True] * 10 + [False] * 54, 2.0),
-            sweeps.Quality("DPM++ SDE Karras", 10, 19, [True] * 57 + [False] * 7, 0.6),
-        ]
-        found = {claim.statement: claim for claim in sweeps.claims(rows, quality, 0.05)}
-        assert found["DPM++ 2M Karras is fast"].verdict == "holds"
-        assert found["Heun: fewer steps make up for its price"].verdict == "fails"
-        assert found["UniPC: high quality in 5 to 10 steps"].verdict == "holds"
-        assert found["DDIM: good pictures in 10 to 15 steps"].verdict == "fails"
-        assert found["DPM++ SDE Karras: good pictures in 8 to 12 steps"].verdict == "open"
-        assert (
-            "10 of 64 as asked at 15 steps; 60 by the best" in found["DDIM: good pictures in 10 to 15 steps"].measured
-        )
+            list(sm.solve(MIXTURE, quantiles(3), torch.tensor([9.0, 1.0]), "DPM adaptive", rtol=0, atol=1e-30, most=30))
 
 
 # ---- Panels, and the notebook with another model ---------------------------------------------------------------------
@@ -720,7 +482,7 @@ class TestPanels:
             getattr(panel, control).value = value
             seen.add(panel.picture.value)
         assert len(seen) == 5
-        sigmas = sm.schedule("beta", LEVELS, 13, last=None)
+        sigmas = schedule("beta", LEVELS, 13, last=None)
         assert f"beta: {int((sigmas < 1).sum())} of 13 levels below 1" in panel.message.value
 
     def test_the_comparison_draws_what_the_samplers_draw(self, pipe):
@@ -752,4 +514,4 @@ def test_the_notebook_runs_on_another_checkpoint(tiny, tmp_path, capsys):
     assert code == 0, capsys.readouterr().out
     notebook = nbformat.read(tmp_path / "out" / "02_samplers.ipynb", as_version=4)
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert ld.NOT_JUDGED in printed and "what follows was measured above" in printed
+    assert measures.NOT_JUDGED in printed and "what follows was measured above" in printed

@@ -126,12 +126,12 @@ def test_a_built_space_has_all_it_needs(tiny, tmp_path):
     out = command.build(tmp_path / "space", str(model))
     assert not list(out.rglob("*.onnx"))
     assert {p.name for p in out.iterdir()} == {"README.md", "app.py", "model", "requirements.txt", "studio.py"}
-    _, settings, text = (out / "README.md").read_text().split("---\n", 2)
+    _, settings, text = (out / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     settings = yaml.safe_load(settings)
     assert settings["sdk"] == "gradio" and settings["app_file"] == "app.py" and "Duplicate this Space" in text
-    pins = dict(re.findall(r"(\S+)==(\S+)", (companion.ROOT / "constraints.txt").read_text()))
+    pins = dict(re.findall(r"(\S+)==(\S+)", (companion.ROOT / "constraints.txt").read_text(encoding="utf-8")))
     assert settings["sdk_version"] == pins["gradio"]
-    lines = (out / "requirements.txt").read_text().splitlines()
+    lines = (out / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert lines == [f"{name}=={pins[name]}" for name in command.PACKAGES]
     with pytest.raises(ValueError, match="exists already"):
         command.build(out, str(tiny))
@@ -141,7 +141,7 @@ def test_what_is_copied_into_the_space_imports_nothing_of_the_course():
     """And its packages are those that the Space installs."""
     imported = set()
     for name in command.FILES:
-        source = (Path(command.__file__).parent / name).read_text()
+        source = (Path(command.__file__).parent / name).read_text(encoding="utf-8")
         imported |= set(re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE))
     installed = {{"pillow": "PIL"}.get(name, name) for name in command.PACKAGES} | {"gradio", "studio"}
     assert imported - set(sys.stdlib_module_names) <= installed
@@ -151,7 +151,7 @@ def test_what_is_copied_into_the_space_imports_nothing_of_the_course():
 def test_a_model_of_the_hub_is_named_and_not_copied(tmp_path):
     out = command.build(tmp_path / "space", "sd15")
     assert not (out / "model").exists()
-    _, settings, _ = (out / "README.md").read_text().split("---\n", 2)
+    _, settings, _ = (out / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     assert yaml.safe_load(settings)["models"] == list(CATALOGUE["sd15"].mirrors)
     assert yaml.safe_load(settings)["suggested_hardware"] == "t4-small"
     assert command.settings("sd15")["MODEL"].split(",") == list(CATALOGUE["sd15"].mirrors)
@@ -270,5 +270,5 @@ def test_without_a_token_it_says_so(monkeypatch):
 
 def test_no_settings_leak_into_the_folder(tiny, tmp_path):
     out = command.build(tmp_path / "space", str(tiny))
-    text = "".join(p.read_text() for p in out.glob("*.*"))
+    text = "".join(p.read_text(encoding="utf-8") for p in out.glob("*.*"))
     assert "hf_" not in text and json.dumps(str(companion.ROOT)) not in text

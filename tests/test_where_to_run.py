@@ -228,4 +228,4 @@ class TestPanel:
 def test_the_notebook_runs_with_another_model(tiny, tmp_path, capsys):
     parameters = {"MODEL": str(tiny), "NARROWER": [10], "STEPS": 2}
     assert run("07", out=tmp_path / "out", timeout=300, parameters=parameters) == 0, capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "07_where_to_run.ipynb").read_text())["nbformat"] == 4
+    assert json.loads((tmp_path / "out" / "07_where_to_run.ipynb").read_text(encoding="utf-8"))["nbformat"] == 4

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import companion
-from companion import latent_diffusion as ld
+from companion import diffusion
 from companion.tabletop.caption import parse
 from companion.widgets import GuidanceSlider, Panel, Playground, Scrubber
 from companion.widgets.base import VIEW, sentence
@@ -27,7 +27,7 @@ def pipe(tiny):
 
 @pytest.fixture(scope="module")
 def steps(pipe):
-    return list(ld.sample(pipe, PROMPT, 1, steps=4, guidance_scale=3.0))
+    return list(diffusion.sample(pipe, PROMPT, 1, steps=4, guidance_scale=3.0))
 
 
 def picture(panel: Panel) -> Image.Image:
@@ -148,7 +148,7 @@ class TestScrubber:
         from companion.figures import as_pil
 
         scrubber = Scrubber(pipe, steps)
-        result = as_pil(ld.decode(pipe, steps[-1].latents)[0], 224)
+        result = as_pil(diffusion.decode(pipe, steps[-1].latents)[0], 224)
         sheet = scrubber.frames[-1]
         assert (
             sheet.crop((sheet.width - 224, sheet.height - 224, sheet.width, sheet.height)).tobytes() == result.tobytes()
@@ -178,7 +178,7 @@ class TestGuidanceSlider:
         from companion.widgets.guidance import SIDE
 
         slider = GuidanceSlider(pipe, "ab", seed=1, steps=2, scales=(1, 4))
-        alone = ld.draw(pipe, "ab", 1, steps=2, guidance_scale=4.0)[0]
+        alone = diffusion.draw(pipe, "ab", 1, steps=2, guidance_scale=4.0)[0]
         difference = as_array(slider.pictures[1]).astype(int) - as_array(as_pil(alone, SIDE)).astype(int)
         assert abs(difference).max() <= 1
         assert slider.plain.tobytes() == slider.pictures[0].tobytes()

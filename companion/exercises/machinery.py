@@ -62,10 +62,11 @@ def register(notebook: str, test: Callable[[Answer], str]) -> Callable[[Answer],
     return add
 
 
-def _parsed(function: Answer) -> tuple[str, ast.FunctionDef]:
+def _parsed(answer: Answer) -> tuple[str, ast.FunctionDef]:
     """The source of a function, and its syntax tree with line numbers in that source."""
-    source = textwrap.dedent(inspect.getsource(function))
-    return source, ast.parse(source).body[0]
+    source = textwrap.dedent(inspect.getsource(answer))
+    (function,) = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    return source, function
 
 
 def exercise(name: str) -> Exercise:

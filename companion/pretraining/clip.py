@@ -86,7 +86,9 @@ def trained_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def text_tower(towers: CLIPModel) -> CLIPTextModel:
     """CLIP's text tower as the pipeline's CLIPTextModel."""
-    model = CLIPTextModel(towers.config.text_config)
+    config = towers.config.text_config
+    assert isinstance(config, CLIPTextConfig)
+    model = CLIPTextModel(config)
     model.load_state_dict(towers.text_model.state_dict())
     return model
 

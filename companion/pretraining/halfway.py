@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline
@@ -91,7 +93,8 @@ def errors(
     )
     scheduler, found = DDPMScheduler(**SCHEDULE), {"error": 0.0, "error_untold": 0.0}
     for t in timesteps:
-        noisy = scheduler.add_noise(x0, noise, torch.full((len(x0),), t))
+        times: Any = torch.full((len(x0),), t)
+        noisy = scheduler.add_noise(x0, noise, times)
         for name, states in (("error", told), ("error_untold", untold)):
             parts = zip(noisy.split(64), states.split(64), strict=True)
             error = (torch.cat([model.unet(x, t, s).sample for x, s in parts]) - noise) ** 2

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from companion.files import written
 from companion.metrics import pictures_to_tensor
 from companion.pretraining.clip import halved
-from companion.pretraining.vae import Discriminator, Players, frozen_encoder, make_vae
+from companion.pretraining.vae import Discriminator, Players, freeze_encoder, make_vae
 from companion.tabletop import dataset
 from companion.training import load_weights
 
@@ -37,11 +37,11 @@ def cells(segments: np.ndarray | Tensor, factor: int = 8) -> Tensor:
 
 def trained_vae(folder: Path) -> AutoencoderKL:
     """The trained autoencoder, with the factor that gives its latents variance 1."""
+    # A decoder that was trained further has the same encoder, so the same latents.
     last, model = folder / "decoder.safetensors", load_weights(folder / "vae.safetensors", make_vae())
-    # A decoder that was trained further has the same encoder, so the same latents: its checkpoint does not hold it.
     if last.exists():
-        load_weights(last, Players(frozen_encoder(model), Discriminator()))
-    model.eval()
+        load_weights(last, Players(freeze_encoder(model), Discriminator()))
+    model.eval().requires_grad_(False)
     with np.load(dataset.shards(folder / "renders", "train")[0], allow_pickle=False) as z:
         pictures = z["picture"]
     with torch.no_grad():

@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, dict(lr=lr, ratio=ratio, momentum=momentum, betas=betas, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             lr = group["lr"]

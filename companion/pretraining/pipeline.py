@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -25,14 +26,13 @@ def pipeline(
     vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
     """A stock pipeline of the four parts, without a safety checker (the world holds nothing to check)."""
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+    nothing: Any = None
     return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
+        **parts,
         scheduler=scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
+        safety_checker=nothing,
+        feature_extractor=nothing,
         requires_safety_checker=False,
     )
 
@@ -45,14 +45,17 @@ def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tabletop-") as t:
         new = Path(t) / folder.name
-        half = StableDiffusionPipeline(**{**pipe.components, "requires_safety_checker": False})
+        components: dict[str, Any] = pipe.components
+        half = StableDiffusionPipeline(**components, requires_safety_checker=False)
         half.to(dtype=torch.float16).save_pretrained(new, safe_serialization=True)
         pipe.to(dtype=torch.float32)
         # The weights are stored as fp16 and used as fp32 (a CPU has no fast fp16): without this line transformers
         # loads them as they lie.
         config = new / "text_encoder" / "config.json"
-        text = json.loads(config.read_text())
-        config.write_text(json.dumps({**text, "dtype": "float32", "torch_dtype": "float32"}, indent=2) + "\n")
+        text = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(
+            json.dumps({**text, "dtype": "float32", "torch_dtype": "float32"}, indent=2) + "\n", encoding="utf-8"
+        )
         if folder.exists():
             shutil.move(folder, Path(t) / "old")
         new.rename(folder)
@@ -81,6 +84,8 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
         "resample": 4,
         "do_convert_rgb": True,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(prepared, indent=2) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared, indent=2) + "\n", encoding="utf-8")
     config = folder / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    config.write_text(
+        json.dumps({**json.loads(config.read_text(encoding="utf-8")), "dtype": "float32"}, indent=2) + "\n"
+    )

@@ -21,7 +21,7 @@ from companion import DATA, ROOT, diffusion
 from companion.fast import Fast
 from companion.files import written
 from companion.metrics import pictures_to_tensor
-from companion.models import find
+from companion.models import find, load
 from companion.tabletop import dataset
 from companion.tabletop.caption import Wish, caption
 from companion.tabletop.scene import Scene
@@ -69,16 +69,14 @@ def draw(pipe: StableDiffusionPipeline, prompts: list[str], seed: int = 0, **opt
     Steps and guidance are the catalogue's, unless `options` say otherwise.
     """
     entry = find("tabletop")
-    options = {"steps": entry.steps, "guidance_scale": entry.guidance} | options
+    options = {"steps": entry.steps, "guidance_scale": entry.guidance, **options}
     drawn = diffusion.draw(pipe, prompts, range(seed, seed + len(prompts)), **options)
     return ((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def load_tabletop(folder: Path = MODELS / "tabletop"):
-    """The published pipeline, or that of another folder, by its stock class."""
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    """The published pipeline, or that of another folder, on the CPU in single precision."""
+    return load(folder, device="cpu")
 
 
 def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print) -> dict[str, float]:
@@ -114,8 +112,8 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     segments = dataset.read(folder / "renders", "val", ("segments",), len(pictures))["segments"]
     thing = torch.as_tensor(segments >= 2)[:, None].float()
     note(
-        vae_psnr_db=psnr(again, pictures).mean(),
-        vae_psnr_things_db=psnr(again, pictures, thing).mean(),
+        vae_psnr_db=psnr(again, pictures).mean().item(),
+        vae_psnr_things_db=psnr(again, pictures, thing).mean().item(),
         vae_fine_contrast=fine_contrast(again) / fine_contrast(pictures),
     )
 
@@ -205,7 +203,7 @@ def sheet(pipe, columns: int = 8) -> Image.Image:
     """The 40 prompts of data/models/prompts.txt, which were chosen before any picture was seen, drawn with seed 0, 1,
     2, ...
     """
-    prompts = (MODELS / "prompts.txt").read_text().split("\n")[:40]
+    prompts = (MODELS / "prompts.txt").read_text(encoding="utf-8").split("\n")[:40]
     pictures = draw(pipe, prompts)
     size, band = pictures.shape[1], 26
     out = Image.new("RGB", (columns * (size + 4) + 4, len(prompts) // columns * (size + band) + 4), "white")
@@ -282,7 +280,10 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
     """
     from companion import figures
 
-    lines = {p.stem: [json.loads(line) for line in p.read_text().splitlines()] for p in sorted(logs.glob("*.jsonl"))}
+    lines = {
+        p.stem: [json.loads(line) for line in p.read_text(encoding="utf-8").splitlines()]
+        for p in sorted(logs.glob("*.jsonl"))
+    }
     measured = {name: lines.pop(name) for name in list(lines) if name.endswith("-measured")}
     if not lines:
         raise FileNotFoundError(f"{logs} has no logs; `companion build publish` puts those of a build folder there")
@@ -337,7 +338,7 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
 def write(found: dict[str, float], folder: Path) -> None:
     """Write report.json, the table in README.md (between its marks), sheet.png and the curves, in data/models."""
     path = MODELS / "README.md"
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     start, end = "<!-- report -->", "<!-- /report -->"
     text = text[: text.index(start) + len(start)] + "\n" + table(found) + "\n" + text[text.index(end) :]
     with written(MODELS / "sheet.png") as image:

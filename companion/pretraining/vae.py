@@ -158,8 +158,8 @@ def vae_loss(
     def loss(vae: AutoencoderKL, generator: torch.Generator, step: int) -> Tensor:
         x, thing = batch_of(pictures, generator, step, batch, size, whole_every, segments)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            moments = vae.quant_conv(vae.encoder(x)).float()
-        posterior = DiagonalGaussianDistribution(moments)
+            posterior = vae.encode(x).latent_dist
+        posterior = DiagonalGaussianDistribution(posterior.parameters.float())
         eps = torch.randn(posterior.mean.shape, generator=generator)
         if step < warm:
             z = linear(x)
@@ -324,11 +324,10 @@ def sharp_loss(
     return loss
 
 
-def frozen_encoder(vae: AutoencoderKL) -> AutoencoderKL:
-    """The same autoencoder, of which only the decoder trains from now on."""
-    vae.requires_grad_(False)
-    for part in (vae.decoder, vae.post_quant_conv):
-        part.requires_grad_(True)
+def freeze_encoder(vae: AutoencoderKL) -> AutoencoderKL:
+    """The autoencoder itself, of which only the decoder trains from now on."""
+    for name, p in vae.named_parameters():
+        p.requires_grad_(name.startswith(("decoder", "post_quant_conv")))
     return vae
 
 
@@ -355,7 +354,7 @@ def train_decoder(
     `sharp_loss`, also for `redrawn`.
     """
     torch.manual_seed(seed)
-    model = Players(frozen_encoder(vae), Discriminator())
+    model = Players(freeze_encoder(vae), Discriminator())
     segments = None if segments is None else torch.as_tensor(segments)
     loss = sharp_loss(torch.as_tensor(pictures), sharpness, batch, bfloat16, segments=segments, redrawn=redrawn)
     ema = ema_copy(model)

@@ -377,10 +377,12 @@ class Service:
         except ServiceError as error:
             if "answered 404" not in str(error):
                 raise
-        options = {"visibility": "private", "hardware": job.hardware}
         try:
             # Repeating is safe, since a second model of the same name is refused.
-            self._send("make the destination", lambda: self._client.models.create(owner, name, **options))
+            self._send(
+                "make the destination",
+                lambda: self._client.models.create(owner, name, visibility="private", hardware=job.hardware),
+            )
         except ServiceError as error:
             if "answered 409" not in str(error):
                 raise

@@ -35,7 +35,7 @@ class Studio:
 
     def __init__(
         self,
-        models: Sequence[str] | Any,
+        models: list[str] | tuple[str, ...] | Any,
         token: str | None = None,
         device: str | None = None,
         steps: int | None = None,

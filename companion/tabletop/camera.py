@@ -18,7 +18,11 @@ FOV = 36.0  # degrees, across and down
 TANGENT = float(np.tan(np.deg2rad(FOV / 2)))
 
 
-def view(camera: Sequence[float], look_at: Sequence[float]) -> np.ndarray:
+Point = tuple[float, float, float]
+Like = Sequence[float] | np.ndarray
+
+
+def view(camera: Like, look_at: Like) -> np.ndarray:
     """Rotation (3, 3) from world to camera axes: x right, y up, z backwards."""
     back = np.subtract(camera, look_at).astype(float)
     back /= np.linalg.norm(back)
@@ -59,7 +63,7 @@ def outline(thing: Thing) -> np.ndarray:
     return np.concatenate([points @ m[:3, :3].T + m[:3, 3] for points, m in parts])
 
 
-def boxes(camera: Sequence[float], look_at: Sequence[float], things: Sequence[Thing]) -> np.ndarray:
+def boxes(camera: Like, look_at: Like, things: Sequence[Thing]) -> np.ndarray:
     """The frames of things, (N, 4): left, bottom, right, top as shares of the picture's side, from its lower left
     corner; parts outside of the picture or hidden by the other thing count too.
     """
@@ -72,7 +76,7 @@ def boxes(camera: Sequence[float], look_at: Sequence[float], things: Sequence[Th
 
 def frame(
     things: Sequence[Thing], height: float, width: float, margin: float, shift: float, azimuth: float, pitch: float
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+) -> tuple[Point, Point]:
     """Where the camera stands, and where it looks, so that things fill the picture as asked.
 
     Args:
@@ -102,4 +106,9 @@ def frame(
     else:
         raise ValueError(f"no place of the camera shows {things} so: allow them more of the picture")
     camera = target + distance * back
-    return tuple(round(float(v), 3) for v in camera), tuple(round(float(v), 3) for v in target)
+    return _rounded(camera), _rounded(target)
+
+
+def _rounded(point: np.ndarray) -> Point:
+    x, y, z = (round(float(v), 3) for v in point)
+    return x, y, z

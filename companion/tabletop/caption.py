@@ -7,6 +7,7 @@ generator it varies words, order and what is left out, so that a model trained o
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +117,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, *, omit: float
     return " ".join(p for p in (text, where, when) if p)
 
 
-def _phrases(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+def _phrases(table: Mapping[str, tuple[str, ...]]) -> list[tuple[str, str]]:
     return sorted(((w, k) for k, words in table.items() for w in words), key=lambda p: -len(p[0]))
 
 
@@ -128,7 +129,7 @@ def parse(prompt: str) -> Wish:
     """
     text = f" {re.sub(r'[^a-z ]+', ' ', prompt.lower())} "
 
-    def find(table: dict[str, tuple[str, ...]]) -> list[tuple[int, str]]:
+    def find(table: Mapping[str, tuple[str, ...]]) -> list[tuple[int, str]]:
         found, rest = [], text
         for phrase, key in _phrases(table):
             for m in re.finditer(rf"(?<= ){re.escape(phrase)}(?= )", rest):

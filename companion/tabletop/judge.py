@@ -197,7 +197,8 @@ class Judge(nn.Module):
         with written(Path(folder) / "model.safetensors") as temporary:
             save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, temporary)
         with written(Path(folder) / "config.json") as temporary:
-            temporary.write_text(json.dumps({"class": f"{__name__}.Judge", "widths": WIDTHS}, indent=2) + "\n")
+            about = {"class": f"{__name__}.Judge", "widths": WIDTHS}
+            temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Judge:

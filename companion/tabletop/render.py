@@ -14,8 +14,10 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from companion.tabletop.camera import FOV, SIZE, project, view
 from companion.tabletop.scene import PLACES, Scene
@@ -70,7 +72,7 @@ class Render:
 
 
 @cache
-def _mitsuba():
+def _mitsuba() -> Any:
     try:
         import mitsuba as mi
     except ImportError:
@@ -155,9 +157,11 @@ def _ground_texture(place: str):
         row = (y * rows).astype(int)
         u = (x * per + 0.5 * (row % 2)) % per
         tint = rng.random((rows, per))[row, u.astype(int)][..., None]
-        colour = np.array((0.40, 0.12, 0.075)) * (1 - tint) + np.array((0.60, 0.24, 0.15)) * tint
-        mortar = ((u % 1) < 0.06) | ((y * rows) % 1 < 0.12)
-        return np.where(mortar[..., None], np.array((0.50, 0.45, 0.40)), colour)
+        colour = np.array((0.40, 0.12, 0.075)) * (1 - tint) + np.array((0.58, 0.22, 0.14)) * tint
+        mortar = ((u % 1) < 0.08) | ((y * rows) % 1 < 0.16)
+        colour = np.where(mortar[..., None], np.array((0.52, 0.36, 0.28)), colour)
+        # Soft edges: a line thinner than a pixel of the picture would flicker, and no autoencoder could keep it.
+        return ndimage.gaussian_filter(colour, (2, 2, 0), mode="wrap")
     if place == "sand":  # ripples, bent by noise
         y = np.arange(n)[:, None] / n
         bend = _smooth_noise(rng, (n, n), (4, 4)) * 1.3
@@ -240,7 +244,10 @@ def _scene_dict(scene: Scene, solids: list[Solid], size: int) -> dict:
     for i, (thing, s) in enumerate(zip(scene.things, solids, strict=True)):
         finish = _material(thing.finish)
         for k, part in enumerate(s.parts):
-            entry = {"bsdf": finish if part.colour is None else _plastic(part.colour), "to_world": t4(part.to_world)}
+            entry: dict[str, Any] = {
+                "bsdf": finish if part.colour is None else _plastic(part.colour),
+                "to_world": t4(part.to_world),
+            }
             if part.shape in ("cube", "sphere"):
                 entry["type"] = part.shape
             else:
@@ -257,7 +264,7 @@ def _denoiser(size: int):
     takes longer than running it.
     """
     spec = importlib.util.find_spec("oidn")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ImportError("denoising needs Open Image Denoise: pip install -e '.[build]'")
     folder = next(Path(spec.origin).parent.glob("lib.linux*"))
     ctypes.CDLL(str(next(folder.glob("libtbb.so*"))), mode=ctypes.RTLD_GLOBAL)

@@ -31,7 +31,7 @@ def held_out(n: int = 256) -> tuple[np.ndarray, list[Scene]]:
     """
     if not 1 <= n <= 256:
         raise ValueError(f"n={n} is outside 1 to 256; the course ships 256 held-out renders")
-    scenes = [Scene.from_dict(d) for d in json.loads((FOLDER / "held_out.json").read_text())]
+    scenes = [Scene.from_dict(d) for d in json.loads((FOLDER / "held_out.json").read_text(encoding="utf-8"))]
     with Image.open(FOLDER / "held_out.png") as atlas:
         a = np.asarray(atlas.convert("RGB"))
     size = a.shape[1] // COLUMNS
@@ -51,7 +51,7 @@ def renders(pipe: StableDiffusionPipeline, n: int) -> tuple[Tensor, list[Scene]]
 def cached_latents() -> tuple[Tensor, list[Scene]]:
     """Scaled latents (N, 4, 8, 8), fp32, of training renders at 64 pixels, and their scenes."""
     latents = load_file(FOLDER / "latents.safetensors")["latents"].float()
-    scenes = [Scene.from_dict(d) for d in json.loads((FOLDER / "latents.json").read_text())]
+    scenes = [Scene.from_dict(d) for d in json.loads((FOLDER / "latents.json").read_text(encoding="utf-8"))]
     return latents, scenes
 
 
@@ -71,7 +71,7 @@ def save_held_out(pictures: np.ndarray, scenes: list[Scene]) -> None:
     with written(FOLDER / "held_out.png") as temporary:
         Image.fromarray(atlas).save(temporary, "PNG", optimize=True)
     with written(FOLDER / "held_out.json") as temporary:
-        temporary.write_text(_scenes_json(scenes))
+        temporary.write_text(_scenes_json(scenes), encoding="utf-8")
 
 
 def save_latents(latents: Tensor, scenes: list[Scene]) -> None:
@@ -79,4 +79,4 @@ def save_latents(latents: Tensor, scenes: list[Scene]) -> None:
     with written(FOLDER / "latents.safetensors") as temporary:
         save_file({"latents": torch.as_tensor(latents).half().contiguous()}, temporary)
     with written(FOLDER / "latents.json") as temporary:
-        temporary.write_text(_scenes_json(scenes))
+        temporary.write_text(_scenes_json(scenes), encoding="utf-8")

@@ -11,6 +11,7 @@ z = 0. Angles are in degrees.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 KINDS = ("ball", "cube", "cone", "can", "tree", "house", "robot", "ring", "mushroom", "car")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
@@ -96,9 +97,9 @@ class Scene:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, d: dict) -> Scene:
-        things = tuple(Thing(**{**t, "pose": tuple(t["pose"])}) for t in d["things"])
-        return cls(**{**d, "things": things, "camera": tuple(d["camera"]), "look_at": tuple(d["look_at"])})
+    def from_dict(cls, d: dict[str, Any]) -> Scene:
+        things = tuple(Thing(**t | {"pose": tuple(t["pose"])}) for t in d["things"])
+        return cls(**d | {"things": things, "camera": tuple(d["camera"]), "look_at": tuple(d["look_at"])})
 
     def left_to_right(self) -> tuple[Thing, ...]:
         """The things by their place in the frame, leftmost first (as the judge reads them)."""

@@ -120,10 +120,11 @@ def sample_scene(seed: int, n: int | None = None) -> Scene:
             pitch=rng.uniform(8, 16),
         )
         return Scene(things, None, place, time, camera, look_at, seed)
+    first, second = things
     relation = str(rng.choice(RELATIONS))
     side_by_side = relation in ("left of", "right of")
     while True:
-        placed = _place(rng, *things, relation)
+        placed = _place(rng, first, second, relation)
         camera, look_at = frame(
             placed,
             height=rng.uniform(0.6, 0.8),

@@ -76,7 +76,7 @@ class Panel(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         inherited = getattr(super(), "_repr_mimebundle_", None)  # ipywidgets 7 has none
-        data = inherited(**kwargs) if inherited else None
+        data: dict[str, Any] | None = inherited(**kwargs) if inherited else None
         if data is None:
             data = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
         data["text/plain"] = f"{type(self).__name__}()"  # the default lists models by ids that change with each run
@@ -94,7 +94,7 @@ class Panel(widgets.VBox):
             from IPython.display import display
 
             display(self._repr_mimebundle_(), raw=True)
-            self._handle_displayed(**kwargs)
+            self._handle_displayed(**kwargs)  # pyrefly: ignore[missing-attribute]  # ipywidgets 7 has it
 
 
 def sentence(error: Exception) -> str:

@@ -98,7 +98,8 @@ class MaskPainter(anywidget.AnyWidget):
         array[self.array] = 0.45 * array[self.array] + 0.55 * np.array(PAINT)
         return as_pil(array.astype(np.uint8), round(self.width * self.scale))
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+    # anywidget gives metadata beside the data; IPython takes either.
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:  # pyrefly: ignore[bad-override]
         return {
             "text/plain": "MaskPainter()",
             "image/png": base64.b64encode(small(png(self.preview()))).decode(),

@@ -15,6 +15,7 @@ from companion import samplers as sm
 from companion.diffusion import decode
 from companion.figures import as_pil, curves
 from companion.models import GUIDANCE
+from companion.schedules import SCHEDULES, Levels, schedule
 from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ SIDE = 256
 class ScheduleExplorer(Panel):
     """Noise levels by step for two schedules; the sliders choose how many steps, and the axis."""
 
-    def __init__(self, levels: sm.Levels, names: Sequence[str] = ("linspace", "karras"), steps: int = 12) -> None:
+    def __init__(self, levels: Levels, names: Sequence[str] = ("linspace", "karras"), steps: int = 12) -> None:
         wide = widgets.Layout(width="34em")
         self._levels = levels
         self.steps = widgets.IntSlider(steps, 2, 50, description="steps", layout=wide, continuous_update=False)
-        options = list(sm.SCHEDULES)
+        options = list(SCHEDULES)
         self.first = widgets.Dropdown(options=options, value=names[0], description="one")
         self.second = widgets.Dropdown(options=options, value=names[1], description="other")
         self.logarithmic = widgets.Checkbox(True, description="logarithmic axis")
@@ -44,11 +45,16 @@ class ScheduleExplorer(Panel):
     def draw(self) -> None:
         """Draw the two schedules, and say how large their last steps are."""
         n = self.steps.value
-        found = {name: sm.schedule(name, self._levels, n, last=None) for name in (self.first.value, self.second.value)}
+        found = {name: schedule(name, self._levels, n, last=None) for name in (self.first.value, self.second.value)}
         figure = curves(
-            range(1, n + 1), found, points=True, log=self.logarithmic.value, title=f"Noise level at each of {n} steps",
-            x_label="step", y_label="sigma",
-        )  # fmt: skip
+            range(1, n + 1),
+            found,
+            points=True,
+            log=self.logarithmic.value,
+            title=f"Noise level at each of {n} steps",
+            x_label="step",
+            y_label="sigma",
+        )
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=80)
         below = [f"{name}: {int((sigmas < 1).sum())} of {n} levels below 1" for name, sigmas in found.items()]
@@ -76,8 +82,8 @@ class SamplerComparison(Panel):
         wide = widgets.Layout(width="34em")
         options = {"continuous_update": False, "layout": wide}
         self.steps = widgets.IntSlider(steps, 1, most, description="steps", **options)
-        self.first = widgets.Dropdown(options=list(sm.CATALOGUE), value=names[0], description="left")
-        self.second = widgets.Dropdown(options=list(sm.CATALOGUE), value=names[1], description="right")
+        self.first = widgets.Dropdown(options=list(sm.SAMPLERS), value=names[0], description="left")
+        self.second = widgets.Dropdown(options=list(sm.SAMPLERS), value=names[1], description="right")
         self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
         self._model = lru_cache(maxsize=1)(self._denoiser)
@@ -94,7 +100,7 @@ class SamplerComparison(Panel):
     def _latents(self, name: str, steps: int, prompt: str, seed: int) -> Tensor:
         model = self._model(prompt)
         sigmas = sm.sigmas_for(name, model.levels, steps)
-        *_, last = sm.sample(model, sm.start(self._pipe, seed, sigmas), sigmas, name, seeds=[seed])
+        *_, last = sm.solve(model, sm.start(self._pipe, seed, sigmas), sigmas, name, seeds=[seed])
         return last.x
 
     def draw(self) -> None:

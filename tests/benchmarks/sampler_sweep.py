@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import companion
-from companion import latent_diffusion as ld
+from companion import diffusion
 from companion import samplers as sm
 from companion.models import find, seeded
 from companion.sampler_sweeps import PROMPTS, crossed, denoiser
@@ -43,7 +43,7 @@ def loop(pipe: StableDiffusionPipeline, prompts: list[str], seeds: list[int], sc
     """What a notebook usually does: a pipeline for each sampler, a call for each picture."""
     ends = Ends()
     for name in NAMES:
-        sampler = sm.find(name)
+        sampler = sm.find_sampler(name)
         parts = {**pipe.components, "scheduler": sampler.stock(pipe.scheduler.config)}
         stock = StableDiffusionPipeline(**parts, requires_safety_checker=False)
         stock.set_progress_bar_config(disable=True)
@@ -63,8 +63,8 @@ def sweep(pipe: StableDiffusionPipeline, prompts: list[str], seeds: list[int], s
     model, ends = denoiser(pipe, prompts, scale), Ends()
 
     def draw(name: str, n: int) -> Tensor:
-        sigmas = sm.sigmas_for(name, model.levels, sm.find(name).steps_for(n))
-        *_, last = sm.sample(model, ld.starting_noise(pipe, seeds) * float(sigmas[0]), sigmas, name)
+        sigmas = sm.sigmas_for(name, model.levels, sm.find_sampler(name).steps_for(n))
+        *_, last = sm.solve(model, diffusion.starting_noise(pipe, seeds) * float(sigmas[0]), sigmas, name)
         return last.x
 
     ends.add(("Heun Karras", LIMIT), lambda: draw("Heun Karras", LIMIT))
@@ -82,7 +82,7 @@ def rms(a: Tensor, b: Tensor) -> float:
 def main() -> None:
     pipe, scale = companion.load("tabletop", device="cpu"), find("tabletop").guidance
     prompts, seeds = crossed(PROMPTS[:2], SEEDS)
-    *_, _ = sm.sample(denoiser(pipe, prompts, scale), torch.randn(4, 4, 16, 16), torch.tensor([9.0, 1.0, 0.0]), "Euler")
+    *_, _ = sm.solve(denoiser(pipe, prompts, scale), torch.randn(4, 4, 16, 16), torch.tensor([9.0, 1.0, 0.0]), "Euler")
     runs = []
     for function in (sweep, loop, sweep):  # the sweep on both sides of the loop, against a machine that changes
         runs.append(function(pipe, prompts, seeds, scale))

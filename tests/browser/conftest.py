@@ -52,11 +52,13 @@ def lab(browser, tmp_path_factory):
     folder.mkdir()
     (config / "labconfig").mkdir(parents=True)
     disabled = {"@jupyterlab/apputils-extension:announcements": True}  # it asks whether it may look for news
-    (config / "labconfig" / "page_config.json").write_text(json.dumps({"disabledExtensions": disabled}))
+    (config / "labconfig" / "page_config.json").write_text(
+        json.dumps({"disabledExtensions": disabled}), encoding="utf-8"
+    )
     # Otherwise only the cells in view exist in the page.
     tracker = home / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
-    tracker.write_text(json.dumps({"windowingMode": "none"}))
+    tracker.write_text(json.dumps({"windowingMode": "none"}), encoding="utf-8")
     # JUPYTER_PATH comes before every other place, so that python3 is the Python of these tests.
     ipykernel.kernelspec.write_kernel_spec(home / "path" / "kernels" / "python3")
 
@@ -88,7 +90,7 @@ def lab(browser, tmp_path_factory):
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
     command += ["--LabApp.expose_app_in_browser=True"]
     log = home / "lab.log"
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         server = subprocess.Popen(command, env=environment, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
     try:
         lab = Lab(folder, f"http://127.0.0.1:{port}", token)
@@ -111,7 +113,7 @@ def wait_for_server(lab: Lab, server: subprocess.Popen, log: Path) -> None:
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()}", pytrace=False)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')}", pytrace=False)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def space(tmp_path_factory):
         "STEPS": str(STEPS),
     }
     log = out.parent / "log"
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         server = subprocess.Popen([sys.executable, "app.py"], cwd=out, env=environment, stdout=file, stderr=file)
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + 240
     try:
@@ -49,7 +49,7 @@ def space(tmp_path_factory):
             except OSError:
                 time.sleep(0.3)
         else:
-            pytest.fail(f"The Space did not start:\n{log.read_text()}", pytrace=False)
+            pytest.fail(f"The Space did not start:\n{log.read_text(encoding='utf-8')}", pytrace=False)
         yield url
     finally:
         server.terminate()

@@ -66,10 +66,10 @@ def environment() -> None:
     """.venv-colab as constraints.txt says, made anew when that has changed."""
     stamp = VENV / "installed"
     wanted = hashlib.sha256(PINS.read_bytes()).hexdigest()
-    if not stamp.is_file() or stamp.read_text() != wanted:
+    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
         pip("install", "--no-deps", "--requirement", str(PINS))
-        stamp.write_text(wanted)
+        stamp.write_text(wanted, encoding="utf-8")
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def test_it_has_colab_s_versions(torchao):
 def test_the_pins_satisfy_what_the_course_asks_for():
     import tomllib
 
-    lines = [line for line in PINS.read_text().splitlines() if "==" in line]
+    lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if "==" in line]
     pins = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     for requirement in map(Requirement, wanted):
         (pin,) = pins[canonicalize_name(requirement.name)].specifier
         assert requirement.specifier.contains(pin.version), requirement

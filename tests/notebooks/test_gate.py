@@ -32,6 +32,11 @@ def test_a_notebook_is_well_formed(path):
     assert problems(nbformat.read(path, as_version=4), path.stat().st_size) == []
 
 
+@each_notebook
+def test_a_notebook_is_as_companion_execute_writes_it(path):
+    assert path.read_text(encoding="utf-8") == runner.tidy(nbformat.read(path, as_version=4))
+
+
 @pytest.mark.notebooks
 @pytest.mark.slow
 @each_notebook

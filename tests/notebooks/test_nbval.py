@@ -53,7 +53,7 @@ def test_the_stored_outputs_come_again(path, tmp_path):
 
 
 def test_no_sanitizing_rule_is_dropped():
-    text = SANITIZE.read_text()
+    text = SANITIZE.read_text(encoding="utf-8")
     patterns = nbval.plugin.get_sanitize_patterns(text)
     assert len(patterns) == len(re.findall(r"^regex:", text, flags=re.MULTILINE)) > 0
     for regex, replace in patterns:

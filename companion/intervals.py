@@ -1,0 +1,92 @@
+"""The 95 % intervals of all that is measured here: of shares and means, of their differences, and of ratios.
+
+    low, high = share_interval(17, 20)
+    difference, low, high = share_difference((17, 20), (9, 20))
+
+All ends are plain floats. An interval that holds both answers to a question leaves it open.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+#: The confidence of an interval for a share: that of 1.96 standard errors, the usual round figure for 95 %.
+_SHARE_CONFIDENCE = 2 * stats.norm.cdf(1.96) - 1
+
+
+def share_interval(successes: int, n: int) -> tuple[float, float]:
+    """Both ends, in [0, 1], of the share that is plausible after `successes` of `n`.
+
+    This is Wilson's interval (JASA 22, 1927), which is good for small n too.
+
+    Raises:
+        ValueError: unless 0 <= successes <= n and n > 0.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} of {n} is no share; successes must be between 0 and n, and n positive")
+    low, high = stats.binomtest(successes, n).proportion_ci(_SHARE_CONFIDENCE, method="wilson")
+    return float(low), float(high)
+
+
+def share_difference(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, float, float]:
+    """The share of `a` less that of `b`, each (successes, n), and both ends of its interval, all in [-1, 1].
+
+    The interval is made of the two shares' own (Newcombe, Statistics in Medicine 17, 1998, 873-890, method 10).
+
+    Raises:
+        ValueError: for a pair that `share_interval` refuses.
+    """
+    (low_a, high_a), (low_b, high_b) = share_interval(*a), share_interval(*b)
+    p, q = a[0] / a[1], b[0] / b[1]
+    return p - q, p - q - math.hypot(p - low_a, high_b - q), p - q + math.hypot(high_a - p, q - low_b)
+
+
+def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """The mean of values (N,) and both ends of its interval by Student's t; they are infinite for a single value.
+
+    Raises:
+        ValueError: when there are no values.
+    """
+    found = np.asarray(values, dtype=float)
+    if (n := len(found)) == 0:
+        raise ValueError("no values have no mean; give one at least, and two for an interval that is finite")
+    mean = float(np.mean(found))
+    # Not scipy's ttest_1samp, which warns when all values are the same: the interval is then a point.
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(found)) if n > 1 else math.inf
+    return mean, mean - half, mean + half
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
+    """The mean of `a` less `b`, both (N,) and measured on the same N things, with its interval as in `mean_interval`.
+
+    Raises:
+        ValueError: unless there are as many of both.
+    """
+    a, b = _pairs(a, b, 1)
+    return mean_interval(a - b)
+
+
+def paired_ratio(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
+    """How many times larger `a` is than `b`, both (N,) and measured on the same N things: the geometric mean and its
+    interval, which are those of the logarithms' difference. Values below 1e-9 count as 1e-9.
+
+    Raises:
+        ValueError: unless there are as many of both, two at least.
+    """
+    a, b = _pairs(a, b, 2)
+    middle, low, high = paired_difference(np.log(np.maximum(a, 1e-9)), np.log(np.maximum(b, 1e-9)))
+    return math.exp(middle), math.exp(low), math.exp(high)
+
+
+def _pairs(a: ArrayLike, b: ArrayLike, least: int) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if not len(a) == len(b) >= least:
+        few = ("one", "two")[least - 1]
+        raise ValueError(
+            f"{len(a)} and {len(b)} values cannot be compared in pairs; give as many of both, {few} at least"
+        )
+    return a, b

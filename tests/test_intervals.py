@@ -1,0 +1,74 @@
+"""The intervals are those of the textbooks, of equations that their ends must solve, and of sums done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from companion.intervals import mean_interval, paired_difference, paired_ratio, share_difference, share_interval
+
+
+class TestShares:
+    def test_wilson_by_the_textbook(self):
+        low, high = share_interval(81, 263)  # Newcombe (1998), his first example
+        assert (low, high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
+        assert share_interval(0, 20) == (0.0, pytest.approx(0.1611, abs=1e-4))
+        assert share_interval(20, 20)[1] == 1.0
+
+    @pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 7), (3, 7), (7, 7), (19, 20), (1000, 3000)])
+    def test_at_wilsons_ends_the_share_is_1_96_standard_errors_away(self, k, n):
+        for end in share_interval(k, n):
+            assert (k / n - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / n, abs=1e-12)
+
+    def test_newcombe_by_the_textbook(self):
+        d, low, high = share_difference((56, 70), (48, 80))  # Newcombe (1998), method 10, contrast (a)
+        assert d == pytest.approx(0.2)
+        assert (low, high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
+
+    def test_turned_round_it_is_the_same_interval(self):
+        d, low, high = share_difference((3, 10), (8, 10))
+        assert share_difference((8, 10), (3, 10)) == (pytest.approx(-d), pytest.approx(-high), pytest.approx(-low))
+
+    @pytest.mark.parametrize("share", [(-1, 3), (4, 3), (0, 0)])
+    def test_what_is_no_share_is_refused(self, share):
+        with pytest.raises(ValueError, match="is no share"):
+            share_interval(*share)
+        with pytest.raises(ValueError, match="is no share"):
+            share_difference((1, 2), share)
+
+
+class TestMeans:
+    def test_a_mean_of_few_values_is_known_less_well(self):
+        half = 12.706205 / 2  # Student's t for one degree of freedom, times the standard error of 1 and 2
+        assert mean_interval([1.0, 2.0]) == pytest.approx((1.5, 1.5 - half, 1.5 + half))
+        assert mean_interval([3.0]) == (3.0, -math.inf, math.inf)
+
+    def test_equal_values_have_no_error(self):
+        assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+    def test_no_values_are_refused(self):
+        with pytest.raises(ValueError, match="no values have no mean"):
+            mean_interval([])
+
+
+class TestPairs:
+    def test_a_difference_is_the_mean_of_the_pairs_own(self):
+        a, b = [11.0, 102.0], [10.0, 100.0]
+        assert paired_difference(a, b) == mean_interval([1.0, 2.0])
+        assert paired_difference(torch.tensor(a), torch.tensor(b)) == mean_interval([1.0, 2.0])
+        assert paired_difference([3.0], [1.0]) == (2.0, -math.inf, math.inf)
+
+    def test_a_ratio_by_hand(self):
+        assert paired_ratio([2.0, 4.0], [1.0, 2.0]) == pytest.approx((2.0, 2.0, 2.0))
+        middle, low, high = paired_ratio([1.0, 4.0, 2.0], [1.0, 1.0, 1.0])
+        assert middle == pytest.approx(2.0)
+        half = 4.302653 * math.log(2) / 3**0.5  # Student's t for 2 degrees of freedom; the logs are 0, 1, 2 times log 2
+        assert (low, high) == (pytest.approx(2 * math.exp(-half)), pytest.approx(2 * math.exp(half)))
+
+    def test_what_does_not_pair_is_refused(self):
+        with pytest.raises(ValueError, match="1 and 1 values cannot be compared in pairs; .* two at least"):
+            paired_ratio([1.0], [1.0])
+        with pytest.raises(ValueError, match="1 and 2 values cannot be compared in pairs; .* one at least"):
+            paired_difference([1.0], [1.0, 2.0])
