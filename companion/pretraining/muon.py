@@ -95,7 +95,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def muon(model: nn.Module, lr: float, exclude: tuple[str, ...] = (), **kwargs) -> Muon:
-    """A Muon optimiser of a model; parameters whose name contains a word of `apart` (embeddings, first and last
+    """A Muon optimiser of a model; parameters whose name contains a word of `exclude` (embeddings, first and last
     layers) go to AdamW.
     """
     hidden, rest = [], []

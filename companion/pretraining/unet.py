@@ -208,11 +208,11 @@ def train_unet(
             AVX-512 BF16, slower on others.
     """
     model = Conditioned(make_unet(seed, **(config or {})), text_encoder)
+    model.text_encoder.requires_grad_(train_text)
     if start_from is not None:
         load_weights(start_from, model)
     if not train_text and words is not None:
         _keep_frozen(model.text_encoder, words, checkpoint)
-    model.text_encoder.requires_grad_(train_text)
     ema = ema_copy(model)
     if bfloat16:  # torch's fused attention is slow in bfloat16 on CPUs, so slow that it would eat all that is won
         model.unet.set_attn_processor(AttnProcessor())

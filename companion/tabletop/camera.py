@@ -6,7 +6,7 @@ Pure NumPy, so that a scene can be drawn from a seed without a renderer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -56,8 +56,9 @@ def _unit_points(shape: str) -> np.ndarray:
     return mesh(shape)[0]
 
 
+@lru_cache(16)  # framing asks for the same things again and again
 def outline(thing: Thing) -> np.ndarray:
-    """Points (N, 3) on the surface of a thing, in world space."""
+    """Points (N, 3) on the surface of a thing, in world space; not to be changed in place."""
     parts = ((_unit_points(p.shape), p.to_world) for p in solid(thing).parts)
     return np.concatenate([points @ m[:3, :3].T + m[:3, 3] for points, m in parts])
 

@@ -1,0 +1,100 @@
+"""The commands that make the models, as processes that may be killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from companion.pretraining.command import app
+from companion.pretraining.latents import trained_vae
+from companion.pretraining.publishing import trained_unet
+from companion.training import read_meta
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["unet", "--size", "12"], "size=12 is not a stage; train with --size 8, then with --size 16"),
+        (["strip", "one", "two", "--names", "first"], "1 names for 2 commits; give one for each"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_sentence(words, sentence):
+    result = CliRunner().invoke(app, words)
+    said = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 2 and sentence in said
+
+
+def run_build(folder: Path, *args: str, kill_after: int | None = None) -> None:
+    command = [sys.executable, "-m", "companion.pretraining.command", *args, "--folder", str(folder), "--threads", "1"]
+    command += [] if args[0] == "latents" else ["--every", "0"]
+    if kill_after is None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return
+    path = folder / f"{name_of(args)}.safetensors"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (path.exists() and read_meta(path)["step"] >= kill_after):
+        assert process.poll() is None, "the command ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def name_of(command: tuple[str, ...]) -> str:
+    """What a command's checkpoint is called."""
+    return f"unet{command[command.index('--size') + 1]}" if command[0] == "unet" else command[0]
+
+
+@pytest.mark.slow
+def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_world, tmp_path):
+    count, steps = ("--count", "32"), 12
+    more = (
+        "--no-words",
+        "--bfloat16",
+        "--low",
+        "0.3",
+        "--factor",
+        "3",
+    )  # the second stage keeps its text encoder apart
+    commands = [
+        ("vae", "--steps", str(steps), "--bfloat16", "--noise", "0.1", *count),
+        ("clip", "--steps", str(steps), "--batch", "8", *count),
+        ("judge", "--steps", str(steps), "--batch", "4", *count),
+        ("unet", "--size", "8", "--steps", str(steps), "--batch", "4", *count),
+        ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", *more, *count),
+        ("decoder", "--steps", str(steps), "--sharpness", "0.5", "--mend", *count),
+    ]
+    folders = [tmp_path / "whole", tmp_path / "broken"]
+    for folder in folders:
+        shutil.copytree(small_world, folder)
+    for command in commands:
+        run_build(folders[0], *command)
+        run_build(folders[1], *command, kill_after=3)
+        name = name_of(command)
+        stopped = read_meta(folders[1] / f"{name}.safetensors")["step"]
+        assert 3 <= stopped < steps
+        run_build(folders[1], *command)
+        a, b = (load_file(f / f"{name}.safetensors") for f in folders)
+        assert a.keys() == b.keys()
+        worst = max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
+        assert worst == 0, f"{name} differs by {worst} after a kill at step {stopped}"
+    # What the last stages left out of their checkpoints is found where they kept it.
+    for folder in folders:
+        first, last = (load_file(folder / f"unet{size}.safetensors") for size in (8, 16))
+        assert not any("text_encoder" in name for name in last)
+        unet = trained_unet(folder).state_dict()
+        assert all(torch.equal(v, (last if k.startswith("unet.") else first)[f"ema.{k}"]) for k, v in unet.items())
+        encoder, decoder = (load_file(folder / f"{name}.safetensors") for name in ("vae", "decoder"))
+        for k, v in trained_vae(folder).state_dict().items():
+            expected = decoder[f"ema.vae.{k}"] if "decoder." in k or "post_quant" in k else encoder[f"ema.{k}"]
+            assert torch.equal(v, expected), k

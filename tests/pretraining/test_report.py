@@ -1,0 +1,77 @@
+"""The report's table, curves and strip."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from companion.pretraining import report
+from companion.pretraining.report import BARS, curves, strip, table
+from companion.tabletop.samples import held_out
+
+
+def test_the_report_s_table_says_which_bars_are_reached():
+    lines = table({"vae_psnr_db": 33.0, "frechet_ratio": 3.0, "clip_top1": 0.5, "load_seconds": 11.0}).splitlines()
+    assert lines[2:] == [
+        "| VAE: PSNR on 256 held-out renders | 33.00 dB | 34.00 dB ✗ | 32.00 dB ✓ |",
+        "| CLIP: picture finds its caption among 256 held-out | 50.0% |  |  |",
+        "| ... the first over the second | 3.0 | 3.0 ✓ | 6.0 ✓ |",
+        "| Import and load | 11.0 s |  | 10.0 s ✗ |",
+    ]
+
+
+def test_curves_are_those_of_the_logs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no logs; `companion build publish`"):
+        curves(tmp_path)
+    for name, rows in {
+        "vae": [{"step": 100, "loss": 0.5, "seconds": 60}, {"step": 200, "loss": 0.25, "seconds": 180}],
+        "unet16-measured": [
+            {"step": 500, "error": 0.05, "error_untold": 0.06},
+            {"step": 1000, "error": 0.04, "error_untold": 0.06, "frechet": 0.4, "all": 0.7},
+            {"step": 2000, "frechet": 0.3, "all": 0.8},
+        ],
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = curves(tmp_path)
+    drawn = {k: [line.get_xydata().tolist() for line in figure.axes[0].lines] for k, figure in made.items()}
+    assert drawn == {
+        "loss": [[[1, 1], [3, 0.5]]],
+        "unet16-measured-error": [[[500, 0.05], [1000, 0.04]], [[500, 0.06], [1000, 0.06]]],
+        "unet16-measured-frechet": [[[1000, 0.4], [2000, 0.3]]],
+        "unet16-measured-prompts": [[[1000, 0.7], [2000, 0.8]]],
+    }
+
+
+def test_a_strip_needs_the_weights_of_its_commits():
+    with pytest.raises(ValueError, match="git has no data/models/tabletop of commit 'nowhere'"):
+        strip({"first": "nowhere"})
+
+
+@pytest.mark.slow
+def test_every_measure_of_the_report_is_taken(tmp_path, monkeypatch):
+    """Held-out renders stand in for all splits, and few pictures are drawn: too few for Fréchet distances."""
+    pictures, scenes = held_out(20)
+    n, size = pictures.shape[:2]
+    segments = np.ones((n, size, size), np.uint8)
+    segments[:, 48:80, 32:64] = 2
+    columns = {
+        "picture": pictures,
+        "segments": segments,
+        "depth": np.full((n, size, size), 7, np.float16),
+        "normals": np.zeros((n, size, size, 3), np.int8),
+        "joints": np.ones((n, 2, 11, 3), np.float32),
+        "boxes": np.full((n, 2, 4), 64, np.float32),
+    }
+    monkeypatch.setattr(report.dataset, "build", lambda folder, split, count: iter([f"{split} of {count}"]))
+    monkeypatch.setattr(
+        report.dataset, "read", lambda folder, split, names, count=None: {k: columns[k][:count] for k in names}
+    )
+    monkeypatch.setattr(report.dataset, "scenes", lambda folder, split, count=None: scenes[:count])
+    said = []
+    found = report.measure(tmp_path, 0.01, said.append)
+    assert BARS.keys() - found.keys() == {"frechet", "frechet_halves", "frechet_ratio"}
+    assert said[:3] == ["drawn val of 500", "drawn test of 500", "drawn withheld of 250"]
+    assert found["vae_psnr_db"] > 30 and found["judge_min_attribute"] > 0.9 and found["prompt_kind"] > 0.5
+    assert len(table(found).splitlines()) == 2 + len(BARS) - 3

@@ -1,0 +1,29 @@
+"""The pieces of the data set that the course ships."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from companion.tabletop import samples
+
+
+@pytest.mark.parametrize("n", [0, 257])
+def test_more_renders_than_there_are_cannot_be_had(n):
+    with pytest.raises(ValueError, match=f"n={n} is outside 1 to 256"):
+        samples.held_out(n)
+
+
+def test_what_is_written_is_read_again(tmp_path, monkeypatch):
+    pictures, scenes = samples.held_out(256)
+    latents, seen = samples.cached_latents()
+    assert latents.shape[1:] == (4, 8, 8) and len(latents) == len(seen)
+    monkeypatch.setattr(samples, "FOLDER", tmp_path)
+    order = np.arange(256)[::-1]
+    samples.save_held_out(pictures[order], [scenes[i] for i in order])
+    samples.save_latents(latents[:10], seen[:10])
+    again, scenes_again = samples.held_out(3)
+    assert np.array_equal(again, pictures[[255, 254, 253]]) and scenes_again == scenes[:-4:-1]
+    latents_again, seen_again = samples.cached_latents()
+    assert torch.equal(latents_again, latents[:10]) and seen_again == seen[:10]
