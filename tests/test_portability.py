@@ -20,9 +20,6 @@ from companion.files import written
 ROOT = companion.ROOT
 SOURCES = sorted(path for folder in ("companion", "tests") for path in (ROOT / folder).rglob("*.py"))
 
-#: TEMPORARY: files that are being moved; their findings are mended when that is done, and their lines here removed.
-MOVING = ("companion/tabletop/", "companion/training.py", "tests/tabletop/")
-
 #: Modules and names that Windows lacks.
 POSIX_MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 POSIX_NAMES = {
@@ -188,14 +185,7 @@ def _separators(node: ast.AST, paths: set[str]) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_source_works_on_every_system(path):
-    found = problems(path.read_text(encoding="utf-8"))
-    assert found == [] or path.relative_to(ROOT).as_posix().startswith(MOVING)
-
-
-@pytest.mark.parametrize("start", MOVING)
-def test_what_has_moved_and_is_mended_leaves_the_list(start):
-    moving = [path for path in SOURCES if path.relative_to(ROOT).as_posix().startswith(start)]
-    assert any(problems(path.read_text(encoding="utf-8")) for path in moving), f"remove {start} from MOVING"
+    assert problems(path.read_text(encoding="utf-8")) == []
 
 
 # ---- The rules' own test ---------------------------------------------------------------------------------------------

@@ -86,6 +86,5 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(prepared, indent=2) + "\n", encoding="utf-8")
     config = folder / "config.json"
-    config.write_text(
-        json.dumps({**json.loads(config.read_text(encoding="utf-8")), "dtype": "float32"}, indent=2) + "\n"
-    )
+    about = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    config.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
