@@ -163,11 +163,11 @@ class TestStartHere:
         )
 
     def test_asked_and_read(self, monkeypatch):
-        from companion import metrics
+        from companion.tabletop import measures
         from companion.tabletop.judge import Reading
 
         reading = Reading(("house", "robot"), ("blue", "gold"), "neither", "snow", "day", ((0, 0, 1, 1),) * 2, 0.9)
-        monkeypatch.setattr(metrics, "read", lambda pictures: [reading])
+        monkeypatch.setattr(measures, "read", lambda pictures: [reading])
         table = start_here.asked_and_read("a gold robot right of a blue house at night", Image.new("RGB", (128, 128)))
         assert table.rows == [
             ["count", "2", "2", "yes"],

@@ -108,12 +108,12 @@ class TestPlayground:
         assert playground.picture.value == before
 
     def test_the_judge_speaks_only_of_its_own_world(self, pipe, monkeypatch):
-        from companion import metrics
+        from companion.tabletop import measures
         from companion.tabletop.judge import Reading
 
         assert "judge" not in Playground(pipe, PROMPT, steps=1).message.value  # these pictures have 32 pixels
         reading = Reading(("ball",), ("red",), "neither", "grass", "night", ((0, 0, 1, 1),), 0.9)
-        monkeypatch.setattr(metrics, "read", lambda pictures: [reading])
+        monkeypatch.setattr(measures, "read", lambda pictures: [reading])
         playground = Playground(pipe, PROMPT, steps=1)
         playground._judged = True
         playground.seed.value += 1
