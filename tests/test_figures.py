@@ -95,9 +95,14 @@ class TestPictures:
 class TestNumbers:
     def test_curves_hold_their_numbers(self):
         figure = figures.curves(
-            [1, 2], {"a": [3, 4], "b": torch.tensor([5.0, 6.0])}, title="T", x_label="x", y_label="y (dB)",
-            errors={"a": ([2, 3], [4, 5])}, levels={"limit": 4.5},
-        )  # fmt: skip
+            [1, 2],
+            {"a": [3, 4], "b": torch.tensor([5.0, 6.0])},
+            title="T",
+            x_label="x",
+            y_label="y (dB)",
+            errors={"a": ([2, 3], [4, 5])},
+            levels={"limit": 4.5},
+        )
         (axis,) = figure.axes
         assert [list(line.get_ydata()) for line in axis.lines[:2]] == [[3, 4], [5, 6]]
         assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b", "limit"]

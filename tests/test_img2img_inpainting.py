@@ -103,9 +103,14 @@ class TestImg2img:
         scheduler, x = scheduler_of(kind, options), picture()
         stock = variant(pipe, StableDiffusionImg2ImgPipeline, scheduler)
         theirs = stock(
-            PROMPT, image=x[None] / 2 + 0.5, strength=0.6, num_inference_steps=6, guidance_scale=3.0,
-            generator=seeded(4), output_type="pt",
-        ).images  # fmt: skip
+            PROMPT,
+            image=x[None] / 2 + 0.5,
+            strength=0.6,
+            num_inference_steps=6,
+            guidance_scale=3.0,
+            generator=seeded(4),
+            output_type="pt",
+        ).images
         mine = edit.img2img(pipe, x, PROMPT, 4, strength=0.6, steps=6, guidance_scale=3.0, scheduler=scheduler)
         assert float((drawn(pipe, mine) - theirs).abs().max()) < 1e-5
         assert float(theirs.std()) > 0.01
@@ -115,9 +120,15 @@ class TestImg2img:
         stock = variant(pipe, StableDiffusionImg2ImgPipeline)
         for scale, negative in ((1.0, ""), (5.0, "x")):
             theirs = stock(
-                PROMPT, image=picture()[None] / 2 + 0.5, strength=strength, num_inference_steps=5, output_type="pt",
-                guidance_scale=scale, negative_prompt=negative, generator=seeded(2),
-            ).images  # fmt: skip
+                PROMPT,
+                image=picture()[None] / 2 + 0.5,
+                strength=strength,
+                num_inference_steps=5,
+                output_type="pt",
+                guidance_scale=scale,
+                negative_prompt=negative,
+                generator=seeded(2),
+            ).images
             mine = edit.img2img(
                 pipe, picture(), PROMPT, 2, strength=strength, steps=5, guidance_scale=scale, negative_prompt=negative
             )
@@ -135,9 +146,14 @@ class TestImg2img:
         x = picture(high=48, wide=24)
         stock = variant(pipe, StableDiffusionImg2ImgPipeline)
         theirs = stock(
-            PROMPT, image=x[None] / 2 + 0.5, strength=0.5, num_inference_steps=4, guidance_scale=3.0,
-            generator=seeded(4), output_type="pt",
-        ).images  # fmt: skip
+            PROMPT,
+            image=x[None] / 2 + 0.5,
+            strength=0.5,
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            generator=seeded(4),
+            output_type="pt",
+        ).images
         mine = drawn(pipe, edit.img2img(pipe, x, PROMPT, 4, strength=0.5, steps=4, guidance_scale=3.0))
         assert mine.shape == (1, 3, 48, 24) and float((mine - theirs).abs().max()) < 1e-5
 
@@ -162,9 +178,17 @@ class TestInpaint:
         scheduler, x, mask = scheduler_of(kind, options), picture(), square()
         stock = variant(pipe, StableDiffusionInpaintPipeline, scheduler)
         theirs = stock(
-            PROMPT, image=x[None] / 2 + 0.5, mask_image=mask[None, None], strength=strength, height=32, width=32,
-            num_inference_steps=5, guidance_scale=3.0, generator=seeded(4), output_type="pt",
-        ).images  # fmt: skip
+            PROMPT,
+            image=x[None] / 2 + 0.5,
+            mask_image=mask[None, None],
+            strength=strength,
+            height=32,
+            width=32,
+            num_inference_steps=5,
+            guidance_scale=3.0,
+            generator=seeded(4),
+            output_type="pt",
+        ).images
         mine = edit.inpaint(
             pipe, x, mask, PROMPT, 4, strength=strength, steps=5, guidance_scale=3.0, scheduler=scheduler
         )
@@ -176,9 +200,17 @@ class TestInpaint:
     def test_nine_channels_draw_the_stock_pipelines_picture(self, pipe, nine, scale, strength):
         stock = variant(pipe, StableDiffusionInpaintPipeline, unet=nine)
         theirs = stock(
-            PROMPT, image=picture()[None] / 2 + 0.5, mask_image=square()[None, None], strength=strength, height=32,
-            width=32, num_inference_steps=5, guidance_scale=scale, generator=seeded(4), output_type="pt",
-        ).images  # fmt: skip
+            PROMPT,
+            image=picture()[None] / 2 + 0.5,
+            mask_image=square()[None, None],
+            strength=strength,
+            height=32,
+            width=32,
+            num_inference_steps=5,
+            guidance_scale=scale,
+            generator=seeded(4),
+            output_type="pt",
+        ).images
         mine = edit.inpaint(stock, picture(), square(), PROMPT, 4, strength=strength, steps=5, guidance_scale=scale)
         assert float((drawn(stock, mine) - theirs).abs().max()) < 1e-5
         assert float(theirs.std()) > 0.01
@@ -220,9 +252,16 @@ class TestMasks:
         mask = square()
         byte = (mask * 255).to(torch.uint8)
         for form in (
-            mask, mask.bool(), byte, mask.numpy(), byte.numpy(), mask[None], mask[None, None],
-            Image.fromarray(byte.numpy()), mask * 0.7,
-        ):  # fmt: skip
+            mask,
+            mask.bool(),
+            byte,
+            mask.numpy(),
+            byte.numpy(),
+            mask[None],
+            mask[None, None],
+            Image.fromarray(byte.numpy()),
+            mask * 0.7,
+        ):
             assert torch.equal(edit.as_mask(form, 32, 32), mask[None, None])
 
     def test_what_is_no_mask(self):
@@ -349,8 +388,11 @@ class TestOutpaint:
         x = picture()
         grown = edit.outpaint(pipe, x, PROMPT, by=16, side=side, resample=resample, **self.SETTINGS)
         old = {
-            "left": grown[:, :, 16:], "right": grown[:, :, :32], "up": grown[:, 16:], "down": grown[:, :32],
-        }[side]  # fmt: skip
+            "left": grown[:, :, 16:],
+            "right": grown[:, :, :32],
+            "up": grown[:, 16:],
+            "down": grown[:, :32],
+        }[side]
         assert torch.equal(old, x)
         new = {"left": grown[:, :, :16], "right": grown[:, :, 32:], "up": grown[:, :16], "down": grown[:, 32:]}[side]
         assert float(new.std()) > 0.01

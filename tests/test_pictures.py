@@ -195,10 +195,14 @@ class TestWhatIsTaken:
     def test_exif_turns_and_mirrors(self, orientation):
         """The file holds the picture turned the other way, as cameras write it."""
         undo = {
-            2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+            2: Image.Transpose.FLIP_LEFT_RIGHT,
+            3: Image.Transpose.ROTATE_180,
+            4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE,
+            6: Image.Transpose.ROTATE_90,
+            7: Image.Transpose.TRANSVERSE,
             8: Image.Transpose.ROTATE_270,
-        }  # fmt: skip
+        }
         stored = scene().transpose(undo[orientation]) if orientation > 1 else scene()
         exif = Image.Exif()
         exif[0x0112] = orientation
