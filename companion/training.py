@@ -139,8 +139,8 @@ def save_start(path: Path, model: nn.Module) -> None:
 
 
 def read_meta(path: Path) -> dict:
-    """The figures (step, seconds, ...) kept in a checkpoint."""
-    with safe_open(path, "pt") as f:
+    """The figures (step, seconds, ...) kept in a checkpoint, also while a run is replacing it."""
+    with safe_open(path, "np") as f:  # which opens the file once, while "pt" opens it again to map its weights
         return json.loads(f.metadata()["meta"])
 
 

@@ -33,7 +33,7 @@ def test_curves_are_those_of_the_logs(tmp_path):
             {"step": 2000, "frechet": 0.3, "all": 0.8},
         ],
     }.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     made = curves(tmp_path)
     drawn = {k: [line.get_xydata().tolist() for line in figure.axes[0].lines] for k, figure in made.items()}
     assert drawn == {
