@@ -197,7 +197,9 @@ def decoder(
     threads: Threads = 0,
     every: float = 120.0,
     lr: float = 2e-3,
-    sharpness: Annotated[float, typer.Option(help="Weight of a critic that asks for sharp pictures; 0 is none.")] = 0.0,
+    sharpness: Annotated[
+        float, typer.Option(help="Weight of a discriminator that asks for sharp pictures; 0 is none.")
+    ] = 0.0,
     mend: Annotated[bool, typer.Option("--mend", help="Show it also latents that the U-Net has redrawn.")] = False,
     bfloat16: Bfloat16 = False,
 ) -> None:

@@ -57,10 +57,11 @@ def encoded_shards(folder: Path, size: int, count: int) -> Iterator[Path]:
     model, born = trained_vae(folder), (folder / "vae.safetensors").stat().st_mtime
     for path in dataset.shards(folder / "renders", "train")[: -(-count // dataset.SHARD)]:
         out = folder / "latents" / f"{path.stem}-{size}.npy"
-        if not out.exists() or out.stat().st_mtime < born:
+        things = out.with_name(f"{out.stem}-things.npy")
+        if not (out.exists() and things.exists()) or out.stat().st_mtime < born:
             with np.load(path, allow_pickle=False) as z:
                 pictures, segments = z["picture"], z["segments"]
-            _save(out.with_name(f"{out.stem}-things.npy"), cells(segments, segments.shape[-1] // size).numpy())
+            _save(things, cells(segments, segments.shape[-1] // size).numpy())
             _save(out, encode(model, halved(pictures) if size == 8 else pictures).numpy())
         yield out
 

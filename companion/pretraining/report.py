@@ -309,7 +309,7 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
                 x_label="steps",
                 y_label="mean squared error",
                 points=True,
-                caption="Of the moving average, at timesteps 200, 400, 600 and 800. The gap is what the words tell it.",
+                caption="Of the moving average, a mean over several timesteps. The gap is what the words tell it.",
             )
         if rows := [row for row in every if "frechet" in row]:
             steps = [row["step"] for row in rows]

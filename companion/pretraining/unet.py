@@ -25,7 +25,7 @@ from companion.pretraining.clip import TEXT_WIDTH, tokenize
 from companion.pretraining.muon import muon
 from companion.tabletop.caption import caption
 from companion.tabletop.scene import Scene
-from companion.training import Progress, ema_copy, load_weights, noise_loss, train
+from companion.training import Progress, ema_copy, load_weights, noise_loss, read_meta, train
 
 CONFIG = dict(
     sample_size=16,
@@ -162,15 +162,20 @@ def redrawn(
 
 
 def _keep_frozen(text_encoder: CLIPTextModel, words: Path, checkpoint: Path | None) -> None:
-    """Read the frozen text encoder from the file `words`; the first time, write what the run begins with there."""
-    if not words.exists():
-        if checkpoint is not None and checkpoint.exists():  # adopted: a start that holds all weights
-            with safe_open(checkpoint, "pt") as f:
-                start = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith("ema.text_encoder.")}
-            text_encoder.load_state_dict(start)
-        with written(words) as temporary:
-            save_file(text_encoder.state_dict(), temporary)
-    text_encoder.load_state_dict(load_file(words))
+    """Keep the text encoder of a run that does not train it in the file `words`, since checkpoints leave it out.
+
+    A run that goes on reads it from there. A new one writes what it begins with, whatever an earlier run left there.
+    """
+    begun = checkpoint is not None and checkpoint.exists()
+    if begun and read_meta(checkpoint)["step"]:
+        text_encoder.load_state_dict(load_file(words))
+        return
+    if begun:  # adopted: a start that holds all weights
+        with safe_open(checkpoint, "pt") as f:
+            start = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith("ema.text_encoder.")}
+        text_encoder.load_state_dict(start)
+    with written(words) as temporary:
+        save_file(text_encoder.state_dict(), temporary)
 
 
 def train_unet(
