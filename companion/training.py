@@ -298,6 +298,19 @@ def train(
         model.eval()
 
 
+def train_averaged(
+    model: M,
+    loss: Callable[[M, torch.Generator, int], Tensor],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    **options: Any,
+) -> Iterator[tuple[Progress, M]]:
+    """`train` with a moving average, which is yielded beside the progress; `options` are those of `train`."""
+    ema = ema_copy(model)
+    for progress in train(model, loss, optimizer, steps, ema=ema, **options):
+        yield progress, ema
+
+
 def _mean_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter], loss: float) -> Tensor:
     """Replace each process's gradients by their mean over all, in one message, and return the mean loss.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from companion.tabletop.caption import caption
 from companion.tabletop.scene import FINISHES, KINDS, PLACES, TIMES, Scene
 from companion.tabletop.tokenizer import LENGTH, save_tokenizer
-from companion.training import Progress, ema_copy, train
+from companion.training import Progress, train_averaged
 
 TEXT_WIDTH = 192
 IMAGE_SIZE = 64
@@ -132,32 +133,19 @@ def train_clip(
     scenes: list[Scene],
     tokenizer: CLIPTokenizer,
     steps: int,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
     *,
     lr: float = 1e-3,
     batch: int = 64,
     seed: int = 0,
-    **kwargs,
+    **options: Any,
 ) -> Iterator[tuple[Progress, CLIPModel]]:
-    """Train CLIP on uint8 pictures (N, 64, 64, 3); yields progress and the moving average."""
+    """Train CLIP on uint8 pictures (N, 64, 64, 3); yields progress and the moving average. `options` are those
+    of `training.train`.
+    """
     clip = make_clip(tokenizer, seed)
-    ema = ema_copy(clip)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
     loss = clip_loss(pictures, scenes, tokenizer, batch)
-    for progress in train(
-        clip,
-        loss,
-        optimizer,
-        steps,
-        ema=ema,
-        ema_decay=0.998,
-        seed=seed,
-        checkpoint=checkpoint,
-        log=log,
-        **kwargs,
-    ):
-        yield progress, ema
+    return train_averaged(clip, loss, optimizer, steps, ema_decay=0.998, seed=seed, **options)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -49,6 +49,11 @@ Bfloat16 = Annotated[bool, typer.Option(help="Faster on CPUs with AVX-512 BF16, 
 def _threads(n: int) -> None:
     if n:
         torch.set_num_threads(n)
+
+
+def _files(folder: Path, name: str) -> dict[str, Any]:
+    """Where a run keeps its checkpoint and its log."""
+    return {"checkpoint": folder / f"{name}.safetensors", "log": folder / f"{name}.jsonl"}
 
 
 def _follow(run: Iterable, steps: int, what: str, show=None, every: int = 500) -> object:
@@ -154,8 +159,7 @@ def vae(
     run = train_vae(
         seen["picture"],
         steps,
-        folder / "vae.safetensors",
-        folder / "vae.jsonl",
+        **_files(folder, "vae"),
         lr=lr,
         batch=batch,
         warm=warm,
@@ -214,8 +218,7 @@ def decoder(
         seen["picture"],
         model,
         steps,
-        folder / "decoder.safetensors",
-        folder / "decoder.jsonl",
+        **_files(folder, "decoder"),
         lr=lr,
         sharpness=sharpness,
         segments=seen["segments"],
@@ -271,9 +274,7 @@ def clip(
     def show(step: int, ema) -> str:
         return ", ".join(f"{k} {v:.3f}" for k, v in retrieval(ema, halved(held), held_scenes, words).items())
 
-    run = train_clip(
-        pictures, scenes, words, steps, folder / "clip.safetensors", folder / "clip.jsonl", batch=batch, every=every
-    )
+    run = train_clip(pictures, scenes, words, steps, **_files(folder, "clip"), batch=batch, every=every)
     _follow(run, steps, "clip", show, 200)
 
 
@@ -295,8 +296,7 @@ def judge(
         folder / "renders",
         count,
         steps,
-        folder / "judge.safetensors",
-        folder / "judge.jsonl",
+        **_files(folder, "judge"),
         batch=batch,
         bfloat16=bfloat16,
         every=every,
@@ -378,8 +378,7 @@ def unet(
         text,
         encoder,
         steps,
-        folder / f"{name}.safetensors",
-        folder / f"{name}.jsonl",
+        **_files(folder, name),
         start_from=start,
         words=folder / "text_encoder.safetensors",
         things=things,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from companion.pretraining.muon import muon
 from companion.tabletop import dataset
 from companion.tabletop.judge import FAR_INVERSE, FRONT, GLOBAL, NEAR_INVERSE, SLOT, Judge, find_joints
 from companion.tabletop.scene import FINISHES, KINDS, PLACES, TIMES
-from companion.training import Progress, ema_copy, train
+from companion.training import Progress, train_averaged
 
 
 def targets(columns: dict, scenes: list) -> dict[str, Tensor]:
@@ -105,14 +106,12 @@ def train_judge(
     renders: Path,
     count: int,
     steps: int,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
     *,
     lr: float = 1e-3,
     batch: int = 24,
     bfloat16: bool = False,
     seed: int = 0,
-    **kwargs,
+    **options: Any,
 ) -> Iterator[tuple[Progress, Judge]]:
     """Train on `count` renders of "train" and all of "pairs" in the folder `renders`; yields progress and the moving
     average.
@@ -124,7 +123,6 @@ def train_judge(
     target = targets({k: np.concatenate([c[k] for c in columns]) for k in COLUMNS if k != "picture"}, scenes)
     torch.manual_seed(seed)
     judge = Judge()
-    ema = ema_copy(judge)
 
     def loss(model: Judge, generator: torch.Generator, step: int) -> Tensor:
         index = torch.randint(len(pictures), (batch,), generator=generator)
@@ -133,19 +131,7 @@ def train_judge(
         return judge_loss(model, x, {k: v[index] for k, v in target.items()}, bfloat16)
 
     optimizer = muon(judge, lr, exclude=("stem", "heads", "head.", "query", "where"), weight_decay=0.01)
-    for progress in train(
-        judge,
-        loss,
-        optimizer,
-        steps,
-        ema=ema,
-        ema_decay=0.998,
-        seed=seed,
-        checkpoint=checkpoint,
-        log=log,
-        **kwargs,
-    ):
-        yield progress, ema
+    return train_averaged(judge, loss, optimizer, steps, ema_decay=0.998, seed=seed, **options)
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,7 @@ from companion.pretraining.clip import TEXT_WIDTH, tokenize
 from companion.pretraining.muon import muon
 from companion.tabletop.caption import caption
 from companion.tabletop.scene import Scene
-from companion.training import Progress, ema_copy, load_weights, noise_loss, read_meta, train
+from companion.training import Progress, ema_copy, load_weights, noise_loss, train
 
 CONFIG = dict(
     sample_size=16,
@@ -161,19 +161,18 @@ def redrawn(
         yield x0
 
 
-def _keep_frozen(text_encoder: CLIPTextModel, words: Path, checkpoint: Path | None) -> None:
+def _keep_frozen(text_encoder: CLIPTextModel, words: Path, *begun: Path | None) -> None:
     """Keep the text encoder of a run that does not train it in the file `words`, since checkpoints leave it out.
 
-    A run that goes on reads it from there. A new one writes what it begins with, whatever an earlier run left there.
+    begun: what the run goes on from or begins with, the first of them that exists. When that holds a text encoder (it
+    learned until then, or was adopted), this one is kept; when it does not, the file has it already.
     """
-    begun = checkpoint is not None and checkpoint.exists()
-    if begun and read_meta(checkpoint)["step"]:
-        text_encoder.load_state_dict(load_file(words))
-        return
-    if begun:  # adopted: a start that holds all weights
-        with safe_open(checkpoint, "pt") as f:
-            start = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith("ema.text_encoder.")}
-        text_encoder.load_state_dict(start)
+    for path in begun:
+        if path is not None and path.exists():
+            with safe_open(path, "pt") as f:
+                found = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith("ema.text_encoder.")}
+            text_encoder.load_state_dict(found or load_file(words))
+            break
     with written(words) as temporary:
         save_file(text_encoder.state_dict(), temporary)
 
@@ -217,7 +216,7 @@ def train_unet(
     if start_from is not None:
         load_weights(start_from, model)
     if not train_text and words is not None:
-        _keep_frozen(model.text_encoder, words, checkpoint)
+        _keep_frozen(model.text_encoder, words, checkpoint, start_from)
     ema = ema_copy(model)
     if bfloat16:  # torch's fused attention is slow in bfloat16 on CPUs, so slow that it would eat all that is won
         model.unet.set_attn_processor(AttnProcessor())

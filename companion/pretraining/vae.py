@@ -7,7 +7,7 @@ rest whole pictures: four times cheaper, and a convolutional decoder hardly mind
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from companion.metrics import pictures_to_tensor
 from companion.pretraining.muon import muon
-from companion.training import Progress, ema_copy, train
+from companion.training import Progress, train_averaged
 
 CONFIG = dict(
     in_channels=3,
@@ -187,8 +187,6 @@ def vae_loss(
 def train_vae(
     pictures,
     steps: int,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
     *,
     lr: float = 2e-3,
     batch: int = 8,
@@ -199,7 +197,7 @@ def train_vae(
     segments=None,
     seed: int = 0,
     config: dict | None = None,
-    **kwargs,
+    **options: Any,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:
     """Train the autoencoder on uint8 pictures (N, H, W, 3); yields progress and the moving average.
 
@@ -211,7 +209,6 @@ def train_vae(
         noise: largest noise in the latents that are decoded, in their standard deviations (see `vae_loss`).
     """
     vae = make_vae(seed, **(config or {}))
-    ema = ema_copy(vae)
     optimizer = muon(vae, lr, exclude=("conv_in", "conv_out."))
     segments = None if segments is None else torch.as_tensor(segments)
     loss = vae_loss(
@@ -223,20 +220,7 @@ def train_vae(
         segments=segments,
         noise=noise,
     )
-    for progress in train(
-        vae,
-        loss,
-        optimizer,
-        steps,
-        warmup=50,
-        ema=ema,
-        ema_decay=0.995,
-        seed=seed,
-        checkpoint=checkpoint,
-        log=log,
-        **kwargs,
-    ):
-        yield progress, ema
+    return train_averaged(vae, loss, optimizer, steps, warmup=50, ema_decay=0.995, seed=seed, **options)
 
 
 class Discriminator(nn.Module):
@@ -335,8 +319,6 @@ def train_decoder(
     pictures,
     vae: AutoencoderKL,
     steps: int,
-    checkpoint: Path | None = None,
-    log: Path | None = None,
     *,
     lr: float = 2e-3,
     sharpness: float = 0.0,
@@ -345,7 +327,7 @@ def train_decoder(
     batch: int = 8,
     bfloat16: bool = False,
     seed: int = 1,
-    **kwargs,
+    **options: Any,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:
     """Train the decoder of a trained autoencoder further, its encoder frozen: sharper pictures of the same latents.
 
@@ -357,22 +339,9 @@ def train_decoder(
     model = Players(freeze_encoder(vae), Discriminator())
     segments = None if segments is None else torch.as_tensor(segments)
     loss = sharp_loss(torch.as_tensor(pictures), sharpness, batch, bfloat16, segments=segments, redrawn=redrawn)
-    ema = ema_copy(model)
     optimizer = muon(model, lr, exclude=("conv_in", "conv_out.", "stages.0", "verdict"))
-    for progress in train(
-        model,
-        loss,
-        optimizer,
-        steps,
-        warmup=50,
-        decay=0.5,
-        ema=ema,
-        ema_decay=0.998,
-        seed=seed,
-        checkpoint=checkpoint,
-        log=log,
-        **kwargs,
-    ):
+    run = train_averaged(model, loss, optimizer, steps, warmup=50, decay=0.5, ema_decay=0.998, seed=seed, **options)
+    for progress, ema in run:
         yield progress, ema.vae
 
 

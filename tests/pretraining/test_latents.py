@@ -73,7 +73,9 @@ def test_latents_are_encoded_again_when_the_autoencoder_is_newer(folder):
 def test_a_decoder_that_was_trained_further_has_the_encoder_that_it_was_trained_with(folder):
     before = trained_vae(folder)
     pictures = dataset.read(folder / "renders", "train", ("picture",), 4)["picture"]
-    run = train_decoder(pictures, trained_vae(folder), 2, folder / "decoder.safetensors", sharpness=0.5, batch=2)
+    run = train_decoder(
+        pictures, trained_vae(folder), 2, checkpoint=folder / "decoder.safetensors", sharpness=0.5, batch=2
+    )
     *_, (_, ema) = run
     assert not any(".encoder." in name for name in names_in(folder / "decoder.safetensors"))
     after = trained_vae(folder)
