@@ -216,7 +216,7 @@ def _believed_x0(scheduler: Any, out: Any, eps: Tensor, t: Tensor, latents: Tens
 
 
 def predicted_x0(noisy: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Solve x_t = sqrt(a) x_0 + sqrt(1 - a) eps for x_0, a the cumulated alpha (DDPM, arXiv 2006.11239, equation 4)."""
+    """Solve x_t = sqrt(a) x_0 + sqrt(1 - a) eps for x_0, where a is alpha_bar (DDPM, arXiv 2006.11239, equation 4)."""
     return (noisy - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
 
 

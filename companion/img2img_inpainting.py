@@ -293,25 +293,25 @@ def ddim_of(pipe: StableDiffusionPipeline) -> DDIMScheduler:
     return DDIMScheduler(**given, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
 
 
-def noise_in(scheduler: Any, output: Tensor, latents: Tensor, alpha: Tensor) -> Tensor:
-    """The noise that a U-Net's output means, given for latents with cumulated alpha `alpha`."""
+def noise_in(scheduler: Any, output: Tensor, latents: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise that a U-Net's output means, given for latents at `alpha_bar`."""
     if scheduler.config.prediction_type == "v_prediction":
-        return alpha.sqrt() * output + (1 - alpha).sqrt() * latents
+        return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
     return output
 
 
-def ddim_step(latents: Tensor, eps: Tensor, alpha: Tensor, alpha_to: Tensor) -> tuple[Tensor, Tensor]:
-    """From latents with cumulated alpha `alpha` to `alpha_to`, down or up, by the noise eps (DDIM, equation 12).
+def ddim_step(latents: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> tuple[Tensor, Tensor]:
+    """From latents at `alpha_bar` to `alpha_bar_to`, down or up, by the noise eps (DDIM, equation 12).
 
     Returns the latents there, and the predicted x0.
     """
-    x0 = predicted_x0(latents, eps, alpha)
-    return alpha_to.sqrt() * x0 + (1 - alpha_to).sqrt() * eps, x0
+    x0 = predicted_x0(latents, eps, alpha_bar)
+    return alpha_bar_to.sqrt() * x0 + (1 - alpha_bar_to).sqrt() * eps, x0
 
 
-def renoise(latents: Tensor, noise: Tensor, alpha: Tensor, alpha_to: Tensor) -> Tensor:
-    """Latents with cumulated alpha `alpha` under more noise, with `alpha_to` < `alpha`: the forward process between."""
-    kept = alpha_to / alpha
+def renoise(latents: Tensor, noise: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Tensor:
+    """Latents at `alpha_bar` under more noise, with `alpha_bar_to` < `alpha_bar`: the forward process between."""
+    kept = alpha_bar_to / alpha_bar
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
@@ -347,17 +347,17 @@ def repaint(
         )
     scheduler, device = ddim_of(pipe), pipe.unet.device
     scheduler.set_timesteps(steps, device=device)
-    alphas = _levels(scheduler)
+    alpha_bars = _levels(scheduler)
     predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt)
     small = shrink_mask(mask, pipe.vae_scale_factor, cover).to(device, pipe.unet.dtype)
     source = _encode_sampled(pipe, batch.pictures, batch.generators)
     latents, index = _noise(source, batch.generators), 0
     for i, t in enumerate(scheduler.timesteps):
-        alpha, below = alphas[i], alphas[i + 1]
+        alpha_bar, below = alpha_bars[i], alpha_bars[i + 1]
         for again in range(resample):
             noisy = latents
-            eps = noise_in(scheduler, predict(noisy, t), noisy, alpha)
-            drawn, x0 = ddim_step(noisy, eps, alpha, below)
+            eps = noise_in(scheduler, predict(noisy, t), noisy, alpha_bar)
+            drawn, x0 = ddim_step(noisy, eps, alpha_bar, below)
             last = i == steps - 1
             noise = _noise(source, batch.generators)
             known = source if last else below.sqrt() * source + (1 - below).sqrt() * noise
@@ -365,13 +365,14 @@ def repaint(
             yield Step(index, float(t), noisy, x0, latents)
             index += 1
             if again < resample - 1:
-                latents = renoise(latents, _noise(source, batch.generators), below, alpha)
+                latents = renoise(latents, _noise(source, batch.generators), below, alpha_bar)
 
 
 def _levels(scheduler: Any) -> Tensor:
-    """The cumulated alphas at a DDIM scheduler's timesteps, and the last one, where it ends."""
-    alphas = scheduler.alphas_cumprod.to(scheduler.timesteps.device)
-    return torch.cat([alphas[scheduler.timesteps], scheduler.final_alpha_cumprod.to(alphas.device).view(1)])
+    """alpha_bar at a DDIM scheduler's timesteps, and the last one, where it ends."""
+    alphas_cumprod = scheduler.alphas_cumprod.to(scheduler.timesteps.device)
+    last = scheduler.final_alpha_cumprod.to(alphas_cumprod.device).view(1)
+    return torch.cat([alphas_cumprod[scheduler.timesteps], last])
 
 
 # ---- Outpainting -----------------------------------------------------------------------------------------------------
@@ -471,10 +472,10 @@ def invert(
     predict = noise_predictor(pipe, prompts, scales)
     latents = latents.to(pipe.unet.device, pipe.unet.dtype)
     for i, t in enumerate(scheduler.timesteps.flip(0)):
-        below, alpha, found = levels[i], levels[i + 1], latents
+        below, alpha_bar, found = levels[i], levels[i + 1], latents
         for again in range(rounds):
-            eps = noise_in(scheduler, predict(found, t), found, alpha if again else below)
-            found, x0 = ddim_step(latents, eps, below, alpha)
+            eps = noise_in(scheduler, predict(found, t), found, alpha_bar if again else below)
+            found, x0 = ddim_step(latents, eps, below, alpha_bar)
         yield Step(i, float(t), latents, x0, found)
         latents = found
 

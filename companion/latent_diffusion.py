@@ -104,13 +104,13 @@ class AttentionRecord:
         return found
 
 
-def attention_probabilities(layer: Attention, hidden: Tensor, states: Tensor) -> Tensor:
+def attention_probabilities(layer: Attention, hidden: Tensor, encoder_hidden_states: Tensor) -> Tensor:
     """What a cross-attention layer of diffusers shares out: softmax(Q K^T / sqrt(d)), (B, heads, places, L).
 
-    hidden: the picture's side (B, places, C); states: the text's (B, L, D).
+    hidden: the picture's side (B, places, C); encoder_hidden_states: the text's (B, L, D).
     """
     assert layer.to_k is not None  # it has keys of its own: only self-attention may do without
-    query, key = (layer.head_to_batch_dim(x) for x in (layer.to_q(hidden), layer.to_k(states)))
+    query, key = (layer.head_to_batch_dim(x) for x in (layer.to_q(hidden), layer.to_k(encoder_hidden_states)))
     return layer.get_attention_scores(query, key).unflatten(0, (len(hidden), layer.heads))
 
 

@@ -63,7 +63,7 @@ def prompt_scenes(split: str, things: int, count: int) -> list[Scene]:
     return [sample_scene(seed, things) for seed in range(first, first + count)]
 
 
-def draw(pipe: StableDiffusionPipeline, prompts: list[str], seed: int = 0, **options: Any) -> np.ndarray:
+def drawn_bytes(pipe: StableDiffusionPipeline, prompts: list[str], seed: int = 0, **options: Any) -> np.ndarray:
     """Pictures, uint8 (N, 128, 128, 3), of prompts; picture i starts from the noise of seed + i whatever the batch.
 
     Steps and guidance are the catalogue's, unless `options` say otherwise.
@@ -139,7 +139,7 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
         ("withheld", "withheld", 1, 250),
     ):
         asked = prompt_scenes(split, things, take(count))
-        drawn[name] = draw(pipe, [caption(s) for s in asked])
+        drawn[name] = drawn_bytes(pipe, [caption(s) for s in asked])
         got = prompt_accuracy(drawn[name], [Wish.of(s) for s in asked])
         if name == "one":
             note(
@@ -204,7 +204,7 @@ def sheet(pipe, columns: int = 8) -> Image.Image:
     2, ...
     """
     prompts = (MODELS / "prompts.txt").read_text(encoding="utf-8").split("\n")[:40]
-    pictures = draw(pipe, prompts)
+    pictures = drawn_bytes(pipe, prompts)
     size, band = pictures.shape[1], 26
     out = Image.new("RGB", (columns * (size + 4) + 4, len(prompts) // columns * (size + band) + 4), "white")
     pen, font = ImageDraw.Draw(out), ImageFont.load_default(size=9)
@@ -260,7 +260,7 @@ def strip(stages: dict[str, str]) -> Image.Image:
                 raise ValueError(f"git has no {path} of commit {commit!r}: {packed.stderr.decode().strip()}")
             with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
                 tar.extractall(folder, filter="data")
-            rows.append(np.concatenate(list(draw(load_tabletop(Path(folder) / path), list(STRIP_PROMPTS))), 1))
+            rows.append(np.concatenate(list(drawn_bytes(load_tabletop(Path(folder) / path), list(STRIP_PROMPTS))), 1))
     size, band = rows[0].shape[0], 18
     out = Image.new("RGB", (rows[0].shape[1], len(rows) * (size + band)), "white")
     pen, font = ImageDraw.Draw(out), ImageFont.load_default(size=12)
