@@ -1,8 +1,8 @@
 """Wrong pictures on purpose. A measure is trusted only after it has rejected what an eye rejects, and a judge learns to
 say no only where it is shown what is wrong.
 
-Pictures are floats (N, 3, H, W) in [-1, 1]; masks (N, 1, H, W) are 1 on the things to spoil; `empty` are the same scenes
-without their things, so that what is taken away leaves ground and sky. All randomness comes from the generator.
+Pictures are floats (N, 3, H, W) in [-1, 1]; masks (N, 1, H, W) are 1 on the things to spoil; `empty` are the same
+scenes without their things: what is taken away leaves ground and sky. All randomness comes from the generator.
 """
 
 from __future__ import annotations
