@@ -16,7 +16,7 @@ import numpy as np
 
 from companion.files import written
 from companion.tabletop.scene import Scene
-from companion.tabletop.splits import SPLITS, sample_scene
+from companion.tabletop.splits import split_scenes
 
 SHARD = 250  # scenes a file
 
@@ -34,8 +34,7 @@ def _build_shard(job: tuple[str, str, int, int]) -> str:
     from companion.tabletop.render import render
 
     drjit.set_thread_count(1)  # one process a core is faster than two threads a picture
-    first = SPLITS[split][0] + shard * size
-    scenes = [sample_scene(seed) for seed in range(first, first + size)]
+    scenes = split_scenes(split, shard * size, size)
     renders = []
     for scene in scenes:
         # A pool's workers outlive a parent that was killed, and would draw on unseen.
@@ -62,17 +61,16 @@ def _build_shard(job: tuple[str, str, int, int]) -> str:
 
 
 def build(folder: Path, split: str, count: int, workers: int | None = None, shard: int = SHARD) -> Iterator[str]:
-    """Render the first `count` scenes of a split into `folder`; yields the name of each shard as it is done.
+    """Render the first `count` scenes of a split (see `split_scenes`) into `folder`; yields the name of each shard.
 
     Shards that are there already are not drawn again, so it resumes after a kill.
 
     Raises:
-        ValueError: for an unknown split, or a count that is not a positive multiple of the shard's size.
+        ValueError: for an unknown split, or a count that is too large or no positive multiple of the shard's size.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r} is unknown; the splits are {', '.join(SPLITS)}")
-    if count <= 0 or count % shard or count > SPLITS[split][1]:
-        raise ValueError(f"count={count} is not a positive multiple of {shard} up to {SPLITS[split][1]}")
+    if count <= 0 or count % shard:
+        raise ValueError(f"count={count} is not a positive multiple of {shard}")
+    split_scenes(split, count - 1, 1)  # says so when there is no such split, or no such scene
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(str(folder), split, i, shard) for i in range(count // shard) if not shard_path(folder, split, i).exists()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -136,3 +138,40 @@ def sample_scene(seed: int, n: int | None = None) -> Scene:
         )
         if side_by_side or _covered(camera, look_at, placed) <= HIDDEN:
             return Scene(placed, relation, place, time, camera, look_at, seed)
+
+
+def emptied(scene: Scene) -> Scene:
+    """The same place, time and view without any thing."""
+    return replace(scene, things=(), relation=None)
+
+
+def swapped(scene: Scene) -> Scene:
+    """The same scene with each thing's kind replaced by another; finish, place and size stay."""
+    rng = np.random.default_rng([scene.seed, 13])
+
+    def other(thing: Thing) -> Thing:
+        kind = str(rng.choice([k for k in KINDS if k != thing.kind]))
+        return replace(thing, kind=kind, pose=_pose(rng) if kind == "robot" else ())
+
+    return replace(scene, things=tuple(other(t) for t in scene.things))
+
+
+#: Changes of the scenes of a split: "train-empty" is "train" without things. They show what a judge must not accept.
+CHANGES: dict[str, Callable[[Scene], Scene]] = {"empty": emptied, "swapped": swapped}
+
+
+def split_scenes(name: str, first: int, count: int) -> list[Scene]:
+    """Scenes number `first` to `first + count - 1` of a split, such as "train", or of a changed one ("train-empty").
+
+    Raises:
+        ValueError: for an unknown name, or numbers outside of the split.
+    """
+    split, _, change = name.partition("-")
+    if split not in SPLITS or change not in ("", *CHANGES):
+        known = f"{', '.join(SPLITS)}, and each of them with -{' or -'.join(CHANGES)}"
+        raise ValueError(f"split={name!r} is unknown; the splits are {known}")
+    start, size = SPLITS[split]
+    if first < 0 or first + count > size:
+        raise ValueError(f"{split!r} has {size} scenes; numbers {first} to {first + count - 1} are not among them")
+    scenes = [sample_scene(start + i) for i in range(first, first + count)]
+    return [CHANGES[change](scene) for scene in scenes] if change else scenes

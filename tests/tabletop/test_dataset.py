@@ -49,3 +49,21 @@ def test_reading_what_is_not_there_says_how_to_make_it(tmp_path):
         next(dataset.build(tmp_path, "dev", 250))
     with pytest.raises(ValueError, match="count=7 is not a positive multiple of 250"):
         next(dataset.build(tmp_path, "val", 7))
+    with pytest.raises(ValueError, match="'train' has 1000000 scenes"):
+        next(dataset.build(tmp_path, "train", 1_000_250))
+
+
+@needs_mitsuba
+def test_a_changed_split_shows_the_same_places_without_things_or_with_others(tmp_path):
+    for split in ("val", "val-empty", "val-swapped"):
+        assert list(dataset.build(tmp_path, split, 3, workers=1, shard=3)) == [f"{split}-00000.npz"]
+    own, empty, swapped = (
+        dataset.read(tmp_path, s, ("segments", "boxes")) for s in ("val", "val-empty", "val-swapped")
+    )
+    assert (own["segments"] >= 2).any((1, 2)).all() and not (empty["segments"] >= 2).any()
+    assert (empty["boxes"] == 0).all()
+    sky = own["segments"] == 0
+    assert (empty["segments"][sky] == 0).all()
+    for before, after in zip(dataset.scenes(tmp_path, "val"), dataset.scenes(tmp_path, "val-swapped"), strict=True):
+        assert before.camera == after.camera and before.place == after.place
+        assert all(a.kind != b.kind and a.finish == b.finish for a, b in zip(before.things, after.things, strict=True))
