@@ -1,0 +1,187 @@
+"""What an eye finds in drawn pictures: prompts fixed beforehand, sheets to look at, and verdicts bound to the pictures.
+
+Prompts and seeds are written down before any picture is seen, all kinds equally often. Each thing is looked at enlarged
+four times and called "clear", "doubtful" or "wrong" by the words of `CRITERIA`. A verdict keeps the SHA-256 of its
+picture, so that it is plain for which weights it holds, and which it says nothing about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from companion import DATA
+from companion.files import written
+from companion.tabletop.caption import caption
+from companion.tabletop.judge import Reading
+from companion.tabletop.scene import FINISHES, KINDS, PLACES, RELATIONS, TIMES, WITHHELD, Scene, Thing
+
+PROMPTS = DATA / "results" / "eye_prompts.json"
+VERDICTS = DATA / "results" / "eye_verdicts.json"
+SINGLE, PAIRS = 80, 40  # prompts with one thing, and with two: 16 things of each kind
+ENLARGED = 4
+WORDS = ("clear", "doubtful", "wrong")
+#: What is asked of a thing. Colour, place and time are the judge's affair; here it is shape.
+CRITERIA = {
+    "clear": "Somebody who does not know the prompt names the kind at once, and nothing about its shape is odd: "
+    "straight edges are straight, round ones round, parts are whole and where they belong.",
+    "doubtful": "The kind can be told, but something is off: a melted corner, a part that is missing or doubled, an "
+    "outline that runs into the ground.",
+    "wrong": "It shows another kind, a mixture of two, a shapeless lump, or nothing.",
+}
+#: What makes each kind that kind and no other.
+MARKS = {
+    "ball": "a full circle, shaded as a sphere",
+    "cube": "flat faces with straight edges, and corners where they meet",
+    "cone": "a sharp tip over a round base",
+    "can": "a cylinder with a rim at its top and at its bottom",
+    "tree": "three cones one on the other, on a trunk",
+    "house": "walls, a pointed roof, a door and a window",
+    "robot": "a head with two eyes, a body, two arms and two legs",
+    "ring": "a hole right through the middle",
+    "mushroom": "a cap with dots on a stem",
+    "car": "a body with a cabin, and wheels",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, the seed of its picture, and the kinds it names, in the prompt's order."""
+
+    prompt: str
+    seed: int
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one thing: number of the prompt, of the thing in it, the word, and its picture's SHA-256."""
+
+    prompt: int
+    thing: int
+    word: str
+    picture: str
+
+
+def made_prompts(seed: int = 20) -> list[Asked]:
+    """The prompts as they are in `PROMPTS`: each kind is named as often as the others, in pairs that training saw."""
+    rng = np.random.default_rng(seed)
+    n = SINGLE + 2 * PAIRS
+    kinds = [str(k) for k in rng.permutation(np.repeat(KINDS, n // len(KINDS)))]
+    finishes = [FINISHES[i % len(FINISHES)] for i in rng.permutation(n)]
+    found, at = [], 0
+    for number in range(SINGLE + PAIRS):
+        count = 1 if number < SINGLE else 2
+        things = []
+        for kind, finish in zip(kinds[at : at + count], finishes[at : at + count], strict=True):
+            while (kind, finish) in WITHHELD:
+                finish = str(rng.choice(FINISHES))
+            things.append(Thing(kind, finish, 0.0, 0.0, 1.0, 0.0))
+        relation = str(rng.choice(RELATIONS)) if count == 2 else None
+        scene = Scene(tuple(things), relation, str(rng.choice(PLACES)), str(rng.choice(TIMES)))
+        found.append(Asked(caption(scene), number, tuple(t.kind for t in things)))
+        at += count
+    return found
+
+
+def save_prompts(prompts: Sequence[Asked], path: Path = PROMPTS) -> None:
+    """Write prompts, one a line."""
+    lines = ",\n".join(json.dumps(asdict(p)) for p in prompts)
+    with written(path) as temporary:
+        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+def load_prompts(path: Path = PROMPTS) -> list[Asked]:
+    """The prompts that were written down."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return [Asked(d["prompt"], d["seed"], tuple(d["kinds"])) for d in found]
+
+
+def fingerprint(picture: np.ndarray) -> str:
+    """The SHA-256 of a picture's pixels, uint8 (H, W, 3)."""
+    return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+def sheets(pictures: Sequence[np.ndarray], rows: int = 3, columns: int = 4) -> Iterator[Image.Image]:
+    """Enlarged pictures, uint8 (H, W, 3), a sheet at a time, with their numbers and nothing else: whoever looks is not
+    told what was asked for.
+    """
+    side, band = pictures[0].shape[0] * ENLARGED, 28
+    font = ImageFont.load_default(size=20)
+    for first in range(0, len(pictures), rows * columns):
+        sheet = Image.new("RGB", (columns * side, rows * (side + band)), "white")
+        pen = ImageDraw.Draw(sheet)
+        for i, picture in enumerate(pictures[first : first + rows * columns]):
+            x, y = i % columns * side, i // columns * (side + band)
+            sheet.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS), (x, y + band))
+            pen.text((x + 6, y + 2), str(first + i), fill="black", font=font)
+        yield sheet
+
+
+def parse_verdicts(text: str, prompts: Sequence[Asked], pictures: Sequence[np.ndarray]) -> list[Verdict]:
+    """Verdicts from lines such as "12 clear" or, for a prompt with two things, "97 clear wrong" in the prompt's order.
+
+    Raises:
+        ValueError: for a word that is none of `WORDS`, a line that does not fit its prompt, or prompts left out.
+    """
+    found: dict[int, list[str]] = {}
+    for line in filter(None, (line.split("#")[0].strip() for line in text.splitlines())):
+        number, *words = line.split()
+        if bad := [word for word in words if word not in WORDS]:
+            raise ValueError(f"{bad[0]!r} in {line!r} is no verdict; the words are {', '.join(WORDS)}")
+        if int(number) >= len(prompts) or len(words) != len(prompts[int(number)].kinds):
+            raise ValueError(f"{line!r} does not fit its prompt: give a word for each thing of it")
+        found[int(number)] = words
+    if missing := set(range(len(prompts))) - found.keys():
+        raise ValueError(f"{len(missing)} prompts have no verdict, the first of them number {min(missing)}")
+    return [Verdict(n, i, w, fingerprint(pictures[n])) for n in sorted(found) for i, w in enumerate(found[n])]
+
+
+def save_verdicts(verdicts: Sequence[Verdict], about: dict[str, str], path: Path = VERDICTS) -> None:
+    """Write verdicts, one a line, with `about` (which weights, who looked and when) and the criteria beside them."""
+    lines = ",\n".join(json.dumps(asdict(v)) for v in verdicts)
+    head = json.dumps({**about, "criteria": CRITERIA, "marks": MARKS}, indent=1)[:-2]
+    with written(path) as temporary:
+        temporary.write_text(f'{head},\n "verdicts": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+
+
+def load_verdicts(path: Path = VERDICTS) -> list[Verdict]:
+    """The verdicts that were written down. Raises FileNotFoundError when there are none."""
+    return [Verdict(**d) for d in json.loads(path.read_text(encoding="utf-8"))["verdicts"]]
+
+
+def by_kind(verdicts: Sequence[Verdict], prompts: Sequence[Asked]) -> dict[str, tuple[int, int]]:
+    """For each kind, how many of its things are clear, and how many there are."""
+    found: dict[str, tuple[int, int]] = {}
+    for v in verdicts:
+        kind = prompts[v.prompt].kinds[v.thing]
+        clear, n = found.get(kind, (0, 0))
+        found[kind] = clear + (v.word == "clear"), n + 1
+    return found
+
+
+def agreement(
+    verdicts: Sequence[Verdict], prompts: Sequence[Asked], readings: Sequence[Reading]
+) -> dict[str, tuple[int, int]]:
+    """How the judge's readings, one for each prompt, stand to the eye's verdicts: (how many, of how many).
+
+    "accepts_wrong": of the things that the eye calls wrong, those whose kind the judge reads as asked for.
+    "rejects_clear": of those that it calls clear, those whose kind the judge does not read so.
+    """
+    counts = {"accepts_wrong": [0, 0], "rejects_clear": [0, 0]}
+    for v in verdicts:
+        kind = prompts[v.prompt].kinds[v.thing]
+        read = readings[v.prompt].kinds.count(kind) >= prompts[v.prompt].kinds.count(kind)
+        if v.word == "wrong":
+            counts["accepts_wrong"][0] += read
+            counts["accepts_wrong"][1] += 1
+        elif v.word == "clear":
+            counts["rejects_clear"][0] += not read
+            counts["rejects_clear"][1] += 1
+    return {name: (k, n) for name, (k, n) in counts.items()}

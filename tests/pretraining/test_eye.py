@@ -1,0 +1,68 @@
+"""An eye's verdicts: prompts fixed beforehand, verdicts bound to pictures, and the judge held against them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from companion.pretraining import eye
+from companion.tabletop.caption import parse
+from companion.tabletop.judge import Reading
+from companion.tabletop.scene import KINDS, WITHHELD
+
+PROMPTS = [eye.Asked("a red cube on grass", 0, ("cube",)), eye.Asked("a ball left of a can", 1, ("ball", "can"))]
+PICTURES = [np.full((8, 8, 3), v, np.uint8) for v in (0, 200)]
+
+
+def reading(*kinds: str) -> Reading:
+    return Reading(kinds, ("red",) * len(kinds), "neither", "grass", "day", ((0, 0, 1, 1),) * len(kinds), 1.0)
+
+
+def test_the_prompts_were_written_down_and_name_all_kinds_equally_often():
+    prompts = eye.load_prompts()
+    assert prompts == eye.made_prompts() and len(prompts) == 120
+    assert set(Counter(kind for p in prompts for kind in p.kinds).values()) == {16}
+    assert [p.seed for p in prompts] == list(range(120)) and len({p.prompt for p in prompts}) > 115
+    for p in prompts:
+        wish = parse(p.prompt)
+        assert wish.kinds == p.kinds and not WITHHELD.intersection(zip(wish.kinds, wish.finishes, strict=True))
+    assert set(eye.MARKS) == set(KINDS)
+
+
+def test_verdicts_are_bound_to_their_pictures(tmp_path):
+    found = eye.parse_verdicts("0 clear  # straight\n\n1 doubtful wrong\n", PROMPTS, PICTURES)
+    assert [(v.prompt, v.thing, v.word) for v in found] == [(0, 0, "clear"), (1, 0, "doubtful"), (1, 1, "wrong")]
+    assert found[0].picture == eye.fingerprint(PICTURES[0]) != found[1].picture
+    eye.save_verdicts(found, {"weights": "abc"}, tmp_path / "v.json")
+    assert eye.load_verdicts(tmp_path / "v.json") == found
+    assert eye.by_kind(found, PROMPTS) == {"cube": (1, 1), "ball": (0, 1), "can": (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("0 good", "'good' in '0 good' is no verdict; the words are clear, doubtful, wrong"),
+        ("1 clear", "'1 clear' does not fit its prompt"),
+        ("9 clear", "'9 clear' does not fit its prompt"),
+        ("0 clear", "1 prompts have no verdict, the first of them number 1"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        eye.parse_verdicts(text, PROMPTS, PICTURES)
+
+
+def test_the_judge_is_held_against_the_eye():
+    found = eye.parse_verdicts("0 wrong\n1 clear clear", PROMPTS, PICTURES)
+    kind = eye.agreement(found, PROMPTS, [reading("cube"), reading("can", "tree")])
+    assert kind == {"accepts_wrong": (1, 1), "rejects_clear": (1, 2)}
+    strict = eye.agreement(found, PROMPTS, [reading("can"), reading("can", "ball")])
+    assert strict == {"accepts_wrong": (0, 1), "rejects_clear": (0, 2)}
+
+
+def test_sheets_show_every_picture_enlarged_and_its_number_alone():
+    made = list(eye.sheets([np.full((16, 16, 3), i, np.uint8) for i in range(14)]))
+    assert len(made) == 2 and made[0].size == (4 * 64, 3 * (64 + 28))
+    assert made[1].getpixel((32, 28 + 32)) == (12, 12, 12) and made[1].getpixel((200, 60)) == (255, 255, 255)
