@@ -1,4 +1,4 @@
-"""What every test stands on: no hub but the one a test starts, a cache of its own, and a tiny pipeline."""
+"""What every test relies on: no hub but one that a test starts, its own cache, and a tiny pipeline."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# Set before huggingface_hub is imported, here or in a process that a test starts: nothing listens on port 9, so what
-# asks for the real hub fails at once instead of passing or failing with the network.
+# Set before huggingface_hub is imported, here or in a process that a test starts: nothing listens on port 9, so a
+# request to the real hub fails at once, with or without a network.
 _home = tempfile.TemporaryDirectory(prefix="companion-tests-")
 os.environ.update(
     HF_ENDPOINT="http://127.0.0.1:9",
@@ -25,7 +25,7 @@ for name in ("COMPANION_DATA", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a Stable Diffusion of a few hundred kB with random weights. Not to be changed: copy it."""
+    """The folder of a Stable Diffusion of a few hundred kB with random weights. Copy it, do not change it."""
     from hub import tiny_pipeline
 
     folder = tmp_path_factory.mktemp("models") / "tiny"

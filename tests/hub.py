@@ -1,7 +1,7 @@
 """A small model hub on loopback, and a tiny pipeline to put on it.
 
-The hub answers what huggingface_hub asks to fetch a model's files, as the real one does, and can be told to misbehave.
-It keeps every request, so that a test can assert what was asked, and that nothing was.
+Like the real hub, it answers the requests with which huggingface_hub fetches a model's files; it can be told to
+misbehave. It keeps every request, so a test can assert what was asked, or that nothing was.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Repo:
     """One repository: its files, and what goes wrong with it.
 
     Faults: `stalls` holds the requests ("api", "head", "get") that never get an answer, `short` the files whose body
-    ends early though its length was announced, `lies` the files of which other bytes are served than were listed.
+    ends before its announced length, `lies` the files that are served with other bytes than listed.
     """
 
     files: dict[str, bytes]

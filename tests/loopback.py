@@ -1,4 +1,4 @@
-"""A server on loopback, for the tests whose other end is somebody's API."""
+"""A server on loopback, for tests of code that calls somebody's API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @contextmanager
 def listening(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """Let `answer` answer every request, each in a thread of its own; gives the address, and ends with the block."""
+    """Answer every request with `answer`, each in its own thread; yields the address, and stops with the block."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -40,10 +40,10 @@ class Fault:
     """What goes wrong with one request.
 
     Attributes:
-        status: answer so, with `detail`, and do nothing; 0 for a fault of another kind.
+        status: answer with it and `detail`, and do nothing; 0 for other faults.
         drop: close the connection, "before" the request is done, "after" it, or in the "middle" of its body.
         slow: seconds to wait before answering.
-        garbage: do it, and answer with what is no JSON.
+        garbage: do it, but do not answer with JSON.
     """
 
     status: int = 0
@@ -76,7 +76,7 @@ class Server:
     trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
-    states: tuple[str, ...] = ("starting", "processing", "succeeded")  # a training's, look by look
+    states: tuple[str, ...] = ("starting", "processing", "succeeded")  # a training's, one per look
     picture: bytes = b""
     url: str = ""
 

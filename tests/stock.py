@@ -1,4 +1,4 @@
-"""Stock schedulers and pipelines of diffusers, which the course's loops must equal."""
+"""Stock schedulers and pipelines of diffusers, which the course's loops must match."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def call(*words: str):
 
 @pytest.fixture
 def runner(monkeypatch) -> dict:
-    """companion.run replaced by one that only keeps what it was given, and fails."""
+    """Replace companion.run by one that only records its arguments, and fails."""
     calls: dict = {}
     module = ModuleType("companion.run")
 

@@ -1,4 +1,4 @@
-"""The doctor passes here, and sees each thing that can be wrong."""
+"""The doctor passes here, and finds anything that can be wrong."""
 
 from __future__ import annotations
 

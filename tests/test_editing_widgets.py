@@ -26,7 +26,7 @@ def pipe(tiny):
 
 
 def scene() -> torch.Tensor:
-    """(3, 32, 32), smooth, and what 8 bits can hold."""
+    """A smooth (3, 32, 32) that 8 bits hold exactly."""
     ramp = torch.linspace(-1, 1, 32)
     x = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.zeros(32, 32)])
     return ((x + 1) * 127.5).round() / 127.5 - 1

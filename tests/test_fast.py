@@ -51,7 +51,7 @@ def test_it_takes_the_pipeline_s_sampler_as_it_is_now(fast):
         ancestral = fast(PROMPT, generator=seeded(3), **options).images
     finally:
         fast.pipe.scheduler = scheduler
-    # Guided steps enlarge rounding: the stock pipeline with one thread and with two differs by as much as 1e-4.
+    # Guidance amplifies rounding: the stock pipeline differs by as much as 1e-4 between one thread and two.
     assert torch.allclose(ancestral, stock, atol=1e-3)
     assert not torch.allclose(fast(PROMPT, generator=seeded(3), **options).images, stock, atol=0.1)
 

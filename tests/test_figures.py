@@ -60,7 +60,7 @@ class TestPictures:
             figures.curves([0, 1], {"a": [0, 1]}, title="T", x_label="x", y_label="y")._repr_mimebundle_(),
         ]
         assert [sorted(bundle) for bundle in bundles] == [["image/jpeg", "text/plain"], ["image/png", "text/plain"]]
-        assert bundles[0]["text/plain"].startswith("<")  # the gate takes such text for no text
+        assert bundles[0]["text/plain"].startswith("<")  # the gate ignores such text
 
     def test_maps_share_one_scale_with_a_unit(self):
         figure = figures.grid([np.full((4, 4), -1.0), torch.full((4, 4), 3.0)], unit="volts")

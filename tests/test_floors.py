@@ -8,7 +8,7 @@ from pathlib import Path
 import companion
 
 PACKAGE = companion.ROOT / "companion"
-#: From the ground up; a name stands for a module, or for a package with all that is in it.
+#: From the ground up; a name stands for a module, or for a package and everything in it.
 FLOORS = (
     ("files", "intervals", "metrics", "figures", "pictures"),
     ("models",),

@@ -1,4 +1,4 @@
-"""Editing equals the stock pipelines, keeps what it must exactly, and goes back where it came from."""
+"""Editing matches the stock pipelines, keeps exactly what it must, and inverts back to its source."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def nine(pipe):
 
 
 def picture(seed: int = 0, high: int = 32, wide: int = 32) -> Tensor:
-    """Smooth, in [-1, 1], and what 8 bits can hold."""
+    """Smooth, in [-1, 1], and exact in 8 bits."""
     x = torch.nn.functional.interpolate(torch.randn(1, 3, 4, 4, generator=seeded(seed)), (high, wide), mode="bicubic")
     return ((x[0].clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
@@ -273,7 +273,7 @@ class TestMasks:
             edit.as_mask(255.0 * square(), 32, 32)
 
     def test_shrinking(self):
-        """A line of one pixel: the stock way sees it or not, by where it lies; the other way always does."""
+        """A one-pixel line: the stock way may miss it, depending on its place; the other way never does."""
         mask = torch.zeros(1, 1, 32, 32)
         mask[..., 9] = 1
         assert float(edit.shrink_mask(mask, 8).sum()) == 0
@@ -341,7 +341,7 @@ class TestRepaint:
         assert torch.equal(mine[~small.expand_as(mine)], source[~small.expand_as(mine)])
 
     def test_noise_put_back_makes_the_forward_process(self):
-        """Going from one level to a noisier one is as going there at once: the same share of x0, the same variance."""
+        """Going on from one level to a noisier one equals going there at once: same share of x0, same variance."""
         low, high = torch.tensor(0.3), torch.tensor(0.8)
         x0, first, second = torch.randn(3, 100_000, generator=seeded(0)) * 0 + torch.tensor([[2.0], [0], [0]])
         assert torch.allclose(edit.renoise(high.sqrt() * x0, first, high, low), low.sqrt() * x0)
@@ -453,7 +453,7 @@ class TestInversion:
             assert torch.allclose(x0, expected.pred_original_sample, atol=1e-4)
 
     def test_there_and_back(self, pipe):
-        """Asking again brings it back nearer, until the way back is the way there; more steps help too."""
+        """More rounds bring it back closer, until the way back is the way there; more steps help too."""
         unet = copy.deepcopy(pipe.unet)
         unet.conv_out.weight.data *= 0.2  # smooth enough for the iteration to converge, as trained networks are
         pipe = variant(pipe, StableDiffusionPipeline, unet=unet)

@@ -1,4 +1,4 @@
-"""The test bed: its denoiser and its exact path, against formulas that are known otherwise."""
+"""The test bed: its denoiser and its exact path, against independently known formulas."""
 
 from __future__ import annotations
 

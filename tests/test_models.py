@@ -115,7 +115,7 @@ def test_half_precision_files_are_taken_and_computed_in_single_precision(tmp_pat
     tiny_pipeline(tmp_path / "half", variant="fp16")
     half = load(tmp_path / "half")
     assert {half.unet.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.float32}
-    # Beside full-precision files, they are preferred: they are half the bytes.
+    # They are preferred to full-precision files, being half the size.
     tiny_pipeline(tmp_path / "both")
     shutil.copytree(tmp_path / "half", tmp_path / "both", dirs_exist_ok=True)
     assert all(".fp16" in name for name in check_folder(tmp_path / "both"))
@@ -324,7 +324,7 @@ def test_a_file_that_is_not_what_was_listed_is_not_kept(hub, cache, tiny, name, 
     assert wrong not in files(cache).values()
     hub.repos["two/model"] = Repo(files(tiny))
     assert files(download(MODEL, endpoint=hub.url, timeout=5)) == files(tiny)
-    # A mirror that was mended is good again.
+    # A repaired mirror is used again.
     shutil.rmtree(cache / "models--two--model")
     del hub.repos["two/model"]
     hub.repos["one/model"].lies.clear()

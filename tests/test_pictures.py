@@ -1,4 +1,4 @@
-"""Pictures in: what people have becomes the model's input as stated, and what cannot is refused in one sentence."""
+"""Picture input: what people have becomes the model's input as stated, or is refused in one sentence."""
 
 from __future__ import annotations
 

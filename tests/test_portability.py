@@ -30,11 +30,11 @@ POSIX_NAMES = {
 }
 POSIX = {f"{module}.{name}" for module, names in POSIX_NAMES.items() for name in names.split()}
 GUARD = re.compile(r"\bos\.name\b|\bsys\.platform\b|\bplatform\.system\b|\bhasattr\(|\bwin32\b")
-#: What starts a process as the system likes best, which on Linux was "fork" until Python 3.14.
+#: What starts a process in the system's own way, which on Linux was "fork" until Python 3.14.
 PROCESSES = {"Manager", "Pool", "Process", "Queue"}
-#: Names that hold a path by the habits of this code, beside those that a file annotates or assigns as one.
+#: Names that hold a path by this code's convention, besides those that a file annotates or assigns as one.
 PATHS = {"ROOT", "DATA", "NOTEBOOKS", "MODELS", "FOLDER", "PHOTOS", "tmp_path"}
-#: What Windows keeps for devices, with any ending, and what it allows in no name.
+#: What Windows reserves for devices, with any suffix, and forbids in every name.
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 
@@ -65,7 +65,7 @@ def _ancestors(node: ast.AST, above: dict[ast.AST, ast.AST]) -> Iterator[ast.AST
 
 
 def _name(node: ast.AST) -> str:
-    """ "os.path.join" for that attribute, "" for what is no plain chain of names."""
+    """ "os.path.join" for that attribute, "" unless it is a chain of names."""
     text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
     return text if re.fullmatch(r"[\w.]+", text) else ""
 
@@ -93,7 +93,7 @@ def _is_mode(node: ast.AST) -> bool:
 
 
 def _processes(node: ast.AST) -> Iterator[str]:
-    """A forked process is not to be had on Windows, and hangs where threads ran, as torch's do."""
+    """Windows cannot fork processes, and a forked one hangs where threads ran, as torch's do."""
     if not isinstance(node, ast.Call):
         return
     name = _name(node.func).rpartition(".")
@@ -107,7 +107,7 @@ def _processes(node: ast.AST) -> Iterator[str]:
 
 
 def _posix(node: ast.AST, ancestors: list[ast.AST]) -> Iterator[str]:
-    """What Windows lacks stands where the system was asked for, or where it may be missing."""
+    """What Windows lacks is used only after asking the system, or where it may be missing."""
     if isinstance(node, ast.Import):
         used = {alias.name for alias in node.names} & POSIX_MODULES
     elif isinstance(node, ast.ImportFrom):

@@ -61,7 +61,7 @@ def last(model, x: Tensor, sigmas: Tensor, name, **options) -> Tensor:
 
 
 class Float32(sm.Independent):
-    """The same numbers that diffusers draws, who draws some of them in single precision."""
+    """The same numbers as diffusers, which draws some of them in single precision."""
 
     def __call__(self, s: float, t: float) -> Tensor:
         shape = (1, *self._like.shape[1:])
@@ -69,7 +69,7 @@ class Float32(sm.Independent):
 
 
 def by_diffusers(sampler: sm.Sampler, steps: int, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The result of diffusers' loop, and the sigmas it went by; the model is told each true sigma."""
+    """The result of diffusers' loop, and the sigmas it used; the model is told each true sigma."""
     scheduler = sampler.stock(BETAS)
     scheduler.set_timesteps(steps)
     extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -159,7 +159,7 @@ class TestDiffusers:
         if sampler.ends_low:
             mine = mine / (1 + model.levels.lowest**2) ** 0.5
         scale = float(theirs.abs().max())
-        # DPM-Solver rounds Karras' timesteps to whole ones, which this network feels.
+        # DPM-Solver rounds Karras' timesteps to integers, which this network notices.
         assert float((mine - theirs).abs().max()) / scale < (0.02 if "Karras" in name else 1e-4)
 
     def test_the_third_order_sde_of_diffusers_has_a_wrong_sign(self):
@@ -185,7 +185,7 @@ class TestDiffusers:
         plain = diffusers.EulerAncestralDiscreteScheduler(**BETAS)
         silent.set_timesteps(10)
         plain.set_timesteps(10)
-        assert torch.equal(silent.sigmas, plain.sigmas)  # ignored without a word
+        assert torch.equal(silent.sigmas, plain.sigmas)  # silently ignored
         two_m = diffusers.DPMSolverMultistepScheduler(**BETAS)
         two_m.set_timesteps(20)
         assert float(two_m.sigmas[-2]) > 0.2  # the last jump, from 0.226 to 0
@@ -262,7 +262,7 @@ class TestOrders:
 
     @pytest.mark.parametrize("name", ["DPM++ 2M", "UniPC"])
     def test_without_the_lowest_level_the_order_is_lost(self, name):
-        """diffusers' grid drops the lowest timestep; its last jump then rules the error of the whole."""
+        """diffusers' grid drops the lowest timestep; its last jump then dominates the whole error."""
         errors, x = {"open linspace": [], "karras": []}, quantiles()
         for grid, found in errors.items():
             for n in (10, 20, 40):
@@ -274,9 +274,9 @@ class TestOrders:
         assert errors["karras"][-1] < errors["open linspace"][-1] / 4
 
     def test_the_adaptive_one_meets_its_tolerance(self):
-        """Every step's own error, against the exact path from where the step began, is what was allowed.
+        """Each step's own error, against the exact path from where it began, stays within what is allowed.
 
-        The rule takes a step with a factor of 0.81 or more: when its estimate is at most 1.9 times what is allowed.
+        The rule takes a step with a factor of 0.81 or more: if its estimate is at most 1.9 times what is allowed.
         """
         x, sigmas, asked, errors = quantiles(), schedule("linspace", LEVELS, 20), [], []
         for rtol, atol in ((0.05, 0.0078), (0.005, 0.00078), (0.0005, 0.000078)):
@@ -332,7 +332,7 @@ class TestNoise:
             w(2000.0, 1.0)
 
     def test_with_one_path_it_converges_and_with_fresh_noise_it_does_not(self):
-        """From twice as many steps to four times as many, a picture moves less; or just as far."""
+        """With one path, more steps move a picture less; with fresh noise, just as far."""
         x = torch.randn(1, 4000, generator=seeded(5), dtype=torch.float64) * LEVELS.highest
         moved = {}
         for kind in (sm.Brownian, sm.Independent):
@@ -363,7 +363,7 @@ class TestDenoiser:
             assert torch.allclose(together[i : i + 1], alone, atol=1e-4)
 
     def test_it_answers_by_the_weights_that_are_there_now(self, tiny):
-        """Nothing is remembered of an earlier answer, not even for the same question."""
+        """No earlier answer is remembered, not even for the same question."""
         pipe = companion.load(tiny, device="cpu")
         model, x = sm.Denoiser(pipe, "ab", 3.0), diffusion.starting_noise(pipe, [1, 2])
         before = model(x, 2.0)

@@ -25,7 +25,7 @@ from companion.training import Progress, ema_copy, load_weights, lr_factor, min_
 
 
 def line() -> tuple[nn.Module, nn.Module]:
-    """A model that is to learn a line, and its moving average."""
+    """A model that will learn a line, and its moving average."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     return model, ema_copy(model)
@@ -233,7 +233,7 @@ def free_port() -> int:
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """Kill a process and all that it started, without a word to them."""
+    """Kill a process and all that it started, without any warning."""
     started = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for one in started:
         one.kill()
@@ -252,7 +252,7 @@ def launch(script: Path, path: Path, steps: int, accumulate: int, processes: int
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_with_accumulation_it_goes_on_to_the_same_bits(tmp_path, processes):
-    """SIGKILL to all processes of a run (two of them talk by gloo); what goes on ends where an unbroken run ends."""
+    """SIGKILL to all processes of a run (two of them talk by gloo); the resumed run ends as an unbroken one does."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     whole = launch(script, tmp_path / "whole.safetensors", 40, 3, processes)

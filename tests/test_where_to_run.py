@@ -168,7 +168,7 @@ class TestFormulas:
         assert all("SD 1.5" in machine.steps and machine.memory >= 16 * GB for machine in MACHINES)
 
     def test_a_small_model_gets_no_time_from_a_large_one_s(self, pipe, sd15):
-        """A GPU that is mostly waiting does not become faster by less work."""
+        """A GPU that is mostly waiting does not get faster with less work."""
         table = decision([cost(w.shape_of(pipe, "tiny"))], sd15, ("here", 16 * GB, 1e11))
         assert table.rows[0][2:] == ["fits"] * len(MACHINES)
 

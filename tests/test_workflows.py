@@ -123,7 +123,7 @@ def test_only_the_index_that_pytorch_names_is_named():
 
 
 def test_each_test_runs_in_one_job():
-    """By its markers: what is left out by one job of tests.yml, and is not for Colab, is what another one runs."""
+    """By its markers: what one job of tests.yml leaves out, unless it is for Colab, is run by another."""
     chosen = [marked(words) for words in commands(WORKFLOWS["tests"]) if "pytest" in words]
     for bits in itertools.product([False, True], repeat=len(MARKERS)):
         has = dict(zip(MARKERS, bits, strict=True))

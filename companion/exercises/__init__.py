@@ -6,8 +6,8 @@ exercises.check("first_step", first_step)             # says what is right, or w
 exercises.solution("first_step")                      # shows one way to do it
 first_step = exercises.use("first_step", first_step)  # the reader's function once it is right, or the course's
 
-Each notebook has a module of its own, which holds for every exercise the solution and the test of an answer. The stub
-in the notebook is cut from the solution. machinery.py does the rest.
+Each notebook has its own module, which holds the solution of each exercise and the test of an answer. The stub in the
+notebook is cut from the solution. machinery.py does the rest.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Exercise:
     Attributes:
         name: the name of the function that the reader writes.
         notebook: the notebook that the exercise stands in, without ".ipynb".
-        solution: a function that solves it. The reader is shown its source, so it needs nothing from around it.
+        solution: a function that solves it. The reader is shown its source, so it must stand on its own.
         test: takes an answer and returns a sentence that says what is right about it, or raises `Wrong` with a hint.
     """
 
@@ -70,7 +70,7 @@ def _parsed(answer: Answer) -> tuple[str, ast.FunctionDef]:
 
 
 def exercise(name: str) -> Exercise:
-    """The exercise of that name. Raises ValueError when there is none, and lists those that there are."""
+    """The exercise of that name. Raises ValueError when there is none, with a list of all exercises."""
     if name not in EXERCISES:
         near = difflib.get_close_matches(name, EXERCISES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -133,7 +133,7 @@ def solution(name: str) -> Source:
 
 
 def stub(name: str) -> str:
-    """What stands in the notebook for the reader to fill in. Raises ValueError when there is no such exercise."""
+    """What the notebook gives the reader to fill in. Raises ValueError when there is no such exercise."""
     return exercise(name).stub
 
 
@@ -158,7 +158,7 @@ def returned(found: T | None) -> T:
 
 
 def same(found: Any, wanted: Any, tolerance: float = 1e-4) -> bool:
-    """Whether two arrays or numbers have the same shape and values, up to `tolerance` plus one in ten thousand."""
+    """Whether two arrays or numbers have the same shape and values, up to `tolerance` plus 1e-4 relative."""
     import torch
 
     found, wanted = torch.as_tensor(found), torch.as_tensor(wanted)

@@ -1,7 +1,7 @@
 """The miniature's CLIP: a stock CLIPModel, two towers trained contrastively on captions and pictures.
 
-Captions with one thing changed (finishes swapped, the relation turned round, another kind) stand among the negatives,
-so that the towers cannot get away with a bag of words. Its text tower is where the pipeline's text encoder starts.
+The negatives include captions with one thing changed (finishes swapped, the relation reversed, another kind), so that
+a bag of words is not enough to tell captions apart. The pipeline's text encoder starts from its text tower.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 def make_clip(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPModel:
-    """An untrained CLIP: text (B, <= 32) and pictures (B, 3, 64, 64) in [-1, 1] to a common space of 128 numbers."""
+    """An untrained CLIP, from text (B, <= 32) and pictures (B, 3, 64, 64) in [-1, 1] to a shared space of 128."""
     torch.manual_seed(seed)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -101,7 +101,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str], length: int | None = LE
 
 
 def clip_loss(pictures: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, batch: int = 64) -> Callable:
-    """InfoNCE both ways over a batch; a picture must also choose its caption before a near miss of each caption."""
+    """InfoNCE both ways over a batch; near misses of captions are extra negatives that pictures must turn down."""
 
     def loss(clip: CLIPModel, generator: torch.Generator, step: int) -> Tensor:
         index = torch.randint(len(scenes), (batch,), generator=generator)
@@ -121,7 +121,7 @@ def clip_loss(pictures: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, b
 
 
 def halved(pictures) -> Tensor:
-    """uint8 pictures (N, 128, 128, 3) halved to (N, 64, 64, 3), averaged."""
+    """uint8 pictures (N, 128, 128, 3) averaged down to (N, 64, 64, 3)."""
     x = torch.as_tensor(pictures)
     return torch.cat(
         [F.avg_pool2d(p.permute(0, 3, 1, 2).float(), 2).round().byte().permute(0, 2, 3, 1) for p in x.split(500)]
@@ -152,9 +152,7 @@ def train_clip(
 def retrieval(
     clip: CLIPModel, pictures: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, seed: int = 0
 ) -> dict[str, float]:
-    """Held-out retrieval: how often a picture finds its caption among all, and prefers it to its near miss, in [0,
-    1].
-    """
+    """Held-out retrieval: how often, in [0, 1], a picture finds its caption among all, before its near miss."""
     rng = np.random.default_rng(seed)
     images, texts, misses = [], [], []
     for i in range(0, len(scenes), 100):

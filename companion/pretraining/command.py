@@ -12,8 +12,8 @@
     report     the measures of what is published          data/models/report.json, README.md, sheet.png
     strip      what the weights of several commits draw   data/models/strip.png
 
-Checkpoints, logs (JSON lines) and sample sheets stand in build/ (or the folder that COMPANION_BUILD names), which git
-ignores. A command that was killed goes on where it stopped, to the same result as an unbroken one.
+Checkpoints, logs (JSON lines) and sample sheets are in build/ (or the folder that COMPANION_BUILD names), which git
+ignores. A killed command resumes where it stopped, with the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def _files(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _follow(run: Iterable, steps: int, what: str, show=None, every: int = 500) -> object:
-    """Run a training generator under a progress bar; `show(step, ema)` is called now and then. Returns the last moving
-    average.
-    """
+    """Run a training generator with a progress bar and `show(step, ema)` every `every` steps. Returns the last EMA."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -173,7 +171,7 @@ def vae(
 
 
 def _rebuilding(folder: Path, name: str):
-    """What a half-trained autoencoder makes of 64 held-out renders: a sheet, and a line of measures."""
+    """How a half-trained autoencoder rebuilds 64 held-out renders: a sheet, and a line of measures."""
     from companion.metrics import fine_contrast, pictures_to_tensor, psnr
     from companion.pretraining.sheets import grid
     from companion.pretraining.vae import rebuild
@@ -362,7 +360,7 @@ def unet(
         sheet.parent.mkdir(exist_ok=True)
         grid(halfway.sketch(pipe, size=size)).save(sheet)
         found = halfway.errors(ema, autoencoder, text, *held, size)
-        # The gap between renders that were trained on and held-out ones is what is learned by heart.
+        # The gap between training and held-out renders is what has been memorised.
         found |= {
             f"{k}_train": v for k, v in halfway.errors(ema, autoencoder, text, *own, size).items() if "things" in k
         }

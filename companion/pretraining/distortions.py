@@ -1,8 +1,8 @@
-"""Wrong pictures on purpose. A measure is trusted only after it has rejected what an eye rejects, and a judge learns to
-say no only where it is shown what is wrong.
+"""Pictures spoiled on purpose. We trust a measure only once it rejects what an eye rejects, and a judge learns to say
+no only if it is shown what is wrong.
 
 Pictures are floats (N, 3, H, W) in [-1, 1]; masks (N, 1, H, W) are 1 on the things to spoil; `empty` are the same
-scenes without their things: what is taken away leaves ground and sky. All randomness comes from the generator.
+scenes without things, and fill what is taken away with ground and sky. All randomness comes from the generator.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """x (N, C, H, W) under a Gaussian of `sigma` pixels; borders are repeated."""
+    """Gaussian blur of x (N, C, H, W) by `sigma` pixels; borders are repeated."""
     if sigma <= 0:
         return x
     radius = max(1, round(3 * sigma))
@@ -35,13 +35,13 @@ def around(masks: Tensor, grow: int = 3, sigma: float = 2.0) -> Tensor:
 def warp(pictures: Tensor, masks: Tensor, amplitude: Tensor, generator: torch.Generator, bumps: int = 4) -> Tensor:
     """Bend the things smoothly: pixels move by `amplitude` (N,) pixels, root mean square over each thing.
 
-    The field is that of random arrows on a grid of `bumps` x `bumps` over the picture, joined smoothly.
+    The field smoothly interpolates random arrows on a grid of `bumps` x `bumps` over the picture.
     """
     n, _, high, wide = pictures.shape
     arrows = torch.randn(n, 2, bumps, bumps, generator=generator).to(pictures)
     field = F.interpolate(arrows, size=(high, wide), mode="bicubic", align_corners=True)
     area = masks.sum((2, 3), keepdim=True).clamp(min=1)
-    field = field - (field * masks).sum((2, 3), keepdim=True) / area  # to move a thing as a whole would not bend it
+    field = field - (field * masks).sum((2, 3), keepdim=True) / area  # moving a thing as a whole does not bend it
     size = ((field**2).sum(1, keepdim=True) * masks).sum((2, 3), keepdim=True) / area
     field = field / size.clamp(min=1e-9).sqrt() * amplitude.view(-1, 1, 1, 1) * around(masks)
     ys, xs = torch.meshgrid(torch.arange(high) + 0.5, torch.arange(wide) + 0.5, indexing="ij")
@@ -51,7 +51,7 @@ def warp(pictures: Tensor, masks: Tensor, amplitude: Tensor, generator: torch.Ge
 
 
 def melt(pictures: Tensor, masks: Tensor, empty: Tensor, sigma: float) -> Tensor:
-    """Round the corners off, as of wax in the sun: silhouettes are smoothed by `sigma` pixels, insides blurred."""
+    """Round corners off, like wax in the sun: silhouettes are smoothed by `sigma` pixels, insides blurred."""
     silhouette = torch.sigmoid((blur(masks, sigma) - 0.5) * 16)
     # The thing's own colours, continued beyond its outline.
     inside = blur(pictures * masks, sigma / 2) / blur(masks, sigma / 2).clamp(min=1e-3)
@@ -70,7 +70,7 @@ def cut(pictures: Tensor, masks: Tensor, empty: Tensor, generator: torch.Generat
 
 
 def chimera(pictures: Tensor, other: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
-    """The upper part of each picture's thing on the lower part of another kind's at the same place.
+    """Put the upper part of each picture's thing on the lower part of another kind at its place.
 
     other: the same scenes with things of other kinds; masks: where either of the two is.
     """
@@ -92,8 +92,6 @@ def low_pass(pictures: Tensor, masks: Tensor, sigma: float) -> Tensor:
 def noisy_latents(
     latents: Tensor, cells: Tensor, level: Tensor, decode: Callable[[Tensor], Tensor], generator: torch.Generator
 ) -> Tensor:
-    """What a decoder makes of latents (N, C, h, w) with noise of `level` (N,), in their standard deviations, on the
-    cells (N, h, w) of things.
-    """
+    """Decode latents (N, C, h, w) with noise of `level` (N,), in standard deviations, on things' cells (N, h, w)."""
     noise = torch.randn(latents.shape, generator=generator).to(latents) * latents.std()
     return decode(latents + level.view(-1, 1, 1, 1) * cells[:, None] * noise)

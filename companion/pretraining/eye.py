@@ -1,8 +1,8 @@
-"""What an eye finds in drawn pictures: prompts fixed beforehand, sheets to look at, and verdicts bound to the pictures.
+"""Judging drawn pictures by eye: prompts fixed in advance, sheets to look at, and verdicts tied to the pictures.
 
-Prompts and seeds are written down before any picture is seen, all kinds equally often. Each thing is looked at enlarged
-four times and called "clear", "doubtful" or "wrong" by the words of `CRITERIA`. A verdict keeps the SHA-256 of its
-picture, so that it is plain for which weights it holds, and which it says nothing about.
+Prompts and seeds are written down before any picture is seen, with all kinds equally often. Each thing is enlarged four
+times and called "clear", "doubtful" or "wrong" according to `CRITERIA`. A verdict keeps the SHA-256 of its picture, so
+it is clear which weights it is about and which it is not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERDICTS = DATA / "results" / "eye_verdicts.json"
 SINGLE, PAIRS = 80, 40  # prompts with one thing, and with two: 16 things of each kind
 ENLARGED = 4
 WORDS = ("clear", "doubtful", "wrong")
-#: What is asked of a thing. Colour, place and time are the judge's affair; here it is shape.
+#: What is asked of a thing: only its shape. The judge handles colour, place and time.
 CRITERIA = {
     "clear": "Somebody who does not know the prompt names the kind at once, and nothing about its shape is odd: "
     "straight edges are straight, round ones round, parts are whole and where they belong.",
@@ -35,7 +35,7 @@ CRITERIA = {
     "outline that runs into the ground.",
     "wrong": "It shows another kind, a mixture of two, a shapeless lump, or nothing.",
 }
-#: What makes each kind that kind and no other.
+#: What tells each kind from all the others.
 MARKS = {
     "ball": "a full circle, shaded as a sphere",
     "cube": "flat faces with straight edges, and corners where they meet",
@@ -61,7 +61,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one thing: number of the prompt, of the thing in it, the word, and its picture's SHA-256."""
+    """The verdict on one thing: the prompt's number, the thing's in it, the word, and its picture's SHA-256."""
 
     prompt: int
     thing: int
@@ -70,7 +70,7 @@ class Verdict:
 
 
 def made_prompts(seed: int = 20) -> list[Asked]:
-    """The prompts as they are in `PROMPTS`: each kind is named as often as the others, in pairs that training saw."""
+    """The prompts stored in `PROMPTS`: all kinds are named equally often, in pairs seen in training."""
     rng = np.random.default_rng(seed)
     n = SINGLE + 2 * PAIRS
     kinds = [str(k) for k in rng.permutation(np.repeat(KINDS, n // len(KINDS)))]
@@ -91,14 +91,14 @@ def made_prompts(seed: int = 20) -> list[Asked]:
 
 
 def save_prompts(prompts: Sequence[Asked], path: Path = PROMPTS) -> None:
-    """Write prompts, one a line."""
+    """Write one prompt per line."""
     lines = ",\n".join(json.dumps(asdict(p)) for p in prompts)
     with written(path) as temporary:
         temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def load_prompts(path: Path = PROMPTS) -> list[Asked]:
-    """The prompts that were written down."""
+    """The stored prompts."""
     found = json.loads(path.read_text(encoding="utf-8"))
     return [Asked(d["prompt"], d["seed"], tuple(d["kinds"])) for d in found]
 
@@ -109,9 +109,7 @@ def fingerprint(picture: np.ndarray) -> str:
 
 
 def sheets(pictures: Sequence[np.ndarray], rows: int = 3, columns: int = 4) -> Iterator[Image.Image]:
-    """Enlarged pictures, uint8 (H, W, 3), a sheet at a time, with their numbers and nothing else: whoever looks is not
-    told what was asked for.
-    """
+    """Sheets of enlarged pictures, uint8 (H, W, 3), with only their numbers: the viewer must not know the prompts."""
     side, band = pictures[0].shape[0] * ENLARGED, 28
     font = ImageFont.load_default(size=20)
     for first in range(0, len(pictures), rows * columns):
@@ -128,7 +126,7 @@ def parse_verdicts(text: str, prompts: Sequence[Asked], pictures: Sequence[np.nd
     """Verdicts from lines such as "12 clear" or, for a prompt with two things, "97 clear wrong" in the prompt's order.
 
     Raises:
-        ValueError: for a word that is none of `WORDS`, a line that does not fit its prompt, or prompts left out.
+        ValueError: for a word that is not in `WORDS`, a line that does not fit its prompt, or prompts left out.
     """
     found: dict[int, list[str]] = {}
     for line in filter(None, (line.split("#")[0].strip() for line in text.splitlines())):
@@ -152,7 +150,7 @@ def save_verdicts(verdicts: Sequence[Verdict], about: dict[str, str], path: Path
 
 
 def load_verdicts(path: Path = VERDICTS) -> list[Verdict]:
-    """The verdicts that were written down. Raises FileNotFoundError when there are none."""
+    """The stored verdicts. Raises FileNotFoundError when there are none."""
     return [Verdict(**d) for d in json.loads(path.read_text(encoding="utf-8"))["verdicts"]]
 
 
@@ -169,10 +167,10 @@ def by_kind(verdicts: Sequence[Verdict], prompts: Sequence[Asked]) -> dict[str, 
 def agreement(
     verdicts: Sequence[Verdict], prompts: Sequence[Asked], readings: Sequence[Reading]
 ) -> dict[str, tuple[int, int]]:
-    """How the judge's readings, one for each prompt, stand to the eye's verdicts: (how many, of how many).
+    """How the judge's readings, one per prompt, compare with the eye's verdicts: (how many, of how many).
 
     "accepts_wrong": of the things that the eye calls wrong, those whose kind the judge reads as asked for.
-    "rejects_clear": of those that it calls clear, those whose kind the judge does not read so.
+    "rejects_clear": of those that it calls clear, those whose kind the judge reads otherwise.
     """
     counts = {"accepts_wrong": [0, 0], "rejects_clear": [0, 0]}
     for v in verdicts:

@@ -79,8 +79,8 @@ def errors(
     timesteps: tuple[int, ...] = TIMESTEPS,
 ) -> dict[str, float]:
     """Squared error of the predicted noise of renders (N, 128, 128, 3) with their captions, by timestep: "error_50" on
-    all cells, "error_things_50" on those that a thing touches; and "error_untold", the mean over the timesteps with
-    empty captions, beside "error", that with the right ones. The gap of the two is what the words tell the model.
+    all cells, "error_things_50" on those that a thing touches. "error" is the mean over the timesteps, "error_untold"
+    the mean with empty captions. The gap between the two is what the words tell the model.
     """
     x0 = encode(vae, halved(renders) if size == 8 else renders).float()
     thing = cells(segments, segments.shape[-1] // size)[:, None].float()
@@ -106,10 +106,10 @@ def errors(
 
 
 def judged(pipe: StableDiffusionPipeline, renders: np.ndarray, scenes: list[Scene], size: int = 16) -> dict[str, float]:
-    """Fréchet distance of as many pictures as renders (N, 128, 128, 3) to them, and prompts met.
+    """Fréchet distance from N pictures to as many renders (N, 128, 128, 3), and prompts met.
 
-    So few pictures make the distance large even between renders: it is there to be seen falling. Pictures of 64 pixels
-    (size 8) are enlarged for the judge: compare them with each other alone.
+    With so few pictures the distance is large even between renders: only its fall matters. Pictures of 64 pixels
+    (size 8) are enlarged for the judge, so compare them only with each other.
     """
     drawn = sketch(pipe, [caption(s) for s in scenes], size)
     if size != 16:

@@ -19,7 +19,7 @@ from companion.training import Progress, train_averaged
 
 
 def targets(columns: dict, scenes: list) -> dict[str, Tensor]:
-    """What the judge should say of renders: `columns` as `tabletop.dataset.read` gives them, and their scenes."""
+    """The judge's targets for renders, from `columns` as `tabletop.dataset.read` gives them, and their scenes."""
     t: dict[str, list] = {k: [] for k in (*GLOBAL, *SLOT)}
     order = []
     for s in scenes:
@@ -95,7 +95,7 @@ def joint_loss(logits: Tensor, joints: Tensor, full: int = 128, sigma: float = 1
     gy = torch.exp(-((grid - xy[..., 1, None]) ** 2) / (2 * sigma**2))
     heat = (gy[..., :, None] * gx[..., None, :] * joints[..., 2, None, None]).amax(1)
     weight = 1 + 20 * heat
-    # Nearly all of the maps is empty: with less weight the maps learn where a robot is, and not which joint is which.
+    # The maps are nearly empty: with less weight they learn where a robot is, but not which joint is which.
     return 40 * (F.binary_cross_entropy_with_logits(logits, heat, reduction="none") * weight).mean()
 
 
@@ -135,8 +135,8 @@ def train_judge(
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A small disturbance for pictures (B, 3, H, W): blur on some, noise on some, so that the judge reads shapes and
-    colours, not the renderer's grain.
+    """Slightly blur some pictures (B, 3, H, W) and add noise to some, so that the judge reads shapes and colours, not
+    the renderer's grain.
     """
     b = len(x)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -147,12 +147,11 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(judge: Judge, columns: dict, scenes: list, batch: int = 50) -> dict[str, float]:
-    """How well the judge reads renders: the share of right answers, in [0, 1], for each attribute ("kind" and "finish"
-    a thing,
-    "front" a picture with two things), and of the maps: "segments" (pixels), "joints" (visible joints found within 5 %
-    of the
-    picture's side), and errors "boxes" (mean, as a share of the side) and "depth" (mean relative error of what is
-    nearer than 15 units)."""
+    """How well the judge reads renders: the share of right answers, in [0, 1], for attributes ("kind" and "finish" per
+    thing, "front" per picture with two things) and maps: "segments" (pixels), "joints" (visible joints found within 5 %
+    of the picture's side); and errors "boxes" (mean, as a share of the side) and "depth" (mean relative error of what
+    is nearer than 15 units).
+    """
     target = targets(columns, scenes)
     right: dict[str, list] = {}
 

@@ -28,9 +28,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray | Tensor, batch: int = 50) -
 
 
 def cells(segments: np.ndarray | Tensor, factor: int = 8) -> Tensor:
-    """Which cells of the latents a thing touches, uint8 (N, H/factor, W/factor), from labels (N, H, W), things from 2
-    on.
-    """
+    """Latent cells that a thing touches, uint8 (N, H/factor, W/factor), from labels (N, H, W); things are 2 and up."""
     things = (torch.as_tensor(segments) >= 2).float()[:, None]
     return F.max_pool2d(things, factor)[:, 0].byte()
 

@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
             if group["muon"]:
-                alike: dict[tuple[int, int], list] = {}  # by shape: one product of many matrices costs less than many
+                alike: dict[tuple[int, int], list] = {}  # by shape: one batched product costs less than many
                 for p in params:
                     state = self.state[p]
                     if not state:

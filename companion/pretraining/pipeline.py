@@ -50,7 +50,7 @@ def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
         half.to(dtype=torch.float16).save_pretrained(new, safe_serialization=True)
         pipe.to(dtype=torch.float32)
         # The weights are stored as fp16 and used as fp32 (a CPU has no fast fp16): without this line transformers
-        # loads them as they lie.
+        # loads them as fp16.
         config = new / "text_encoder" / "config.json"
         text = json.loads(config.read_text(encoding="utf-8"))
         config.write_text(
@@ -62,9 +62,7 @@ def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write CLIP with its tokenizer and the way its pictures are prepared (64 pixels, [-1, 1]), as stock classes read
-    them.
-    """
+    """Write CLIP, its tokenizer and its image preprocessing (64 pixels, [-1, 1]) in the format of the stock classes."""
     from companion.pretraining.clip import IMAGE_SIZE, MEAN, STD
 
     clip.half().save_pretrained(folder, safe_serialization=True)

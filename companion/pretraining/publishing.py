@@ -30,7 +30,7 @@ Maker = Callable[[], torch.nn.Module]
 
 
 def parts(folder: Path) -> dict[str, tuple[Path, Maker, Maker]]:
-    """The parts that learn: name to (checkpoint, an untrained one, the published one)."""
+    """The trained parts, by name: (checkpoint, untrained model, published model)."""
     pipe = MODELS / "tabletop"
     makers: dict[str, tuple[Maker, Maker]] = {
         "vae": (make_vae, lambda: AutoencoderKL.from_pretrained(pipe / "vae")),
@@ -48,9 +48,9 @@ def parts(folder: Path) -> dict[str, tuple[Path, Maker, Maker]]:
 
 
 def trained_unet(folder: Path) -> Conditioned:
-    """The trained U-Net of the last stage there is, with its text encoder.
+    """The trained U-Net of the last existing stage, with its text encoder.
 
-    A stage that froze the text encoder did not save it: it is that of the stage before, kept beside it.
+    A stage that froze the text encoder did not save it; the earlier stage's is kept beside it.
     """
     last, model = (
         folder / "unet16.safetensors",
@@ -64,8 +64,8 @@ def trained_unet(folder: Path) -> Conditioned:
 
 
 def adopt(folder: Path) -> Iterator[str]:
-    """Begin with the weights that `keep` kept, or else the published ones: checkpoints at step 0, where the folder has
-    none. Nothing is overwritten. Yields a line a part.
+    """Start from the weights that `keep` kept, or the published ones: checkpoints at step 0, where the folder has none.
+    Nothing is overwritten. Yields a line per part.
     """
     for path, _, published in parts(folder).values():
         kept = NEXT / path.name
@@ -80,12 +80,12 @@ def adopt(folder: Path) -> Iterator[str]:
 
 
 def keep(folder: Path) -> Iterator[str]:
-    """Put the moving averages of half-trained parts where git keeps them, for `adopt` to go on from on another machine:
-    in half precision, what differs from the published weights. `publish` removes them. Yields a line a part.
+    """Store the moving averages of half-trained parts under git, so that `adopt` can resume on another machine: in
+    half precision, only what differs from the published weights. `publish` removes them. Yields a line per part.
     """
     NEXT.mkdir(exist_ok=True)
     for name, (path, make, published) in parts(folder).items():
-        # The decoder alone has a checkpoint of its own.
+        # The decoder alone has its own checkpoint.
         checkpoints = (path, folder / "decoder.safetensors") if name == "vae" else (path,)
         steps = sum(read_meta(p)["step"] for p in checkpoints if p.exists())
         if not steps:

@@ -1,4 +1,4 @@
-"""The report: what the published models reach, measured anew, as JSON, as a table, and as a sheet to look at."""
+"""The report: what the published models achieve, freshly measured, as JSON, a table, and a sheet to look at."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS = DATA / "models"
-#: key: (what it is, how it is shown, its goal, the least that it must reach, whether more is better)
+#: key: (description, number format, goal, the least it must reach, whether more is better)
 BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "vae_psnr_db": ("VAE: PSNR on 256 held-out renders", "{:.2f} dB", 34.0, 32.0, True),
     "vae_psnr_things_db": ("... of things alone", "{:.2f} dB", None, None, True),
@@ -58,7 +58,7 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
 
 
 def prompt_scenes(split: str, things: int, count: int) -> list[Scene]:
-    """The first `count` scenes of a held-out split, drawn with so many things."""
+    """The first `count` scenes of a held-out split with `things` things each."""
     first = SPLITS[split][0]
     return [sample_scene(seed, things) for seed in range(first, first + count)]
 
@@ -80,7 +80,7 @@ def load_tabletop(folder: Path = MODELS / "tabletop"):
 
 
 def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print) -> dict[str, float]:
-    """Measure what data/models holds. `folder` has (or gets) the held-out renders; `share` in (0, 1] takes part of the
+    """Measure what data/models holds. `folder` has (or gets) the held-out renders; `share` in (0, 1] uses part of the
     pictures.
     """
     from transformers import CLIPModel, CLIPTokenizer
@@ -221,7 +221,7 @@ def sheet(pipe, columns: int = 8) -> Image.Image:
 
 
 def table(found: dict[str, float]) -> str:
-    """The measures as a Markdown table, each beside its goal and the least that it must reach; ✗ where it does not."""
+    """The measures as a Markdown table, each with its goal and the least it must reach, marked ✗ where missed."""
     rows = ["| measure | value | goal | at least |", "|---|---|---|---|"]
     for key, (what, shown, goal, least, more) in BARS.items():
         if key not in found:
@@ -249,7 +249,7 @@ STRIP_PROMPTS = (
 def strip(stages: dict[str, str]) -> Image.Image:
     """The same seven prompts and seeds, a row for the weights of each commit; `stages` maps names to commits.
 
-    Raises ValueError when git has no such weights (a clone of all commits has).
+    Raises ValueError when git has no such weights (a full clone has them).
     """
     rows = []
     for commit in stages.values():
@@ -274,7 +274,7 @@ LOGS = MODELS / "training"
 
 
 def curves(logs: Path = LOGS) -> dict[str, Figure]:
-    """The last sitting's training as figures by name, from its logs: the losses, and what the half-trained U-Net drew.
+    """Figures of the last training session by name, from its logs: losses, and what the half-trained U-Net drew.
 
     Raises FileNotFoundError when there are no logs.
     """

@@ -1,9 +1,9 @@
 """The noise predictor of the miniature: a stock UNet2DConditionModel, trained with its text encoder on cached latents.
 
 Most steps see 8 x 8 latents (pictures of 64 pixels), the later ones 16 x 16, as Stable Diffusion went from 256 to 512
-pixels. Unlike Stable Diffusion's, the text encoder starts as CLIP's text tower and goes on learning in the first stage
-(as in the text-to-image model of the latent diffusion paper): its world of words is too small to be learned well by
-contrast alone.
+pixels. Unlike Stable Diffusion's, the text encoder starts as CLIP's text tower and keeps learning in the first stage
+(as in the text-to-image model of the latent diffusion paper): so small a vocabulary is not learned well by contrast
+alone.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ def unet_loss(
     factor: float = 1.0,
     min_snr: float = MIN_SNR,
 ) -> Callable[[Conditioned, torch.Generator, int], Tensor]:
-    """The loss of a step: weighted squared error of the predicted noise, with captions made anew each time.
+    """The loss of a step: weighted squared error of the predicted noise, with new captions each time.
 
     Args:
-        things: (N, h, w), 1 on the cells of the latents that a thing touches, for errors there to count `factor` times
-            at little noise (`cells_weight`).
-        low: share of the samples that are drawn at little noise (`draw_timesteps`).
-        min_snr: where the weights by signal-to-noise ratio stop to rise (`training.min_snr_weight`).
+        things: (N, h, w), 1 on latent cells that a thing touches, where errors count `factor` times at low noise levels
+            (`cells_weight`).
+        low: share of the samples that are drawn at low noise levels (`draw_timesteps`).
+        min_snr: where the weights by signal-to-noise ratio stop rising (`training.min_snr_weight`).
     """
     scheduler = DDPMScheduler(**SCHEDULE)
     rough = bfloat16 and not train_text
@@ -114,7 +114,7 @@ def unet_loss(
         index = torch.randint(len(latents), (batch,), generator=generator)
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         texts = ["" if rng.random() < DROP else caption(scenes[i], rng) for i in index.tolist()]
-        # A frozen text encoder may be as rough as what the U-Net makes of its states.
+        # A frozen text encoder needs no more precision than the U-Net that reads it.
         with torch.set_grad_enabled(train_text), torch.autocast("cpu", torch.bfloat16, enabled=rough):
             states = model.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
 
@@ -141,10 +141,10 @@ def redrawn(
     steps: int = 3,
     batch: int = 64,
 ) -> Iterator[Tensor]:
-    """Scaled latents (N, 4, h, w) with some noise mixed in and taken out again, a batch at a time.
+    """Scaled latents (N, 4, h, w) with some noise added and removed again, a batch at a time.
 
-    The scene stays, fine detail is the model's: what a decoder will be given when the model draws. Each picture's noise
-    is that of a timestep between `noisiest` / 10 and `noisiest`, taken out in `steps` steps of DDIM.
+    The scene stays but fine detail is the model's, as in what a decoder gets when the model draws. Each picture's noise
+    is that of a timestep between `noisiest` / 10 and `noisiest`, removed in `steps` DDIM steps.
     """
     alphas, generator = DDPMScheduler(**SCHEDULE).alphas_cumprod, torch.Generator().manual_seed(seed)
     for i, x0 in zip(range(0, len(latents), batch), latents.split(batch), strict=True):
@@ -164,8 +164,8 @@ def redrawn(
 def _keep_frozen(text_encoder: CLIPTextModel, words: Path, *begun: Path | None) -> None:
     """Keep the text encoder of a run that does not train it in the file `words`, since checkpoints leave it out.
 
-    begun: what the run goes on from or begins with, the first of them that exists. When that holds a text encoder (it
-    learned until then, or was adopted), this one is kept; when it does not, the file has it already.
+    begun: files that the run resumes or starts from; the first that exists counts. If it holds a text encoder (one
+    trained until then, or adopted), that one is kept; if it does not, `words` has it already.
     """
     for path in begun:
         if path is not None and path.exists():
@@ -204,11 +204,11 @@ def train_unet(
     """Train on scaled latents (N, 4, h, w) of `scenes`; yields progress and the moving average.
 
     Args:
-        start_from: the checkpoint of an earlier stage, whose moving average is where this one begins.
+        start_from: the checkpoint of an earlier stage, whose moving average this one starts from.
         train_text: False freezes the text encoder.
         words: a file for the frozen text encoder, which checkpoints do not hold.
         things, low, factor, min_snr: where errors count more, see `unet_loss`.
-        bfloat16: multiply in bfloat16, weights and sums staying in single precision: 1.6 times as fast on CPUs with
+        bfloat16: multiply in bfloat16, with weights and sums in single precision: 1.6 times as fast on CPUs with
             AVX-512 BF16, slower on others.
     """
     model = Conditioned(make_unet(seed, **(config or {})), text_encoder)
@@ -218,7 +218,7 @@ def train_unet(
     if not train_text and words is not None:
         _keep_frozen(model.text_encoder, words, checkpoint, start_from)
     ema = ema_copy(model)
-    if bfloat16:  # torch's fused attention is slow in bfloat16 on CPUs, so slow that it would eat all that is won
+    if bfloat16:  # torch's fused attention is so slow in bfloat16 on CPUs that it would undo the whole gain
         model.unet.set_attn_processor(AttnProcessor())
         model.text_encoder.set_attn_implementation("eager")
     make = optimizer or (lambda m: muon(m, lr, exclude=("conv_in", "conv_out.", "embedding"), weight_decay=0.01))

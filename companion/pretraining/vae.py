@@ -1,7 +1,7 @@
 """The autoencoder of the miniature: a stock AutoencoderKL (factor 8, 4 channels), and how it is trained.
 
 Most steps see 64-pixel pieces (random crops, and whole pictures at half size, since the U-Net starts on those), the
-rest whole pictures: four times cheaper, and a convolutional decoder hardly minds.
+rest whole pictures. Pieces are four times cheaper, and hardly hurt the decoder.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ CONFIG = dict(
     norm_num_groups=8,
     sample_size=128,
 )
-THING = 5.0  # how often a pixel of a thing counts
+THING = 5.0  # weight of a pixel of a thing
 KL_WEIGHT = 3e-5  # against a squared error of about 2e-3 on pictures in [-1, 1]
-FEATURE_MATCHING = 2.0  # weight of the discriminator's features against its verdict; Wang et al. (2018) have 10
+FEATURE_MATCHING = 2.0  # weight of the discriminator's features over its verdict's; Wang et al. (2018) use 10
 
 
 def make_vae(seed: int = 0, **changes) -> AutoencoderKL:
@@ -46,9 +46,9 @@ def pieces(
 ) -> tuple[Tensor, Tensor]:
     """A random batch (B, 3, size, size) in [-1, 1] from uint8 (N, H, W, 3), and where in it there are things.
 
-    They are crops, a quarter of them of the halved picture, and half of all mirrored. With `segments` (N, H, W), labels
-    from 2 on being things, two crops in three have a thing in or near their middle, and where there are things (or
-    their outlines, a pixel around) the second answer (B, 1, size, size) is 1; without, it is 0.
+    They are crops, a quarter of them from pictures at half size, and half are mirrored. With `segments` (N, H, W), in
+    which things have labels from 2 on, two crops in three have a thing in or near their middle, and the second result
+    (B, 1, size, size) is 1 on things and their outlines, a pixel around; without, it is 0.
     """
     n, h, w, _ = pictures.shape
     index = torch.randint(n, (batch,), generator=generator)
@@ -105,8 +105,8 @@ def pairs_of(
 
 
 def squared_error(y: Tensor, x: Tensor, thing: Tensor) -> Tensor:
-    """Mean squared error in which a pixel of a thing counts `THING` times: things are a ninth of the pixels, and what
-    one looks at. (Gafni et al. 2022, arXiv 2203.13131, weigh faces so.)
+    """Mean squared error in which pixels of things count `THING` times: they are a ninth of all pixels, but what people
+    look at. (Gafni et al. 2022, arXiv 2203.13131, do so for faces.)
     """
     return ((1 + (THING - 1) * thing) * (y - x) ** 2).mean()
 
@@ -143,15 +143,15 @@ def vae_loss(
 ) -> Callable[[AutoencoderKL, torch.Generator, int], Tensor]:
     """The loss of a step: squared error plus a little KL divergence; each `whole_every`-th step sees whole pictures.
 
-    With `equivariance`, that many times the squared error between a shrunk picture and what the decoder makes of the
-    shrunk latents is added. Latents that may be shrunk have less fine grain, which is what a diffusion model finds hard
-    to learn (Skorokhodov et al. 2025, arXiv 2502.14831; Kouzelis et al. 2025, arXiv 2502.09509).
+    `equivariance` is the weight of an added term: the squared error between a shrunk picture and the decoding of its
+    shrunk latents. Latents that can be shrunk have less fine grain, which a diffusion model finds hard to learn
+    (Skorokhodov et al. 2025, arXiv 2502.14831; Kouzelis et al. 2025, arXiv 2502.09509).
 
-    With `noise`, the decoder is given latents with noise of up to that many of their standard deviations, so that they
-    become such as forgive small errors of the diffusion model (Yang et al. 2025, arXiv 2507.15856).
+    `noise` is the most noise, in standard deviations of the latents, added to them before decoding, so that they
+    tolerate small errors of the diffusion model (Yang et al. 2025, arXiv 2507.15856).
 
-    In the first `warm` steps the two halves learn apart: the encoder to give the principal components of patches, the
-    decoder to undo them. Learning both at once from nothing is far slower (20 dB against 26 dB after the same time).
+    In the first `warm` steps the two halves learn separately: the encoder to give the principal components of patches,
+    the decoder to invert them. Learning both at once from scratch is far slower (20 dB against 26 dB in the same time).
     """
     linear = pca(pictures)
 
@@ -202,8 +202,8 @@ def train_vae(
     """Train the autoencoder on uint8 pictures (N, H, W, 3); yields progress and the moving average.
 
     Args:
-        segments: labels (N, H, W) of the pictures' pixels, for errors on things to count more (see `pieces`).
-        warm: steps in which the two halves learn apart (see `vae_loss`); 0 for weights that have learned already.
+        segments: labels (N, H, W) of the pictures' pixels, so errors on things count more (see `pieces`).
+        warm: steps in which the halves learn separately (see `vae_loss`); 0 for weights that are already trained.
         bfloat16: multiply in bfloat16: 1.4 times as fast on CPUs with AVX-512 BF16, slower on others.
         equivariance: weight of the error after shrinking (see `vae_loss`).
         noise: largest noise in the latents that are decoded, in their standard deviations (see `vae_loss`).
@@ -224,10 +224,10 @@ def train_vae(
 
 
 class Discriminator(nn.Module):
-    """Tells renders from what a decoder made, patch by patch (Isola et al. 2017, arXiv 1611.07004): the other player.
+    """Tells renders from decoded pictures, patch by patch (Isola et al. 2017, arXiv 1611.07004): the opponent.
 
-    `forward` takes pictures (B, 3, H, W) and gives a list of features, the last of them the verdict (B, 1, H/4, W/4),
-    each of its numbers about 26 x 26 pixels: positive for a render.
+    `forward` takes pictures (B, 3, H, W) and returns a list of features. The last is the verdict (B, 1, H/4, W/4),
+    positive for a render; each of its numbers sees about 26 x 26 pixels.
     """
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96)):
@@ -264,20 +264,20 @@ def sharp_loss(
     segments: Tensor | None = None,
     redrawn: Tensor | None = None,
 ) -> Callable[[Players, torch.Generator, int], Tensor]:
-    """The loss of a step of the decoder: squared error, and a discriminator that must not tell its pictures apart.
+    """The loss of a decoder step: squared error, and a discriminator that the decoder should learn to fool.
 
     Squared error alone asks for the mean of all pictures that a latent may stand for: a blurred one. As in Stable
     Diffusion's autoencoder (Rombach et al. 2022, arXiv 2112.10752, appendix G; Esser et al. 2021, arXiv 2012.09841) a
-    patch discriminator with a hinge loss learns along, and the decoder is to be taken for a renderer. Feature matching
-    (Wang et al. 2018, arXiv 1711.11585: the decoded picture is to give the discriminator's inner features of the
-    picture itself) stands for a perceptual loss here, where there is no network trained on photographs.
+    patch discriminator with a hinge loss learns too, and the decoder tries to pass for a renderer. Feature matching
+    (Wang et al. 2018, arXiv 1711.11585: the decoded picture should give the same inner features of the discriminator
+    as the original) replaces a perceptual loss, as no network here was trained on photographs.
 
     Args:
-        sharpness: how long the discriminator's gradient at the picture is, in lengths of the plain squared error's, in
-            which all pixels count alike (after equation 7 of Esser et al.).
+        sharpness: length of the discriminator's gradient at the picture, relative to that of the plain squared error,
+            in which all pixels count alike (after equation 7 of Esser et al.).
         rise: the steps over which that weight grows from 0, while the discriminator still knows little.
         redrawn: latents (N, 4, H/8, W/8) of the whole pictures as a U-Net redrew them, which every second step decodes
-            instead of the encoder's own: so the decoder learns to mend the U-Net's faults.
+            instead of the encoder's own, so the decoder learns to fix the U-Net's errors.
     """
 
     def loss(model: Players, generator: torch.Generator, step: int) -> Tensor:
@@ -309,7 +309,7 @@ def sharp_loss(
 
 
 def freeze_encoder(vae: AutoencoderKL) -> AutoencoderKL:
-    """The autoencoder itself, of which only the decoder trains from now on."""
+    """Freeze all but the decoder; returns the autoencoder itself."""
     for name, p in vae.named_parameters():
         p.requires_grad_(name.startswith(("decoder", "post_quant_conv")))
     return vae
@@ -329,10 +329,10 @@ def train_decoder(
     seed: int = 1,
     **options: Any,
 ) -> Iterator[tuple[Progress, AutoencoderKL]]:
-    """Train the decoder of a trained autoencoder further, its encoder frozen: sharper pictures of the same latents.
+    """Train the decoder of a trained autoencoder further, with its encoder frozen, for sharper pictures.
 
-    So a U-Net trained on these latents stays valid, as it did when Stable Diffusion's decoder was finetuned. With
-    `sharpness` a discriminator learns along; the checkpoint holds both, as `vae.` and `discriminator.`. See
+    A U-Net trained on its latents stays valid, as it did when Stable Diffusion's decoder was finetuned. With
+    `sharpness` a discriminator is trained too; the checkpoint holds both, as `vae.` and `discriminator.`. See
     `sharp_loss`, also for `redrawn`.
     """
     torch.manual_seed(seed)

@@ -38,7 +38,7 @@ def project(scene: Scene, points: np.ndarray, size: int = SIZE) -> np.ndarray:
 
 
 def _on_screen(camera, look_at, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right and up from the middle of the picture, -1 and 1 being its borders, and depth."""
+    """Position right and up from the picture's centre (borders at -1 and 1), and depth."""
     p = (np.asarray(points, float) - np.asarray(camera)) @ view(camera, look_at).T
     depth = -p[..., 2]
     return p[..., 0] / depth / TANGENT, p[..., 1] / depth / TANGENT, depth
@@ -58,14 +58,14 @@ def _unit_points(shape: str) -> np.ndarray:
 
 @lru_cache(16)  # framing asks for the same things again and again
 def outline(thing: Thing) -> np.ndarray:
-    """Points (N, 3) on the surface of a thing, in world space; not to be changed in place."""
+    """Points (N, 3) on the surface of a thing, in world space; do not change it in place."""
     parts = ((_unit_points(p.shape), p.to_world) for p in solid(thing).parts)
     return np.concatenate([points @ m[:3, :3].T + m[:3, 3] for points, m in parts])
 
 
 def boxes(camera: Like, look_at: Like, things: Sequence[Thing]) -> np.ndarray:
-    """The frames of things, (N, 4): left, bottom, right, top as shares of the picture's side, from its lower left
-    corner; parts outside of the picture or hidden by the other thing count too.
+    """Bounding boxes (N, 4) of things: left, bottom, right, top as fractions of the picture's side from its lower
+    left corner. Parts outside the picture or behind the other thing count too.
     """
     found = []
     for thing in things:
@@ -80,20 +80,20 @@ def frame(
     """Where the camera stands, and where it looks, so that things fill the picture as asked.
 
     Args:
-        height, width: largest shares of the picture's side that the things together may take; one of them is met.
-        margin: what is left below them, as a share.
-        shift: where they stand across, from -1 (at the left border) through 0 (in the middle) to 1.
-        azimuth: degrees that the camera is turned round the things, to the right.
-        pitch: degrees that it looks down; the horizon is then at the share (1 + tan(pitch) / tan(FOV / 2)) / 2.
+        height, width: largest fractions of the picture's side that all things may fill; one of them is reached.
+        margin: free space below them, as a fraction.
+        shift: their horizontal place, from -1 (left border) through 0 (middle) to 1.
+        azimuth: degrees that the camera turns to the right around the things.
+        pitch: degrees that it looks down; the horizon is then at height (1 + tan(pitch) / tan(FOV / 2)) / 2.
     Raises:
-        ValueError: when there is no such place.
+        ValueError: when no camera position does this.
     """
     a, p = np.deg2rad([azimuth, pitch])
     back = np.array([np.sin(a) * np.cos(p), -np.cos(a) * np.cos(p), np.sin(p)])
     axes = view(back, (0, 0, 0))
     target, distance = np.concatenate([outline(t) for t in things]).mean(0), 9.0
     for _ in range(80):
-        # Perspective changes with the distance, so the answer is found by repeating a step that is nearly right.
+        # Perspective changes with distance, so an approximate step is repeated until it converges.
         found = boxes(target + distance * back, target, things)
         left, bottom, right, top = found[:, 0].min(), found[:, 1].min(), found[:, 2].max(), found[:, 3].max()
         across = (left + right) / 2 - 0.5 - shift * max(0.0, 1 - (right - left)) / 2
@@ -101,7 +101,7 @@ def frame(
         if max(abs(across), abs(up), abs(too_large - 1)) < 1e-3:
             break
         target = target + 1.2 * TANGENT * distance * (across * axes[0] + up * axes[1])
-        # Both with a damper: what is near moves more than the middle, and grows faster than the distance falls.
+        # Both steps are damped: near parts move more than the middle, and grow faster than the distance falls.
         distance *= np.clip(too_large, 0.7, 1.6) ** 0.5
     else:
         raise ValueError(f"no place of the camera shows {things} so: allow them more of the picture")

@@ -1,4 +1,4 @@
-"""The grammar of captions: every scene can be said in many ways, and every caption read back.
+"""The grammar of captions: it describes a scene in many ways, and reads every caption back.
 
 `caption(scene)` gives the canonical sentence, "a gold robot left of a blue house on snow at sunset"; with a random
 generator it varies words, order and what is left out, so that a model trained on it follows short prompts too.
@@ -57,9 +57,7 @@ PREFIXES = ("a picture of", "a photo of", "a render of")
 
 @dataclass(frozen=True)
 class Wish:
-    """What a prompt asks for; None where it is silent. `kinds` and `finishes` go by thing, in the order they are
-    named.
-    """
+    """What a prompt asks for, None where it does not say. `kinds` and `finishes` list the things in the order named."""
 
     kinds: tuple[str | None, ...]
     finishes: tuple[str | None, ...]
@@ -84,8 +82,8 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, *, omit: float
 
     Args:
         rng: None gives the canonical caption; a generator varies it.
-        omit: chance in [0, 1] that the place, the time or a finish is not said.
-        vary: chance in [0, 1] that a synonym stands for the canonical word.
+        omit: probability in [0, 1] of leaving out the place, the time or a finish.
+        vary: probability in [0, 1] of a synonym for the canonical word.
     """
 
     def word(words: tuple[str, ...]) -> str:
@@ -102,7 +100,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, *, omit: float
         return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
     things, relation = list(scene.things), scene.relation
-    if relation and rng is not None and rng.random() < 0.5:  # the same scene, said from the other thing
+    if relation and rng is not None and rng.random() < 0.5:  # the same scene, seen from the other thing
         things, relation = things[::-1], OPPOSITE[relation]
     text = noun(things[0])
     if relation:
@@ -125,7 +123,7 @@ def parse(prompt: str) -> Wish:
     """What a prompt of this grammar asks for.
 
     Raises:
-        ValueError: when it names no thing, or more than two; the sentence lists the kinds.
+        ValueError: when it names no thing, or more than two; the message lists the kinds.
     """
     text = f" {re.sub(r'[^a-z ]+', ' ', prompt.lower())} "
 
@@ -156,7 +154,7 @@ def parse(prompt: str) -> Wish:
 
 
 def words() -> list[str]:
-    """Every word that a caption can hold."""
+    """Every word that a caption can use."""
     tables = (KIND_WORDS, FINISH_WORDS, PLACE_WORDS, TIME_WORDS, RELATION_WORDS)
     phrases = [w for t in tables for ws in t.values() for w in ws] + [*PREFIXES, "a", "an", "and", "the"]
     return sorted({w for p in phrases for w in p.split()})

@@ -1,7 +1,7 @@
-"""Data sets of renders: built in parallel, resumable, split by seed; and read back as arrays.
+"""Datasets of renders: built in parallel, resumable, split by seed, and read back as arrays.
 
-A split is a folder of shards, each a compressed .npz of 250 scenes written whole or not at all, so that a killed build
-goes on where it stopped, and gives the same files as an unbroken one.
+A split is a folder of shards, each a compressed .npz of 250 scenes, written whole or not at all. So a killed build
+resumes where it stopped, with the same files as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHARD = 250  # scenes a file
 
 
 def shard_path(folder: Path, split: str, shard: int) -> Path:
-    """Where shard number `shard` of a split stands."""
+    """The path of shard number `shard` of a split."""
     return Path(folder) / f"{split}-{shard:05d}.npz"
 
 
@@ -33,11 +33,11 @@ def _build_shard(job: tuple[str, str, int, int]) -> str:
 
     from companion.tabletop.render import render
 
-    drjit.set_thread_count(1)  # one process a core is faster than two threads a picture
+    drjit.set_thread_count(1)  # one process per core beats two threads per picture
     scenes = split_scenes(split, shard * size, size)
     renders = []
     for scene in scenes:
-        # A pool's workers outlive a parent that was killed, and would draw on unseen.
+        # A pool's workers outlive a killed parent, and would go on rendering unseen.
         if (parent := multiprocessing.parent_process()) is not None and not parent.is_alive():
             raise SystemExit(1)
         renders.append(render(scene))
@@ -63,14 +63,14 @@ def _build_shard(job: tuple[str, str, int, int]) -> str:
 def build(folder: Path, split: str, count: int, workers: int | None = None, shard: int = SHARD) -> Iterator[str]:
     """Render the first `count` scenes of a split (see `split_scenes`) into `folder`; yields the name of each shard.
 
-    Shards that are there already are not drawn again, so it resumes after a kill.
+    Existing shards are not rendered again, so a killed build resumes.
 
     Raises:
-        ValueError: for an unknown split, or a count that is too large or no positive multiple of the shard's size.
+        ValueError: for an unknown split, or a count that is too large or not a positive multiple of the shard size.
     """
     if count <= 0 or count % shard:
         raise ValueError(f"count={count} is not a positive multiple of {shard}")
-    split_scenes(split, count - 1, 1)  # says so when there is no such split, or no such scene
+    split_scenes(split, count - 1, 1)  # raises when there is no such split or scene
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(str(folder), split, i, shard) for i in range(count // shard) if not shard_path(folder, split, i).exists()]
@@ -81,10 +81,10 @@ def build(folder: Path, split: str, count: int, workers: int | None = None, shar
 
 
 def shards(folder: Path, split: str) -> list[Path]:
-    """The finished shards of a split, in the order of their seeds, up to the first that is missing.
+    """The finished shards of a split in seed order, up to the first missing one.
 
     Raises:
-        FileNotFoundError: when there is none, with the command that makes them.
+        FileNotFoundError: when there are none; it names the command that makes them.
     """
     paths = []
     while (p := shard_path(Path(folder), split, len(paths))).exists():
@@ -97,7 +97,7 @@ def shards(folder: Path, split: str) -> list[Path]:
 
 
 def read(folder: Path, split: str, columns: tuple[str, ...], count: int | None = None) -> dict[str, np.ndarray]:
-    """Columns of a split as arrays; see `_build_shard` for their names. `count` takes the first so many scenes."""
+    """Columns of a split as arrays; see `_build_shard` for their names. `count` reads only the first scenes."""
     parts: dict[str, list[np.ndarray]] = {c: [] for c in columns}
     have = 0
     for path in shards(folder, split):

@@ -1,9 +1,8 @@
 """The judge: a small network that reads a picture of the miniature world.
 
-It says how many things there are, their kinds and finishes from left to right, which stands in front, the place and the
-time, where each thing is, and gives dense maps (segments, depth, normals, key points). It is trained on renders only,
-so it
-can measure what a generator drew without ever having seen a generated picture.
+It reads how many things there are, their kinds and finishes from left to right, which is in front, the place, the time
+and where each thing is, and predicts dense maps (segments, depth, normals, key points). It is trained only on renders,
+so it can measure generated pictures without ever having seen one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from companion.tabletop.caption import OPPOSITE, Wish
 from companion.tabletop.scene import FINISHES, JOINTS, KINDS, PLACES, TIMES
 
 SEGMENTS = ("sky", "ground", *KINDS)
-#: Who stands in front, when two things are not side by side.
+#: Which thing is in front, when two are not side by side.
 FRONT = ("neither", "left thing", "right thing")
 #: Attribute heads and their number of classes; the pairs ("kind", "finish") are read once for each slot, left to right.
 GLOBAL = {"count": 2, "front": len(FRONT), "place": len(PLACES), "time": len(TIMES)}
@@ -34,10 +33,10 @@ NEAR_INVERSE = 1 / 4.5  # nothing stands nearer than 4.5 units
 
 @dataclass
 class Reading:
-    """What the judge saw in one picture; things go from left to right.
+    """What the judge saw in a picture, things from left to right.
 
     Attributes:
-        kinds, finishes: one entry a thing.
+        kinds, finishes: one entry per thing.
         front: "neither", "left thing" or "right thing".
         boxes: for each thing left, top, right, bottom as fractions of the picture.
         confidence: the smallest probability among the answers given, in [0, 1].
@@ -89,7 +88,7 @@ class Reading:
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions with group normalisation, and the way round them."""
+    """Two 3 x 3 convolutions with group normalisation and a skip connection."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -107,14 +106,12 @@ class Residual(nn.Module):
 
 
 class Judge(nn.Module):
-    """Reads pictures (B, 3, H, W) in [-1, 1]; H and W multiples of 16, 128 in training.
+    """Reads pictures (B, 3, H, W) in [-1, 1]; H and W are multiples of 16 (128 in training).
 
-    `forward` gives a dictionary: the heads' logits, "count" (B, 2), "front" (B, 3), "place" (B, 5), "time" (B, 3),
-    "kind" (B, 2, 10),
-    "finish" (B, 2, 11), "boxes" (B, 2, 4) in [0, 1]; the maps at half the picture's size, "segments" (B, 12, H/2, W/2)
-    logits,
-    "depth" (B, 1, ...) as inverse depth between 0 (far) and 1 (near), "normals" (B, 3, ...), "joints" (B, 11, ...)
-    logits; and "features" (B, 160).
+    `forward` returns a dictionary: the heads' logits "count" (B, 2), "front" (B, 3), "place" (B, 5), "time" (B, 3),
+    "kind" (B, 2, 10), "finish" (B, 2, 11); "boxes" (B, 2, 4) in [0, 1]; maps at half the picture's size: "segments"
+    (B, 12, H/2, W/2) logits, "depth" (B, 1, ...) as inverse depth from 0 (far) to 1 (near), "normals" (B, 3, ...),
+    "joints" (B, 11, ...) logits; and "features" (B, 160).
     """
 
     def __init__(self):
@@ -124,7 +121,7 @@ class Judge(nn.Module):
         self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(w[:-1], w[1:], strict=True))
         self.blocks = nn.ModuleList(nn.Sequential(*(Residual(b) for _ in range(2))) for b in w[1:])
         self.norm = nn.GroupNorm(8, w[-1])
-        # Two slots, left and right, and one for the whole, look at the coarsest map and say where they looked.
+        # Queries for the left slot, the right slot and the whole attend to the coarsest map and its positions.
         self.query = nn.Parameter(torch.randn(3, w[-1]) * 0.02)
         self.where = nn.Linear(2, w[-1])
         self.look = nn.MultiheadAttention(w[-1], 4, batch_first=True)
@@ -202,7 +199,7 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
-        """The judge saved in `folder`. Raises FileNotFoundError with the way to make it."""
+        """The judge saved in `folder`. Raises FileNotFoundError that says how to get it."""
         path = Path(folder) / "model.safetensors"
         if not path.exists():
             raise FileNotFoundError(
@@ -214,7 +211,7 @@ class Judge(nn.Module):
 
 
 def find_joints(logits: Tensor, full: int = 128) -> Tensor:
-    """The peaks of joint maps (B, 11, h, w): x and y in pixels of `full`, and their probability, (B, 11, 3)."""
+    """Peaks of joint maps (B, 11, h, w), as (B, 11, 3): x and y in pixels (`full` a side), and probability."""
     b, n, h, w = logits.shape
     p, at = logits.sigmoid().flatten(2).max(-1)
     return torch.stack([(at % w + 0.5) * full / w, (at // w + 0.5) * full / h, p], -1)

@@ -1,4 +1,4 @@
-"""What the judge that the course ships says of pictures: what is in them, and whether that is what was asked for."""
+"""What the course's judge says about pictures: what is in them, and whether that is what was asked for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def judge() -> Judge:
 
 
 def can_be_judged(pipe: StableDiffusionPipeline) -> bool:
-    """Whether the judge can read its pictures: it knows the miniature world at 128 pixels, and nothing else."""
+    """Whether the judge can read the pipeline's pictures: it only knows the miniature world at 128 pixels."""
     return picture_size(pipe) == 128
 
 
@@ -42,8 +42,7 @@ def read(pictures: Sequence[Image.Image] | np.ndarray | Tensor) -> list[Reading]
 
 
 def prompt_accuracy(pictures, prompts: Iterable[str | Wish]) -> dict[str, float]:
-    """Share of pictures, in [0, 1], that have what their prompts ask for, by attribute (see `Reading.meets`) and in
-    "all".
+    """The share of pictures, in [0, 1], that match their prompts, by attribute (see `Reading.meets`) and in "all".
 
     Raises:
         ValueError: when a prompt names no thing of the world, or the numbers of pictures and prompts differ.
@@ -59,7 +58,7 @@ def prompt_accuracy(pictures, prompts: Iterable[str | Wish]) -> dict[str, float]
 def met(pictures: Tensor, prompts: Sequence[str], what: Sequence[str] = ("kind", "finish")) -> list[bool]:
     """For each picture, whether the judge reads all of `what` (see `Reading.meets`) as the prompt asks."""
     size = pictures.shape[-2:]
-    if size != (128, 128):  # it has learned at 128 pixels
+    if size != (128, 128):  # it was trained at 128 pixels
         pictures = F.interpolate(pictures, size=(128, 128), mode="bicubic", antialias=True).clamp(-1, 1)
     results = [reading.meets(parse(p)) for reading, p in zip(read(pictures), prompts, strict=True)]
     return [all(result.get(name, True) for name in what) for result in results]

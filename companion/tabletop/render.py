@@ -1,9 +1,9 @@
 """Physically based pictures and exact maps of scenes, with Mitsuba 3 (the extra `[build]`; the course does not need
 it).
 
-A picture is path traced with a few samples a pixel, then denoised by Intel's Open Image Denoise with the exact normals
-as guide. The maps come from the same geometry: depth, normals and segmentation from one ray a pixel; key points and
-straight edges by projection, with their visibility tested against the depth.
+A picture is path traced with a few samples per pixel, then denoised by Intel's Open Image Denoise, guided by albedo
+and normals. The maps come from the same geometry: depth, normals and segmentation from one ray per pixel; key points
+and straight edges by projection, with visibility tested against the depth.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _SEGMENTS = ("sky", "ground")  # then one label a thing
 
 @dataclass
 class Render:
-    """A picture with its exact maps, all float32 unless said.
+    """A picture with its exact maps, float32 unless noted.
 
     Attributes:
         picture: (H, W, 3) uint8, sRGB.
@@ -104,7 +104,7 @@ def _ply(shape: str) -> str:
 
 
 def _smooth_noise(rng, shape: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
-    """Periodic smooth noise in [0, 1], of `shape`, with so many bumps down and across."""
+    """Periodic smooth noise in [0, 1] of a `shape` with `cells` bumps down and across."""
     grid = rng.random(cells)
     (i, u), (j, v) = (_between(n, c) for n, c in zip(shape, cells, strict=True))
     rows = grid[i] * (1 - u)[:, None] + grid[(i + 1) % cells[0]] * u[:, None]
@@ -112,7 +112,7 @@ def _smooth_noise(rng, shape: tuple[int, int], cells: tuple[int, int]) -> np.nda
 
 
 def _between(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each pixel the cell that it is in, and how far it is across it, eased in and out."""
+    """For each pixel, the cell it lies in and how far across that cell, eased in and out."""
     t = np.arange(size) * cells / size
     f = t % 1
     return t.astype(int), f * f * (3 - 2 * f)
@@ -133,7 +133,7 @@ def _sky(time: str, seed: int):
         colour[rng.integers(0, SKY[0] - 3, n), rng.integers(0, SKY[1], n)] += 0.5 * rng.random((n, 1)) ** 2
     noise = sum(0.5**i * _smooth_noise(rng, SKY, (35 * 2**i, 48 * 2**i)) for i in range(3)) / 1.75
     thick = np.clip((noise - rng.uniform(0.36, 0.80)) / 0.20, 0, 1)[..., None]  # from overcast to clear
-    # None at the very horizon, and none overhead, where they would only change how light it is.
+    # No clouds right at the horizon, nor overhead, where they would only change the brightness.
     thick = 0.9 * thick * thick * (3 - 2 * thick) * np.clip(np.minimum(up / 0.03, (0.5 - up) / 0.3), 0, 1)
     seen = colour * (1 - thick) + cloud * thick
     below = np.broadcast_to(horizon, seen.shape)
@@ -308,8 +308,8 @@ def render(scene: Scene, size: int = SIZE, samples: int = 4, denoised: bool = Tr
     """The picture and the maps of a scene.
 
     Args:
-        size: pixels a side, a multiple of 8.
-        samples: paths a pixel; with the denoiser, 4 look like hundreds.
+        size: side in pixels, a multiple of 8.
+        samples: paths per pixel; denoised, 4 look like hundreds.
         denoised: pass the picture through Open Image Denoise.
     Raises:
         ImportError: without the extra `[build]`.
@@ -338,7 +338,7 @@ def render(scene: Scene, size: int = SIZE, samples: int = 4, denoised: bool = Tr
     sampled = {"sensor": 0, "spp": samples, "seed": scene.seed % 2**31}
     linear = np.array(mi.render(loaded, integrator=paths, **sampled), np.float32)
     if denoised:
-        # The denoiser keeps an edge that it sees in albedo and normals too, seen through the same points of the pixels.
+        # The denoiser keeps edges that it also sees in albedo and normals, sampled at the same points of the pixels.
         guides = mi.load_dict({"type": "aov", "aovs": "albedo:albedo,nn:sh_normal"})
         seen = np.array(mi.render(loaded, integrator=guides, **sampled), np.float32)
         linear = denoise(linear, seen[..., -6:-3].clip(0, 1), seen[..., -3:])
@@ -361,8 +361,8 @@ def render(scene: Scene, size: int = SIZE, samples: int = 4, denoised: bool = Tr
 
 
 def _visible(p: np.ndarray, depth: np.ndarray, segments: np.ndarray, label: int, slack: float) -> np.ndarray:
-    """Which projected points (N, 3) of a thing are not hidden: near a pixel of the thing, no deeper than it by `slack`
-    and the differences of depth around it (a face seen nearly along itself is far deeper a pixel on).
+    """Which projected points (N, 3) of a thing are visible: near one of its pixels, and at most `slack` plus the
+    local depth differences deeper than it (depth changes fast on a face seen almost edge-on).
     """
     size = len(depth)
     around = np.stack(

@@ -1,4 +1,4 @@
-"""The pieces of the data set that the course ships: 256 held-out renders, and cached latents to train on."""
+"""The parts of the dataset that come with the course: 256 held-out renders, and latents to train on."""
 
 from __future__ import annotations
 

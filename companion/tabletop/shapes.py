@@ -43,8 +43,8 @@ def rotate(axis: str, degrees: float) -> np.ndarray:
 @dataclass(frozen=True)
 class Part:
     """One primitive: "cube" (half side 1), "sphere" (radius 1), "cone", "frustum", "pyramid", "ring", "dome", or
-    "cylinder"
-    (radius 1, z from 0 to 1). `colour` is None where the part takes the finish of the thing."""
+    "cylinder" (radius 1, z from 0 to 1). `colour` is None if the part takes the thing's finish.
+    """
 
     shape: str
     to_world: np.ndarray
@@ -161,7 +161,7 @@ def _cone(s: Solid, m, t) -> None:
 
 def _can(s: Solid, m, t) -> None:
     s.add("cylinder", m @ translate(0, 0, 0.02) @ scale(0.45, 0.45, 1.11))
-    for z in (0.0, 1.08):  # the rims that a tin has, so that it is none of the other kinds from any side
+    for z in (0.0, 1.08):  # a tin's rims, so that it cannot be taken for another kind from any side
         s.add("cylinder", m @ translate(0, 0, z) @ scale(0.475, 0.475, 0.07), RIM)
 
 
@@ -213,7 +213,7 @@ def _robot(s: Solid, m, t) -> None:
     s.add("cube", m @ translate(0, 0, 0.80) @ scale(0.31, 0.2, 0.32))
     s.add("cube", m @ translate(0, 0, 1.42) @ scale(0.24, 0.2, 0.21))
     s.add("cylinder", m @ translate(0, 0, 1.1) @ scale(0.09, 0.09, 0.14), LIMB)
-    # Eyes on a dark visor are seen whatever the finish of the head is.
+    # On a dark visor the eyes can be seen whatever the head's finish.
     s.add("cube", m @ translate(0, -0.2, 1.46) @ scale(0.2, 0.02, 0.09), VISOR, edges=False)
     for x in (-0.1, 0.1):
         s.add("sphere", m @ translate(x, -0.21, 1.46) @ scale(0.066), EYE)

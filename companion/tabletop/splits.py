@@ -1,4 +1,4 @@
-"""How a scene is drawn from a seed, and which seeds are for training, which for tests."""
+"""How a scene is drawn from a seed, and which seeds are for training or for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from companion.tabletop.scene import FINISHES, KINDS, PLACES, RELATIONS, TIMES, 
 
 Split = Literal["train", "pairs", "val", "test", "withheld"]
 #: First seed and number of seeds of each split; the ranges do not overlap. "train" holds no withheld pair, "pairs" (for
-#: the judge and the VAE) and "withheld" hold at least one, "val" and "test" are drawn as "train" is.
+#: the judge and the VAE) and "withheld" hold at least one, "val" and "test" are drawn like "train".
 SPLITS: dict[str, tuple[int, int]] = {
     "train": (0, 1_000_000),
     "pairs": (1_000_000, 1_000_000),
@@ -43,7 +43,7 @@ def _pose(rng: np.random.Generator) -> tuple[float, ...]:
 
 
 def _pairs(rng: np.random.Generator, n: int, split: str) -> list[tuple[str, str]]:
-    """`n` kind-finish pairs of a split: two things never share their kind and their finish both."""
+    """`n` kind-finish pairs for a split; two things never share both kind and finish."""
     wanted = split in ("pairs", "withheld")
     while True:
         pairs = [(str(rng.choice(KINDS)), str(rng.choice(FINISHES))) for _ in range(n)]
@@ -67,7 +67,7 @@ def _at(thing: Thing, x: float, y: float) -> Thing:
 
 
 def _place(rng: np.random.Generator, first: Thing, second: Thing, relation: str) -> tuple[Thing, Thing]:
-    """Two things where their relation says, near each other, without touching."""
+    """Place two things as their relation says, close but without touching."""
     (low, high), (low2, high2) = ((o[:, 0].min(), o[:, 0].max()) for o in map(outline, (first, second)))
     if relation in ("left of", "right of"):
         left, right = ((low, high), (low2, high2)) if relation == "left of" else ((low2, high2), (low, high))
@@ -93,10 +93,10 @@ def _covered(camera, look_at, things: tuple[Thing, ...]) -> float:
 
 
 def sample_scene(seed: int, n: int | None = None) -> Scene:
-    """The scene of a seed; the split the seed belongs to decides which kind-finish pairs may occur.
+    """The scene for a seed; the seed's split decides which kind-finish pairs may occur.
 
-    The camera comes as near as a photographer would: one thing takes 45 % to 75 % of the picture's height (or nearly
-    all of its width), two are both whole.
+    The camera is as close as a photographer would go: one thing fills 45 % to 75 % of the picture's height (or nearly
+    all of its width), and two are both whole.
 
     Args:
         seed: 0 to 4,999,999 (see `SPLITS`).
@@ -141,7 +141,7 @@ def sample_scene(seed: int, n: int | None = None) -> Scene:
 
 
 def emptied(scene: Scene) -> Scene:
-    """The same place, time and view without any thing."""
+    """The same place, time and view without things."""
     return replace(scene, things=(), relation=None)
 
 
@@ -156,7 +156,7 @@ def swapped(scene: Scene) -> Scene:
     return replace(scene, things=tuple(other(t) for t in scene.things))
 
 
-#: Changes of the scenes of a split: "train-empty" is "train" without things. They show what a judge must not accept.
+#: Changes to the scenes of a split: "train-empty" is "train" without things. They show what a judge must reject.
 CHANGES: dict[str, Callable[[Scene], Scene]] = {"empty": emptied, "swapped": swapped}
 
 

@@ -1,8 +1,8 @@
 """The tokenizer of the miniature: a stock CLIPTokenizer whose byte-pair vocabulary was made for the grammar.
 
-Every word of the grammar is one token, as common words are in CLIP; so are a few words that captions never hold (names
-for new subjects, and rare identifiers such as "sks"), whose embeddings training leaves as they were born. Any other
-word is spelled with single letters.
+Every word of the grammar is one token, as common words are in CLIP. So are a few words that captions never use (names
+for new subjects, and rare identifiers such as "sks"), whose embeddings training leaves as initialised. Any other word
+is spelled letter by letter.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from companion.files import written
 from companion.tabletop.caption import words
 
-LENGTH = 32  # tokens a prompt may have, with the start and the end
-#: Words that no caption holds: identifiers, nouns and styles left free for finetuning.
+LENGTH = 32  # most tokens in a prompt, start and end included
+#: Words that no caption uses: identifiers, nouns and styles left free for finetuning.
 FREE_WORDS = (
     "sks",
     "zwx",
@@ -94,8 +94,8 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary (token to id) and the merges, in CLIP's format.
 
     Byte-pair encoding (Sennrich et al., 2016) is trained on the list of words until nothing is left to merge, so each
-    word ends as one token. Ties go to the alphabet: the trainer of the `tokenizers` library breaks them differently in
-    each run.
+    word becomes one token. Ties are broken alphabetically: the trainer of `tokenizers` breaks them differently in each
+    run.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 

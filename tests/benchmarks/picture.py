@@ -1,9 +1,9 @@
-"""How long a warm picture takes, beside the least that its arithmetic needs: run this file, it prints a table.
+"""How long a warm picture takes, and the least that its arithmetic needs. Run this file to print a table.
 
     python tests/benchmarks/picture.py
 
 The floor is the picture's floating-point operations over the rate at which this machine multiplies large matrices,
-measured in the same run. The ways are timed in turn, so that a machine that slows down slows all of them.
+measured in the same run. All are timed in turn, so that a machine that slows down slows all of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much faster a sweep is than a plain loop over pipelines: run this file, it prints both.
+"""How much faster a sweep is than a plain loop over pipelines. Run this file to print both.
 
     python tests/benchmarks/sampler_sweep.py
 
@@ -6,7 +6,7 @@ Both measure how far samplers are from their own limit after a few evaluations o
 pipeline for each sampler, draws picture by picture, and finds each sampler's limit by many of its own steps. The sweep
 draws all pictures as one batch on the fast path, and shares the limit: deterministic samplers solve one equation, so
 one long run stands for all of them. What each of the two gains is printed too. (The distances differ a little where a
-sampler's many own steps are not its limit yet: Euler's 60, for one.)
+sampler's many steps do not reach its limit, such as Euler's 60.)
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
     prompts, seeds = crossed(PROMPTS[:2], SEEDS)
     *_, _ = sm.solve(denoiser(pipe, prompts, scale), torch.randn(4, 4, 16, 16), torch.tensor([9.0, 1.0, 0.0]), "Euler")
     runs = []
-    for function in (sweep, loop, sweep):  # the sweep on both sides of the loop, against a machine that changes
+    for function in (sweep, loop, sweep):  # the sweep before and after the loop, in case the machine changes
         runs.append(function(pipe, prompts, seeds, scale))
         print(f"{function.__name__:5} {sum(runs[-1].seconds.values()):6.1f} s", flush=True)
     first, slow, second = runs

@@ -1,7 +1,7 @@
-"""JupyterLab in a real Chromium: a server of its own, away from the user's settings, and a page that opens notebooks.
+"""JupyterLab in a real Chromium: its own server, apart from the user's settings, and a page that opens notebooks.
 
-Without Chromium or playwright these tests are skipped, and fail when COMPANION_REQUIRE_BROWSER=1. With
-COMPANION_SCREENSHOTS naming a folder, they leave pictures of what they saw.
+Without Chromium or playwright these tests are skipped, or fail when COMPANION_REQUIRE_BROWSER=1. If
+COMPANION_SCREENSHOTS names a folder, they save screenshots there.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Lab:
 
 
 class NotebookPage:
-    """A notebook open in JupyterLab. Cells go by their index in the file."""
+    """A notebook open in JupyterLab. Cells are numbered as in the file."""
 
     def __init__(self, lab: Lab, page: Any) -> None:
         self.lab, self.page, self.path = lab, page, Path()
@@ -54,7 +54,7 @@ class NotebookPage:
                 assert output["output_type"] != "error", f"cell {index}: {output['ename']}: {output['evalue']}"
 
     def command(self, name: str, timeout: float = 60) -> None:
-        # Not awaited at once: evaluate() knows no timeout.
+        # Not awaited here: evaluate() has no timeout.
         self.page.evaluate(
             """name => {
                 window.done = '';

@@ -42,7 +42,7 @@ def small_notebook(*sources: str) -> nbformat.NotebookNode:
 
 
 def test_a_slider_draws_a_new_picture(notebook_page):
-    """The instrument itself: on a notebook of two cells, everything the other tests lean on."""
+    """Test the helpers that the other tests rely on, with a notebook of two cells."""
     small = notebook_page.open(small_notebook("import sys; print(sys.executable)", WIDGET), "small")
     small.run_all()
     assert small.output(1).inner_text().strip() == sys.executable
@@ -57,7 +57,7 @@ def test_a_slider_draws_a_new_picture(notebook_page):
     saved = small.saved()
     assert {VIEW, "image/png"} <= set(saved.cells[2].outputs[-1].data)
 
-    # Another notebook to JupyterLab, which does not trust it yet and has no kernel that knows the widget.
+    # To JupyterLab this is a new notebook: not trusted yet, and without a kernel that knows the widget.
     saved.cells[0].source = "# Small, not run"
     unrun = notebook_page.open(saved, "small-unrun")
     assert unrun.picture(2) == before
@@ -106,7 +106,7 @@ def test_a_reader_who_does_not_run_it_sees_pictures_of_the_widgets(notebook_page
 
 
 def test_the_widgets_of_a_notebook_answer(notebook_page, course_notebook):
-    """With the budgets that the gate uses. Each slider moved draws a new picture, and the saved file holds one too."""
+    """Uses the gate's budgets. Moving a slider draws a new picture, and the saved file holds one too."""
     name, notebook, widgets = course_notebook
     set_parameters(notebook, notebook.metadata.get("companion", {}).get("gate", {}))
     page = notebook_page.open(notebook, name)

@@ -50,7 +50,7 @@ print("injected", sum("lora" in name for name, _ in model.named_parameters()))
 
 
 def colab(*words: str, **options) -> subprocess.CompletedProcess:
-    """Run the environment's Python, the course on its path as Colab's set-up cell puts it there."""
+    """Run the environment's Python with the course on its path, as Colab's set-up cell does."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run([str(PYTHON), *words], capture_output=True, text=True, env=environment, **options)
@@ -63,7 +63,7 @@ def pip(*words: str) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment() -> None:
-    """.venv-colab as constraints.txt says, made anew when that has changed."""
+    """.venv-colab, built from constraints.txt, and again when that changes."""
     stamp = VENV / "installed"
     wanted = hashlib.sha256(PINS.read_bytes()).hexdigest()
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
@@ -132,7 +132,7 @@ def test_the_widgets_python_side_works(no_torchao):
     """The widgets' own tests, under ipywidgets 7.7.1."""
     files = [str(path) for path in (ROOT / "tests").glob("test*widgets.py")]
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not slow"]
-    options += ["-W", "default"]  # other versions have other warnings, and those are no errors
+    options += ["-W", "default"]  # other versions give other warnings, which are not errors
     done = colab("-m", "pytest", *options, *files, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-5000:]
     print(done.stdout.splitlines()[-1])

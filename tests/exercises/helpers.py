@@ -10,13 +10,13 @@ from companion import exercises
 
 
 def each(mistakes: list[tuple[str, Callable, str]]) -> pytest.MarkDecorator:
-    """A test for each mistake, which is the name of an exercise, a wrong answer, and words of the hint."""
+    """A test for each mistake: the name of an exercise, a wrong answer, and words from the hint."""
     ids = [f"{name}-{hint}" for name, _, hint in mistakes]
     return pytest.mark.parametrize(("name", "answer", "hint"), mistakes, ids=ids)
 
 
 def assert_hint(name: str, answer: Callable, hint: str) -> None:
-    """The answer is wrong, and the words stand in its verdict."""
+    """Assert a wrong answer whose verdict contains the words."""
     verdict = exercises.check(name, answer)
     assert verdict.status == "wrong" and hint in verdict.text, verdict
 

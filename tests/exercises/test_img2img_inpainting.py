@@ -1,4 +1,4 @@
-"""The usual mistakes in the exercises of notebook 03, each with words of the hint that it must get."""
+"""Common mistakes in the exercises of notebook 03, each with words from the hint it must get."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from companion.run import MAX_BYTES, NOTEBOOKS, parameters_of
 
-#: Those that are there; test_gate.py fails if there is none.
+#: All there are; test_gate.py fails if there are none.
 COMMITTED = sorted(NOTEBOOKS.glob("*.ipynb"))
 MIN_CHECKED = 3
 MAX_LINES = 18
@@ -29,7 +29,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])(/(root|home|Users|work|tmp|content|opt|
 
 
 def gate_parameters(notebook: NotebookNode) -> dict:
-    """What the notebook's metadata asks the gate to run it with, so that it takes less time: `companion.gate`."""
+    """Parameters with which the gate runs the notebook faster, from `companion.gate` in its metadata."""
     return notebook.metadata.get("companion", {}).get("gate", {})
 
 
@@ -48,7 +48,7 @@ def texts(cell: NotebookNode) -> Iterator[str]:
 
 
 def checked_text(cell: NotebookNode) -> str:
-    """What nbval compares, less what says nothing, such as <Figure size 640x480 with 1 Axes>."""
+    """What nbval compares, minus empty text such as <Figure size 640x480 with 1 Axes>."""
     kept = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell.outputs]
     return "".join(text for text in kept if not text.startswith("<"))
 
@@ -111,7 +111,7 @@ def _opening_problems(notebook: NotebookNode, code: list[NotebookNode]) -> Itera
 
 
 def _link_problems(notebook: NotebookNode) -> Iterator[str]:
-    """A link from one file of the course to another leads nowhere, which nobody sees before a learner follows it."""
+    """Broken links between files of the course, which nobody would notice until a learner follows them."""
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for target in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", prose):
         if not (NOTEBOOKS / target).exists():

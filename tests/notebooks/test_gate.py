@@ -41,7 +41,7 @@ def test_a_notebook_is_as_companion_execute_writes_it(path):
 @pytest.mark.slow
 @each_notebook
 def test_papermill_runs_a_notebook_to_its_end(path, tmp_path, capsys):
-    """With the parameters that its metadata names for this; nbval runs it with its own."""
+    """Uses the parameters that its metadata gives for this; nbval uses its own."""
     parameters = gate_parameters(nbformat.read(path, as_version=4))
     code = runner.run(only=path.stem, out=tmp_path / "out", timeout=300, parameters=parameters)
     assert code == 0, capsys.readouterr().out

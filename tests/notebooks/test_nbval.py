@@ -25,7 +25,7 @@ SANITIZE = Path(__file__).with_name("sanitize.cfg")
 def nbval_outcomes(folder: Path, *paths: Path, report: Path) -> tuple[dict[str, list[str]], str]:
     """{name of the notebook: an outcome for each of its code cells}, and what nbval said.
 
-    An own process, without the options of the one that runs this test: the same as typing this command.
+    It runs in its own process, without this test run's options, as if you typed the command.
     """
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
     command += ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--nbval-kernel-startup-timeout=120"]

@@ -14,8 +14,8 @@ from companion.tabletop.samples import held_out
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of renders made from the held-out pictures that the course ships, for training a few steps. Not to be
-    changed: copy it. Its maps are made up: a thing takes the middle of each picture.
+    """A folder of renders made from the held-out pictures that the course ships, for training a few steps. Copy it, do
+    not change it. Its maps are made up: a thing fills the middle of each picture.
     """
     folder = tmp_path_factory.mktemp("build")
     (folder / "renders").mkdir()

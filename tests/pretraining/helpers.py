@@ -11,7 +11,7 @@ from companion.pretraining.clip import make_clip, text_tower
 
 
 def untrained_text_encoder(words: CLIPTokenizer, seed: int = 0) -> CLIPTextModel:
-    """The text tower of a CLIP that has learned nothing."""
+    """The text tower of an untrained CLIP."""
     return text_tower(make_clip(words, seed))
 
 

@@ -1,4 +1,4 @@
-"""Each distortion spoils what it is to spoil, by as much as it says, and leaves the rest alone."""
+"""Each distortion spoils what it should, by as much as it says, and leaves the rest alone."""
 
 from __future__ import annotations
 

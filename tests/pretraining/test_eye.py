@@ -1,4 +1,4 @@
-"""An eye's verdicts: prompts fixed beforehand, verdicts bound to pictures, and the judge held against them."""
+"""Verdicts by eye: prompts fixed in advance, verdicts tied to pictures, and the judge compared with them."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ def test_captions_help_the_published_model_on_held_out_renders(pipe):
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_errors_are_those_of_the_noise_and_on_things_where_the_cells_say(pipe, size):
-    """A model that knows the noise has no error, half of it leaves a quarter of the noise's variance, and one that
-    knows it but on the cells of things has an error there alone."""
+    """A model that predicts the noise has no error, half of it leaves a quarter of the noise's variance, and one that
+    misses it on the cells of things has an error only there."""
     pictures, scenes = held_out(3)
     small = pictures if size == 16 else pictures.reshape(3, 64, 2, 64, 2, 3).mean((2, 4)).round().astype(np.uint8)
     x0 = encode(pipe.vae, small).float()

@@ -14,7 +14,7 @@ from companion.tabletop.scene import KINDS
 
 
 def flat_maps(n: int, size: int = 128) -> dict[str, np.ndarray]:
-    """Maps of `n` renders in which nothing is to be seen, but for boxes that are all different."""
+    """Maps of `n` renders that show nothing, except for boxes that are all different."""
     return {
         "segments": np.full((n, size, size), 2, np.uint8),
         "depth": np.ones((n, size, size), np.float16),

@@ -21,7 +21,7 @@ from .helpers import names_in, same_weights
 
 @pytest.fixture
 def folder(small_world, tmp_path):
-    """A build folder with an autoencoder that has learned nothing."""
+    """A build folder with an untrained autoencoder."""
     shutil.copytree(small_world, tmp_path / "build")
     save_start(tmp_path / "build" / "vae.safetensors", make_vae())
     return tmp_path / "build"

@@ -36,7 +36,7 @@ def test_half_trained_weights_are_kept_for_another_machine(tmp_path, monkeypatch
         f"{tmp_path / 'models' / 'next' / 'judge.safetensors'} holds judge after 7 steps"
     ]
     assert [p.name for p in (tmp_path / "models" / "next").iterdir()] == ["judge.safetensors"]  # the only one trained
-    assert len(load_file(tmp_path / "models" / "next" / "judge.safetensors")) == 1  # nor anything else of the judge
+    assert len(load_file(tmp_path / "models" / "next" / "judge.safetensors")) == 1  # only what changed in the judge
     assert damage(tmp_path / "models") == []
     lines = list(publishing.adopt(folders[1]))
     assert len(lines) == 4 and f"{folders[1] / 'judge.safetensors'} holds the kept weights" in lines
@@ -64,7 +64,7 @@ def test_published_weights_can_be_gone_on_from_and_own_ones_are_kept(tmp_path, m
 
 
 def train_on(folder, size: int, seed: int, train_text: bool) -> Conditioned:
-    """A step of a stage, as `companion build unet` runs it; gives what was trained."""
+    """One step of a stage, as in `companion build unet`; returns the trained model."""
     words, (_, scenes) = trained_tokenizer(folder), held_out(4)
     path, first = folder / f"unet{size}.safetensors", folder / "unet8.safetensors"
     latents = torch.randn(4, 4, size, size, generator=torch.Generator().manual_seed(seed))

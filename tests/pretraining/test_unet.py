@@ -58,7 +58,7 @@ def test_errors_on_things_count_more_at_little_noise():
 
 
 class Halving(nn.Module):
-    """A model that takes a half of the noisy latents for the noise, and keeps the captions that it was told."""
+    """A model that predicts half of the noisy latents as the noise, and keeps the captions it was given."""
 
     def __init__(self, told: list[str], words):
         super().__init__()
@@ -95,14 +95,14 @@ def test_the_loss_is_that_of_the_noise_by_hand(tmp_path, options):
     error = (0.5 * (a.sqrt() * latents[index] + (1 - a).sqrt() * noise) - noise) ** 2
     error = (error * cells_weight(things[index], t, factor)).mean((1, 2, 3)) * snr.clamp(max=min_snr) / snr
     assert found.item() == pytest.approx(error.mean().item(), rel=1e-5)
-    # Which is what the training loop's own loss gives with those timesteps and weights.
+    # The training loop's own loss gives the same with those timesteps and weights.
     generator.set_state(before)
     weight = cells_weight(things[index], t, factor)
     common = noise_loss(
         lambda x, t: x / 2, scheduler, latents[index], generator, timesteps=t, min_snr=min_snr, weight=weight
     )
     assert found.item() == pytest.approx(common.item(), rel=1e-6)
-    # Captions are those of the chosen scenes, but for a tenth or so that is left empty.
+    # Captions are those of the chosen scenes, except about a tenth, which are empty.
     empty = np.mean([not text for text in told])
     assert len(told) == 40 and 0 < empty < 4 * DROP
     for text, i in zip(told, index.tolist(), strict=True):

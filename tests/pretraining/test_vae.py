@@ -31,7 +31,7 @@ def test_pca_is_the_best_linear_code():
     assert z.shape == (40, 4, 16, 16)
     flat = z.permute(1, 0, 2, 3).flatten(1)
     assert torch.allclose(torch.cov(flat), torch.eye(4), atol=0.02)
-    # Rebuilt by least squares it leaves as much as the discarded singular values hold.
+    # Its least-squares error is the energy in the discarded singular values.
     p = patches(pictures_to_tensor(pictures)).reshape(-1, 192)
     p = p - p.mean(0)
     code = torch.cat([z.permute(0, 2, 3, 1).reshape(-1, 4)], 1)
@@ -138,7 +138,7 @@ def test_the_decoder_is_given_the_latents_of_its_very_pictures():
     assert len(which.unique()) > 1
     assert torch.allclose(x[:, 0, 0, 0], which * 40 / 127.5 - 1)
     assert torch.equal(thing[:, 0, 0, 0], (which % 3 == 2).float())
-    # Every second step decodes them; the others what the encoder gives. The loss shows which.
+    # Every second step decodes them, the others the encoder's latents. The loss shows which.
     torch.manual_seed(0)
     players, z = Players(make_vae(), Discriminator()), torch.randn(6, 4, 16, 16)
     loss = sharp_loss(pictures, 0.0, 16, redrawn=z)

@@ -1,4 +1,4 @@
-"""A server on loopback that stands for Replicate, the service that talks to it, and a job with its pictures."""
+"""A loopback server that stands in for Replicate, the service that talks to it, and a job with its pictures."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_trained(server, service, job):
 
 
 def test_the_token_goes_to_the_service_and_nowhere_else(server, service, job, tmp_path, capfd, caplog):
-    """Everything that is written, said or raised while all goes well and while all goes wrong, is searched for it."""
+    """Search everything that is written, printed or raised for it, both when all goes well and when it goes wrong."""
     said = []
     id = service.start(job)
     service.predict("you/model:abc", {"prompt": "x"}, tmp_path / "out", every=0)

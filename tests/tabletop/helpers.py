@@ -18,7 +18,7 @@ drawn = cache(sample_scene)  # framing takes about 10 ms a scene, and many tests
 
 
 def some(split: str, n: int = 300, things: int | None = None) -> list[Scene]:
-    """The first `n` scenes of a split, drawn with so many things."""
+    """The first `n` scenes of a split, with `things` things each."""
     first = SPLITS[split][0]
     return [drawn(seed, things) for seed in range(first, first + n)]
 

@@ -1,4 +1,4 @@
-"""The grammar of captions: what they say, and that it is read back."""
+"""The grammar of captions: what they say, and reading them back."""
 
 from __future__ import annotations
 

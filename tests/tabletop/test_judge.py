@@ -1,4 +1,4 @@
-"""What the judge says of a picture, and how a reading is compared with a prompt."""
+"""What the judge sees in a picture, and how a reading is compared with a prompt."""
 
 from __future__ import annotations
 

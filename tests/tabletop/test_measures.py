@@ -1,4 +1,4 @@
-"""What the judge that the course ships says of the renders that it ships."""
+"""What the course's judge says about the renders that ship with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pieces of the data set that the course ships."""
+"""The parts of the dataset that the course ships."""
 
 from __future__ import annotations
 
