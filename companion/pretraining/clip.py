@@ -152,7 +152,7 @@ def train_clip(
 def retrieval(
     clip: CLIPModel, pictures: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, seed: int = 0
 ) -> dict[str, float]:
-    """Held-out retrieval: how often, in [0, 1], a picture finds its caption among all, before its near miss."""
+    """Held-out retrieval: the shares of pictures that find their caption among all, and prefer it to its near miss."""
     rng = np.random.default_rng(seed)
     images, texts, misses = [], [], []
     for i in range(0, len(scenes), 100):
