@@ -115,7 +115,7 @@ def noise_predictor(
     Raises:
         ValueError: on the call, when there are neither one nor N prompts or scales.
     """
-    unet = unet or pipe.unet
+    unet = pipe.unet if unet is None else unet
     encode = encode or (lambda prompt: encode_prompt(pipe, prompt))
     distinct = list(dict.fromkeys(prompts))
     encoded = torch.cat([encode(prompt) for prompt in distinct])

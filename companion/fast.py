@@ -212,15 +212,15 @@ class Compiled:
         return torch.cat(out)
 
 
-def _fingerprint(part: nn.Module) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """What tells a part's weights from others: the tensors themselves, and the norm of each.
+def _fingerprint(part: nn.Module) -> tuple[tuple[int, int, float], ...]:
+    """What tells a part's weights from others: which tensors they are, their changes in place, their norms.
 
-    torch counts changes in place, but not those through `.data`, by which adapters are merged.
+    torch does not count changes through `.data`, by which adapters are merged; the norms notice those.
     """
     weights = list(part.parameters())
     with torch.no_grad():
-        norms = torch.stack(torch._foreach_norm([w.detach() for w in weights]))
-    return tuple(map(id, weights)), tuple(norms.tolist())
+        norms = torch.stack(torch._foreach_norm([w.detach() for w in weights])).tolist()
+    return tuple((id(w), 0 if w.is_inference() else w._version, norm) for w, norm in zip(weights, norms, strict=True))
 
 
 def _same(part: nn.Module, weights: Path) -> bool:

@@ -87,7 +87,9 @@ def test_changed_weights_draw_with_torch():
         Fast(pipe)
 
 
-@pytest.mark.parametrize("how", ["in place", "through data", "another U-Net", "the decoder", "the text encoder"])
+@pytest.mark.parametrize(
+    "how", ["in place", "turned round in place", "through data", "another U-Net", "the decoder", "the text encoder"]
+)
 def test_weights_that_change_afterwards_are_noticed(how):
     """Also those that torch does not count as changed: adapters are merged through `.data`."""
     pipe = companion.load("tabletop")
@@ -97,6 +99,8 @@ def test_weights_that_change_afterwards_are_noticed(how):
     with torch.no_grad():
         if how == "in place":
             pipe.unet.conv_out.weight.mul_(0.5)
+        elif how == "turned round in place":  # which keeps every norm
+            pipe.unet.conv_out.weight.neg_()
         elif how == "through data":
             pipe.unet.conv_out.weight.data *= 0.5
         elif how == "another U-Net":

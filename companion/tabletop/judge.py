@@ -53,8 +53,8 @@ class Reading:
     def meets(self, wish: Wish) -> dict[str, bool]:
         """For each thing the prompt asks for, whether the picture has it.
 
-        Keys: "count", "kind", "finish", "place", "time", "relation" (only those the prompt names), and "all". Things
-        are matched in the order that the relation gives; where it gives none, in the order that fits best.
+        Keys: "count", "kind", "finish", "place", "time", "relation" (only those the prompt names), and "all". Two
+        things are matched with the prompt's in the order that meets most of it.
         """
         n = len(wish.kinds)
         if len(self.kinds) != n:

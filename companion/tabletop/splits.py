@@ -63,7 +63,7 @@ def _thing(rng: np.random.Generator, kind: str, finish: str) -> Thing:
 
 
 def _at(thing: Thing, x: float, y: float) -> Thing:
-    return Thing(thing.kind, thing.finish, round(float(x), 3), round(float(y), 3), thing.size, thing.yaw, thing.pose)
+    return replace(thing, x=round(float(x), 3), y=round(float(y), 3))
 
 
 def _place(rng: np.random.Generator, first: Thing, second: Thing, relation: str) -> tuple[Thing, Thing]:
@@ -71,7 +71,7 @@ def _place(rng: np.random.Generator, first: Thing, second: Thing, relation: str)
     (low, high), (low2, high2) = ((o[:, 0].min(), o[:, 0].max()) for o in map(outline, (first, second)))
     if relation in ("left of", "right of"):
         left, right = ((low, high), (low2, high2)) if relation == "left of" else ((low2, high2), (low, high))
-        # From the right side of the left thing to the left side of the right one; arms and cars may come closer.
+        # From the right side of the left thing to the left side of the right one.
         gap = left[1] - right[0] + rng.uniform(0.15, 0.55)
         x = (-gap / 2, gap / 2) if relation == "left of" else (gap / 2, -gap / 2)
         y = rng.uniform(-0.3, 0.3, 2)
