@@ -1,6 +1,6 @@
-"""Badges and set-up cells name the repository that they open; a copy of the course must name its own.
+"""Badges and set-up cells name the repository that they open; a copy of the course must name that of the copy.
 
-`companion badges --repo owner/name` writes it into the notebooks and the README, as text: nothing else in them changes.
+`companion badges --repo owner/name` writes it into notebooks, README and CITATION.cff; nothing else in them changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import quote
 import companion
 from companion.files import written
 
-#: What the first code cell of every notebook says. `OWNER/latent-diffusion-course` is what `stamp` replaces.
+#: The first code cell of every notebook. `stamp` replaces `OWNER/latent-diffusion-course`.
 SETUP = """# In Google Colab this fetches the course; anywhere else it does nothing.
 import sys
 
@@ -27,7 +27,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "/content/course")"""
 
 _REPO = r"[\w.-]+/[\w.-]+"
-# What stands before owner/name, owner/name itself, and the branch where there is one.
+# Five groups: the text before owner/name, owner/name, the text after it, the branch or "", and the text after that.
 _PLACES = (
     rf"(colab\.research\.google\.com/github/)({_REPO})(/blob/)([\w.-]+)(/)",
     rf"(mybinder\.org/v2/gh/)({_REPO})(/)([\w.-]+)(\?)",
@@ -48,14 +48,14 @@ def line(name: str, repo: str = "OWNER/latent-diffusion-course", branch: str = "
 
 
 def stamped(text: str, repo: str, branch: str = "main") -> str:
-    """The text with this repository and branch wherever badges and set-up cells name one."""
+    """The text with this repository and branch in place of those that its badges and set-up cells name."""
     for place in _PLACES:
         text = re.sub(place, lambda m: f"{m[1]}{repo}{m[3]}{branch if m[4] else ''}{m[5]}", text)
     return text
 
 
 def stamp(repo: str, branch: str = "main", root: Path | None = None) -> list[Path]:
-    """Stamp the notebooks, the README and CITATION.cff, and give the files that changed.
+    """Write the repository into the notebooks, the README and CITATION.cff, and return the files that changed.
 
     Raises ValueError for a repository that is not owner/name, and for a branch that does not fit into an address.
     """
@@ -78,7 +78,7 @@ def stamp(repo: str, branch: str = "main", root: Path | None = None) -> list[Pat
 
 
 def thumbnail(notebook: Path, width: int = 240) -> bytes:
-    """A small JPEG of a notebook's first widget, as it was committed. Raises ValueError when there is none."""
+    """A small JPEG of a notebook's first stored widget picture. Raises ValueError when there is none."""
     from PIL import Image
 
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
@@ -93,7 +93,7 @@ def thumbnail(notebook: Path, width: int = 240) -> bytes:
 
 
 def thumbnails(root: Path | None = None) -> list[Path]:
-    """Write a thumbnail of every notebook, which the README shows, into notebooks/thumbnails/."""
+    """Write a thumbnail of every notebook for the README into notebooks/thumbnails/, and return their paths."""
     folder = (root or companion.ROOT) / "notebooks"
     made = []
     for notebook in sorted(folder.glob("*.ipynb")):

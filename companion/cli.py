@@ -1,4 +1,4 @@
-"""The `companion` command: a thin layer over the package. What a command needs is imported when it is called."""
+"""The `companion` command: a thin layer over the package. Each command imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 import companion as package
 
-#: Which extra brings a package; the others are in [lab].
+#: The extra that installs each package; a package not named here is in [lab].
 _EXTRAS = {"mitsuba": "build", "drjit": "build", "oidn": "build", "gradio": "space"}
 _EXTRAS |= {"replicate": "replicate", "httpx": "replicate"}
 
@@ -94,7 +94,7 @@ def samplers(
             typer.echo(f"{done} of {total}: {cell.sampler}, {cell.evaluations} evaluations")
 
 
-# Their options are read by the applications that they hand over to, which import torch, the renderer or a client.
+# The next three commands pass their options on to applications that import torch, the renderer or a client.
 _HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -151,7 +151,7 @@ def badges(
 
 
 def _parameters(given: list[str]) -> dict[str, Any]:
-    """["SEED=1", "MODEL=sd15"] as {"SEED": 1, "MODEL": "sd15"}: Python literals where they are, else text."""
+    """Parse ["SEED=1", "MODEL=sd15"] to {"SEED": 1, "MODEL": "sd15"}: a value that is no Python literal stays text."""
     parameters: dict[str, Any] = {}
     for item in given:
         name, equals, value = item.partition("=")
@@ -166,7 +166,7 @@ def _parameters(given: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Say what a user can mend in one sentence, with exit code 2, and leave tracebacks to what only we can."""
+    """Report errors that a user can fix in one sentence, with exit code 2; other errors keep their traceback."""
     try:
         yield
     except ModuleNotFoundError as error:

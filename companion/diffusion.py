@@ -1,13 +1,13 @@
-"""Drawing with latent diffusion: the ground floor that every notebook stands on.
+"""Drawing with latent diffusion: the functions that every notebook builds on.
 
     *steps, last = sample(pipe, "a red ball on grass by day", 7, steps=20, guidance_scale=3.0)
     picture = decode(pipe, last.latents)[0]
 
-`pipe` is a stock StableDiffusionPipeline; nothing here knows which world it draws. Pictures are floats (N, 3, H, W) in
-[-1, 1], on the CPU. Latents are scaled as the U-Net sees them, on its device.
+`pipe` is a stock StableDiffusionPipeline; nothing here depends on which world it draws. Pictures are floats
+(N, 3, H, W) in [-1, 1], on the CPU. Latents are scaled as the U-Net expects them, and are on its device.
 
-Whatever changes what the U-Net says (a ControlNet, an adapter, a compiled graph) is passed as `unet=`: a function of
-(noisy, t, encoder_hidden_states). Guidance and the loop stay what they are.
+Whatever changes the U-Net's prediction (a ControlNet, an adapter, a compiled graph) is passed as `unet=`: a function of
+(noisy, t, encoder_hidden_states). Guidance and the loop stay the same.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from companion.models import seeded
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-#: (noisy (N, C, h, w), t (scalar or (N,)), encoder_hidden_states (N, L, D)) to what the network predicts (N, C, h, w),
-#: as a tensor, or as an output of diffusers that has it as `sample`.
+#: From (noisy (N, C, h, w), t (scalar or (N,)), encoder_hidden_states (N, L, D)) to the network's prediction
+#: (N, C, h, w): a tensor, or an output of diffusers that has it as `sample`.
 UNet = Callable[[Tensor, Tensor, Tensor], Any]
 
 # ---- Sizes, pictures, latents ----------------------------------------------------------------------------------------
 
 
 def picture_size(pipe: StableDiffusionPipeline) -> int:
-    """Width and height in pixels of what the pipeline draws."""
+    """Width and height of the pipeline's pictures, in pixels."""
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
 @torch.no_grad()
 def encode(pipe: StableDiffusionPipeline, pictures: Tensor, batch: int = 16) -> Tensor:
-    """Latents (N, C, H/f, W/f) of pictures: the middle of the encoder's distribution, times the scaling factor."""
+    """Latents (N, C, H/f, W/f) of pictures (N, 3, H, W): the encoder's mean, times the scaling factor."""
     vae = pipe.vae
     parts = [vae.encode(p.to(vae.device, vae.dtype)).latent_dist.mode() for p in pictures.split(batch)]
     return (torch.cat(parts) * vae.config.scaling_factor).to(pipe.unet.dtype)
@@ -47,7 +47,7 @@ def encode(pipe: StableDiffusionPipeline, pictures: Tensor, batch: int = 16) -> 
 
 @torch.no_grad()
 def decode(pipe: StableDiffusionPipeline, latents: Tensor, batch: int = 16) -> Tensor:
-    """Pictures (N, 3, H, W) of latents (N, C, H/f, W/f)."""
+    """Pictures (N, 3, H, W), clamped to [-1, 1], of latents (N, C, H/f, W/f)."""
     vae = pipe.vae
     latents = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype)
     return torch.cat([vae.decode(z).sample.float().cpu().clamp(-1, 1) for z in latents.split(batch)])
@@ -79,9 +79,9 @@ def _starting_noise(pipe: StableDiffusionPipeline, generators: Sequence[torch.Ge
 
 
 def for_each(values: Mapping[str, Any], n: int | None = None) -> list[list]:
-    """Lists of one length `n` (the longest's when it is None), of values that may be given once for all.
+    """Lists of equal length `n` (that of the longest when None): a value that is given once for all is repeated.
 
-    Raises ValueError when a number of values is neither 1 nor `n`.
+    Raises ValueError when the number of values is neither 1 nor `n`.
     """
     lists = {name: [value] if isinstance(value, str | int | float) else list(value) for name, value in values.items()}
     n = n or max(map(len, lists.values()))
@@ -103,17 +103,17 @@ def noise_predictor(
 ) -> Callable[..., Tensor]:
     """`predict(noisy, t)`: what the U-Net predicts, with classifier-free guidance (Ho and Salimans, arXiv 2207.12598).
 
-    The answer is eps_nothing + scale * (eps_text - eps_nothing), of the shape of `noisy` (N, C, h, w). Where all scales
-    are at most 1, the U-Net is asked about the prompts alone, as the stock pipeline does. Further channels of the
-    U-Net's input, such as those of an inpainting model, go behind: `predict(noisy, t, more)`.
+    It returns eps_nothing + scale * (eps_text - eps_nothing), in the shape of `noisy` (N, C, h, w). If all scales are
+    at most 1, the U-Net sees only the prompts and the scales are ignored, as in the stock pipeline. Further channels of
+    the U-Net's input, such as those of an inpainting model, follow: `predict(noisy, t, more)`.
 
     Args:
         prompts, scales: one for each of N pictures, or one for all of them.
-        unet: asked instead of the pipeline's own: anything that answers (noisy, t, encoder_hidden_states).
-        batch: how many pictures go through the U-Net together; all of them when it is None.
-        encode: a prompt's hidden states (1, L, D), where they are not to be computed by `encode_prompt`.
+        unet: used instead of the pipeline's own; see `UNet`.
+        batch: how many pictures go through the U-Net together (both halves of guidance in one call); None for all.
+        encode: gives a prompt's hidden states (1, L, D); `encode_prompt` by default.
     Raises:
-        ValueError: on the call, when there are neither one nor N prompts or scales.
+        ValueError: by `predict`, when the number of prompts or scales is neither one nor N.
     """
     unet = pipe.unet if unet is None else unet
     encode = encode or (lambda prompt: encode_prompt(pipe, prompt))
@@ -160,9 +160,9 @@ class Step:
     """One step of sampling a batch of N.
 
     Attributes:
-        index, timestep: 0, 1, ...; the scheduler's timestep, from about 999 down.
+        index, timestep: 0, 1, ...; the scheduler's timestep, from 999 (noise) to 0.
         noisy: (N, C, h, w), what the U-Net was given.
-        x0: (N, C, h, w), the clean latents that it believes in, as the scheduler used them.
+        x0: (N, C, h, w), the predicted clean latents, as the scheduler used them.
         latents: (N, C, h, w), after the step; those of the last step are the result.
     """
 
@@ -174,7 +174,7 @@ class Step:
 
 
 def fresh(scheduler: Any) -> Any:
-    """A scheduler with the same settings that has seen no step yet: schedulers remember earlier ones."""
+    """A new scheduler with the same settings: a used one remembers its earlier steps."""
     return type(scheduler).from_config(scheduler.config)
 
 
@@ -187,12 +187,12 @@ def denoise(
     generators: Sequence[torch.Generator] = (),
     keep: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Iterator[Step]:
-    """The loop: from latents (N, C, h, w) at the first of `timesteps`, yielding each step.
+    """The sampling loop: from latents (N, C, h, w) at the first of `timesteps`, yielding each step.
 
     Args:
-        predict: the noise in (noisy latents, timestep), as from `noise_predictor`.
-        generators: one for each picture; ancestral samplers add noise at each step.
-        keep: changes the latents after each step, given its index.
+        predict: the U-Net's prediction for (noisy latents, timestep), as from `noise_predictor`.
+        generators: one for each picture, for samplers that add noise at each step (ancestral ones).
+        keep: given each step's index and latents, returns the latents to continue from.
     """
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": list(generators) or None} if takes_generator else {}
@@ -206,7 +206,7 @@ def denoise(
 
 
 def _believed_x0(scheduler: Any, out: Any, eps: Tensor, t: Tensor, latents: Tensor) -> Tensor:
-    """The clean latents that a scheduler's step went by."""
+    """The predicted clean latents that a scheduler's step used."""
     if getattr(out, "pred_original_sample", None) is not None:
         return out.pred_original_sample
     if getattr(scheduler.config, "algorithm_type", "").endswith("++") and getattr(scheduler, "model_outputs", None):
@@ -233,19 +233,19 @@ def sample(
     noise: Tensor | None = None,
     unet: UNet | None = None,
 ) -> Iterator[Step]:
-    """Draw with guidance, yielding each step.
+    """Draw with classifier-free guidance, yielding each step.
 
-    The last step's latents, decoded, are what the stock pipeline draws with the same prompts and seeds; its scheduler
-    is left as it was.
+    The last step's latents, decoded, are what the stock pipeline draws with the same prompts and seeds. The pipeline's
+    scheduler is not changed.
 
     Args:
         prompts, seeds: one prompt for all seeds, one seed for all prompts, or as many of both.
-        guidance_scale: one for all, or one for each picture; 1 asks the U-Net about the prompt alone.
-        scheduler: another than the pipeline's own.
-        noise: standard normal latents (N, C, h, w) to start from instead of those of the seeds.
-        unet: asked instead of the pipeline's own (see `noise_predictor`).
+        guidance_scale: one for all, or one for each picture; 1 means the prompt alone, without guidance.
+        scheduler: its type and settings are used instead of those of the pipeline's scheduler.
+        noise: standard normal latents (N, C, h, w) to start from, instead of those of the seeds.
+        unet: used instead of the pipeline's own (see `noise_predictor`).
     Raises:
-        ValueError: when the numbers of prompts, seeds and guidance scales do not fit.
+        ValueError: when the numbers of prompts, seeds and guidance scales do not match.
     """
     prompts, seeds, scales = for_each(
         {"prompts": prompts, "seeds": seeds, "guidance scales": guidance_scale}, None if noise is None else len(noise)

@@ -1,7 +1,7 @@
-"""Is this machine ready for the course? One line a check, with the way out of each failure.
+"""Is this machine ready for the course? One line for each check, and how to fix each failure.
 
-Run as `companion doctor`, or as `python -m companion.doctor` where even the command's own packages are missing: nothing
-here is imported from outside the standard library before it is known to be there.
+Run it as `companion doctor`, or as `python -m companion.doctor` where even the packages that this command needs are
+missing: a missing package outside the standard library is reported, and does not stop the checks.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from companion import files, models
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 GB = 1e9
 
-#: Pythons that the tests run with, or that Colab has.
+#: The oldest and the newest Python that the tests run with or that Colab has.
 PYTHONS = ((3, 11), (3, 13))
-#: Free memory and disk in GB: below the first the course does not run; below the second something of it does not.
+#: Free memory and disk in GB: below the first value the course does not run, below the second some of it does not.
 MEMORY = (1.5, 3.0)
 DISK = (0.5, 6.0)
-#: With an older torchao installed, every injection of an adapter by peft ends in an ImportError.
+#: With an older torchao installed, peft raises ImportError whenever it injects an adapter.
 TORCHAO = "0.16.0"
-#: The browser's half of ipywidgets, by ipywidgets' major version: package and the major version that fits.
+#: The browser part of ipywidgets, by ipywidgets' major version: its package, and that package's fitting major version.
 MANAGER = {"7": ("jupyterlab_widgets", "1"), "8": ("jupyterlab_widgets", "3")}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `status` is "OK", "WARN" (a part of the course will not work) or "FAIL"."""
+    """The result of one check. `status` is "OK", "WARN" (a part of the course may not work) or "FAIL"."""
 
     name: str
     status: str
@@ -44,12 +44,12 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Everything the course needs of this machine, in the order to mend it in."""
+    """Check everything that the course needs from this machine, in the order in which to fix it."""
     return [python(), *packages(), torchao(), memory(), disk(), device(), weights(), widgets()]
 
 
 def report(found: list[Check] | None = None) -> None:
-    """Print a line for each check, the fix below each that is not OK, and what to do next."""
+    """Print a line for each check, the fix below it where there is one, and what to do next."""
     found = checks() if found is None else found
     for check in found:
         print(f"[{check.status}]".ljust(7), check.name.ljust(10), check.detail)
@@ -60,7 +60,7 @@ def report(found: list[Check] | None = None) -> None:
 
 
 def python() -> Check:
-    """Python's version."""
+    """Whether Python's version is one that the course is tested with."""
     version, now = platform.python_version(), sys.version_info[:2]
     (low, high) = PYTHONS
     span = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
@@ -72,7 +72,7 @@ def python() -> Check:
 
 
 def packages() -> list[Check]:
-    """Every package against the ranges in pyproject.toml: one line when all is well, else one for each that is not."""
+    """Compare packages with the ranges in pyproject.toml: a line for all in range, and one for each that is not."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -84,7 +84,7 @@ def packages() -> list[Check]:
         return [Check("packages", FAIL, detail, "run `pip install -e .` in a clone of the repository")]
 
     good, bad = [], []
-    # What only runs notebooks is a warning: Colab and Binder bring their own.
+    # A missing package that only runs notebooks is just a warning: Colab and Binder bring their own.
     groups = [(project["dependencies"], FAIL, "")]
     if not in_colab():
         groups.append((project["optional-dependencies"]["lab"], WARN, " (for `companion run` and `make lab`)"))
@@ -103,7 +103,7 @@ def packages() -> list[Check]:
 
 
 def torchao() -> Check:
-    """The trap of Colab's torchao: peft refuses to work beside an old one, though the course never uses it."""
+    """Colab installs torchao. The course never uses it, but peft fails when an old one is installed."""
     version = _version("torchao")
     if version is not None and _numbers(version) < _numbers(TORCHAO):
         detail = f"torchao {version} makes peft fail (it wants {TORCHAO} or none)"
@@ -112,7 +112,7 @@ def torchao() -> Check:
 
 
 def memory() -> Check:
-    """Memory that is free now, a container's limit included."""
+    """Memory that is free now, within a container's limit where there is one."""
     try:
         import psutil
     except ImportError:
@@ -131,7 +131,7 @@ def memory() -> Check:
 
 
 def disk() -> Check:
-    """Room beside the notebooks, and for the hub's models."""
+    """Free disk space for the course, and for models from the hub."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     home = next(folder for folder in (home, *home.parents) if folder.is_dir())
     here, cache = shutil.disk_usage(companion.ROOT).free, shutil.disk_usage(home).free
@@ -145,10 +145,10 @@ def disk() -> Check:
 
 
 def device() -> Check:
-    """What torch computes on."""
+    """The device that torch computes on."""
     try:
         import torch
-    except (ImportError, OSError) as error:  # OSError: a library of torch's own is missing
+    except (ImportError, OSError) as error:  # OSError: a shared library that torch loads is missing
         fix = "install it as pytorch.org/get-started says for this machine"
         return Check("device", FAIL, f"torch does not import: {error}", fix)
     if torch.cuda.is_available():
@@ -162,7 +162,7 @@ def device() -> Check:
 
 
 def weights() -> Check:
-    """The models in the clone: all there, and byte for byte what was committed."""
+    """Whether the models in the clone are complete, and byte for byte what was committed."""
     restore = "git checkout -- data/models"
     try:
         folder = companion.DATA / "models"
@@ -181,7 +181,7 @@ def weights() -> Check:
 
 
 def widgets() -> Check:
-    """ipywidgets and anywidget, and the half of them that runs in the browser."""
+    """Whether ipywidgets and anywidget are installed, and the part that runs in the browser fits them."""
     ipywidgets, anywidget = _version("ipywidgets"), _version("anywidget")
     if ipywidgets is None or anywidget is None:
         missing = "ipywidgets" if ipywidgets is None else "anywidget"
@@ -200,7 +200,7 @@ def widgets() -> Check:
 
 
 def in_colab() -> bool:
-    """Whether this is Google Colab, in the kernel or in a process that it started."""
+    """Whether this runs in Google Colab: in its kernel, or in a process that the kernel started."""
     return "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ
 
 
@@ -216,14 +216,14 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _container(root: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int]:
-    """Memory limit of a container and what it uses, in bytes; (None, 0) outside of one."""
+    """A container's memory limit and the memory it uses, in bytes; (None, 0) when no limit is found."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
             return int((root / limit).read_text(encoding="utf-8")), int((root / used).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not Linux, the other version of control groups, or "max"
+        except (OSError, ValueError):  # not Linux, the other version of control groups, or "max": no limit
             continue
     return None, 0
 

@@ -3,14 +3,13 @@
     draw = faster(pipe)
     picture = draw("a red ball on grass by day", generator=seeded(0), num_inference_steps=20).images[0]
 
-Stock torch chooses a kernel anew for each of some hundreds of small operations a step, and reorders every
-convolution's weights each time. OpenVINO compiles the whole network once, for one shape. The graphs lie beside the
-weights (`graph.onnx`); they hold no weights of their own but point into the safetensors file, so there is one copy of
-them.
+In every step, plain torch chooses a kernel anew for each of some hundreds of small operations, and reorders every
+convolution's weights. OpenVINO compiles the whole network once for each input shape. The graphs (`graph.onnx`) are
+stored beside the weights and point into the safetensors file, so the weights are stored only once.
 
-Prompts are encoded once and kept, and the two halves of guidance run side by side, each on its half of the cores. Plain
-torch remains what the course teaches with: hooks, gradients and finetuned weights need it. When the pipeline's weights
-change after the networks were compiled, `Fast` notices, and asks torch from then on.
+Prompts are encoded once and kept, and the two halves of guidance run side by side, each on half of the cores. The
+course teaches with plain torch all the same: hooks, gradients and finetuned weights need it. When the weights of a
+network change after it was compiled, `Fast` notices at the next picture, and runs that network with torch from then on.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ if TYPE_CHECKING:
 
 WEIGHTS, GRAPH = "diffusion_pytorch_model.safetensors", "graph.onnx"
 KEPT = 64  # prompts whose text states are kept
-SHAPES = 4  # shapes that a network stays compiled for
+SHAPES = 4  # input shapes that each network stays compiled for
 
 
 def faster(pipe: StableDiffusionPipeline) -> Fast | StableDiffusionPipeline:
-    """A `Fast` drawer where it can be had, else the pipeline itself: the two are called alike and draw alike.
+    """A `Fast` drawer where that is possible, else the pipeline itself: both draw the same for the same arguments.
 
-    It can be had on a CPU, with openvino installed (the extra `[lab]` has it), for a pipeline that came from a
-    folder with graphs and whose weights are still that folder's: one that was finetuned draws with plain torch.
+    It is possible on a CPU, with openvino installed (the extra `[lab]` has it), for a pipeline that was loaded from a
+    folder with graphs and still has that folder's weights: a finetuned one draws with plain torch.
     """
     try:
         return Fast(pipe)
@@ -51,11 +50,11 @@ class Fast:
     """Draws with OpenVINO what `pipe` draws with torch: the same latents to about 1e-5.
 
     Args:
-        pipe: a stock text-to-image pipeline on the CPU. Its scheduler is used as it is when a picture is drawn.
+        pipe: a stock text-to-image pipeline on the CPU. A picture is drawn with the scheduler that it has by then.
         threads: CPU threads; torch's number by default.
     Raises:
         ImportError: openvino is not installed.
-        LookupError: there is no graph of these very weights, or the pipeline is not on a CPU; the sentence says which.
+        LookupError: the folder lacks graphs, its weights are not the pipeline's, or the pipeline is not on a CPU.
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, threads: int | None = None) -> None:
@@ -67,10 +66,10 @@ class Fast:
         self._changed: set[str] = set()
 
     def look(self) -> set[str]:
-        """Compare the pipeline's weights with those that it began with; returns the parts that differ.
+        """Notice changed weights, and return the parts ("unet", "vae") that now run with torch, since theirs changed.
 
-        Drawing a picture does so by itself, which takes a few milliseconds. Call it before `noise_pred` and `decode`
-        are asked directly, if weights may have changed.
+        Drawing a picture calls this, which takes a few milliseconds. If weights may have changed, call it yourself
+        before you call `noise_pred` or `decode` directly.
         """
         for name, before in self._seen.items():
             now = _fingerprint(getattr(self.pipe, name))
@@ -81,7 +80,7 @@ class Fast:
         return self._changed - {"text_encoder"}
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """The text encoder's states (1, L, D) of a prompt, from memory when it was asked for lately."""
+        """The text encoder's states (1, L, D) of a prompt; those of the last `KEPT` prompts are remembered."""
         if prompt not in self._states:
             self._states[prompt] = encode_prompt(self.pipe, prompt)
             if len(self._states) > KEPT:
@@ -90,14 +89,14 @@ class Fast:
         return self._states[prompt]
 
     def noise_pred(self, x: Tensor, t: float | Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        """The U-Net's prediction (B, C, h, w) for latents x (B, C, h, w), timesteps t and text (B, L, D)."""
+        """The U-Net's prediction (B, C, h, w) for latents x (B, C, h, w), timesteps t (one or B) and text (B, L, D)."""
         t = torch.as_tensor(t, dtype=torch.float32).expand(len(x))
         if "unet" in self._changed:
             return self.pipe.unet(x, t, encoder_hidden_states).sample
         return self._unet(x=x, t=t, states=encoder_hidden_states)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), about in [-1, 1], of latents (B, C, h, w) as the U-Net sees them."""
+        """Pictures (B, 3, H, W), in about [-1, 1] (not clamped), of latents (B, C, h, w) as the U-Net sees them."""
         z = latents / self.pipe.vae.config.scaling_factor
         return self.pipe.vae.decode(z).sample if "vae" in self._changed else self._decoder(z=z)
 
@@ -113,13 +112,13 @@ class Fast:
         latents: Tensor | None = None,
         output_type: str = "pil",
     ) -> Any:
-        """Pictures of prompts, called as the stock pipeline is, with the same answer.
+        """Draw as the stock pipeline does, with the same result, but in 20 steps by default (the stock default is 50).
 
         Args:
-            latents: starting noise (B, C, h, w) instead of the generator's.
-            output_type: "pil", "np", "pt" (pictures) or "latent".
+            latents: standard normal noise (B, C, h, w) to start from, instead of the generator's.
+            output_type: "pil"; "np" (B, H, W, 3) or "pt" (B, 3, H, W), both in [0, 1]; or "latent".
         Returns:
-            a StableDiffusionPipelineOutput, whose `images` hold one picture a prompt.
+            a StableDiffusionPipelineOutput, whose `images` hold one picture for each prompt.
         """
         from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
         from diffusers.utils.torch_utils import randn_tensor
@@ -151,13 +150,13 @@ class Fast:
 class Compiled:
     """A pipeline's U-Net or VAE decoder, from the graph in the folder it was loaded from: a function of named tensors.
 
-    It is compiled for one sample of a shape when that shape first comes, which takes about a second, and the samples of
-    a batch are taken one by one: on a CPU that is as fast as a batch, and a fifth faster than a graph for any shape.
+    The first input of a shape compiles it for one sample of that shape, which takes about a second. The samples of a
+    batch run separately: on a CPU that is as fast as a batch, and a fifth faster than a graph for any shape.
 
     Args:
         part: the model, with its weights as they are in the folder.
         threads: CPU threads in all; torch's number by default.
-        side_by_side: how many samples run at a time, each with its share of the threads.
+        side_by_side: how many samples run at a time, sharing the threads equally.
     Raises:
         ImportError, LookupError: as `Fast` does.
     """
@@ -177,7 +176,7 @@ class Compiled:
         self._options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": min(side_by_side, threads),
-            "INFERENCE_PRECISION_HINT": "f32",  # some CPUs would take bfloat16, and draw other pictures
+            "INFERENCE_PRECISION_HINT": "f32",  # some CPUs would use bfloat16, and draw different pictures
             "ENABLE_CPU_PINNING": False,  # two notebooks at once would be pinned to the same cores
         }
         self._queues: OrderedDict[tuple, AsyncInferQueue] = OrderedDict()
@@ -197,7 +196,7 @@ class Compiled:
         return self._queues[key]
 
     def __call__(self, **inputs: Tensor) -> Tensor:
-        """The network's output (B, ...) for inputs (B, ...), each by its name in the graph."""
+        """The network's output (B, ...) for inputs (B, ...), each given by its name in the graph."""
         queue = self._queue({name: tuple(v.shape[1:]) for name, v in inputs.items()})
         samples = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
         out: list[Tensor] = [torch.empty(0)] * len(samples)
@@ -213,9 +212,9 @@ class Compiled:
 
 
 def _fingerprint(part: nn.Module) -> tuple[tuple[int, int, float], ...]:
-    """What tells a part's weights from others: which tensors they are, their changes in place, their norms.
+    """Identifies a part's weights: each tensor's identity, its count of in-place changes, and its norm.
 
-    torch does not count changes through `.data`, by which adapters are merged; the norms notice those.
+    torch does not count changes through `.data`, which is how adapters are merged; the norms show those.
     """
     weights = list(part.parameters())
     with torch.no_grad():
@@ -224,7 +223,7 @@ def _fingerprint(part: nn.Module) -> tuple[tuple[int, int, float], ...]:
 
 
 def _same(part: nn.Module, weights: Path) -> bool:
-    """Whether a model's weights are those in the file."""
+    """Whether a model's weights equal those in the file, in the model's precision."""
     from safetensors.torch import load_file
 
     stored, now = load_file(weights), part.state_dict()
@@ -250,13 +249,11 @@ class _Decoder(nn.Module):
 
 
 def write_graphs(folder: Path) -> Iterator[str]:
-    """Write the graphs of a pipeline's folder beside the weights they point into (building needs onnx and onnxscript).
-
-    Yields a line for each.
+    """Write the graphs of a pipeline's U-Net and decoder beside the weights they point into, yielding a line for each.
 
     Raises:
         ImportError: onnx or onnxscript is missing (the extra `[build]`).
-        ValueError: the weights are not in one safetensors file.
+        FileNotFoundError: the weights of a network are not in one safetensors file, named `WEIGHTS`.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -265,7 +262,7 @@ def write_graphs(folder: Path) -> Iterator[str]:
     side = unet.config.sample_size
     x = torch.randn(2, unet.config.in_channels, side, side)
     states = torch.randn(2, 7, unet.config.cross_attention_dim)
-    batch = torch.export.Dim("batch", max=63)  # torch traces larger ones differently
+    batch = torch.export.Dim("batch", max=63)  # torch traces larger batches differently
     any_ = torch.export.Dim.DYNAMIC
     area = {0: batch, 2: any_, 3: any_}
     shapes = {"x": area, "t": {0: batch}, "states": {0: batch, 1: any_}}
@@ -274,7 +271,7 @@ def write_graphs(folder: Path) -> Iterator[str]:
 
 
 def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Path) -> str:
-    """Export a model, and replace every weight in the graph by its place in the safetensors file."""
+    """Export a model, with every weight in the graph replaced by a reference to its place in the safetensors file."""
     import json
     import struct
     import warnings
@@ -285,7 +282,7 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        # optimize=False: folding would make new tensors of the weights, and they could not be found in the file.
+        # optimize=False: constant folding would turn weights into new tensors, which are not in the file.
         program = torch.onnx.export(
             model,
             kwargs=inputs,
@@ -295,7 +292,7 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
             optimize=False,
             verbose=False,
         )
-    assert program is not None  # as it is when dynamo exports
+    assert program is not None  # only the exporter without dynamo returns None
     proto = program.model_proto
     with (folder / WEIGHTS).open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
@@ -321,7 +318,7 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
         proto.graph.ClearField(field)
     proto.graph.initializer.extend(stored)
     proto.graph.node.extend(nodes)
-    for node in proto.graph.node:  # where in torch each came from, with this machine's paths
+    for node in proto.graph.node:  # these fields tell where in torch each came from, with this machine's paths
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     with written(folder / GRAPH) as temporary:

@@ -1,7 +1,7 @@
-"""The course's figures, all in one style: a title, units on the axes, and a line below that says what to see.
+"""The course's figures, all in one style: a title, units on the axes, and a caption below that says what to see.
 
-Every function returns a matplotlib figure, which a notebook shows when it is the last value of a cell. Nothing here
-uses pyplot, so no figure is shown twice or kept in memory.
+Each plotting function returns a matplotlib figure, which a notebook shows when it is the last value of a cell. Nothing
+here uses pyplot, so no figure is shown twice or kept in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from PIL import Image
 
 T = TypeVar("T")
 
-#: Told apart by readers with any colour vision, and in print (Okabe and Ito, 2008).
+#: Colours that readers with any colour vision can tell apart, also in print (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 INK, FAINT = "#222222", "#666666"
 STYLE = {
@@ -48,9 +48,9 @@ STYLE = {
     "ytick.color": INK,
     "ytick.labelsize": 8.5,
 }
-DPI = 80  # a page of figures must stay small
+DPI = 80  # a notebook with many figures must stay small
 WIDTH = 8.0  # inches
-#: From nothing to much, see-through at nothing: laid over a picture.
+#: Colours for a map that is laid over a picture: transparent at 0, orange, then yellow at 1.
 HEAT = LinearSegmentedColormap.from_list("heat", [(1, 0.2, 0.1, 0), (1, 0.45, 0.1, 0.55), (1, 0.95, 0.3, 0.9)])
 
 #: A picture: PIL, uint8 (H, W, 3), or floats (3, H, W) in [-1, 1].
@@ -60,8 +60,8 @@ Picture = Any
 class _Figure(Figure):
     """A figure that shows itself in a notebook, whether or not pyplot is used there.
 
-    Lines and bars are stored as PNG of 256 colours, pictures as JPEG, which takes a quarter of the room: a notebook of
-    thirty figures must stay below 1 MB.
+    Lines and bars are stored as PNG with 256 colours, and pictures as JPEG, which takes a quarter of the space: a
+    notebook of thirty figures must stay below 1 MB.
     """
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
@@ -101,9 +101,9 @@ def _new(
 
 
 def as_array(picture: Picture) -> np.ndarray:
-    """A picture in any of the forms above as uint8 (H, W, 3).
+    """A picture in any form of `Picture`, as uint8 (H, W, 3).
 
-    Raises ValueError for another form, with the form it has.
+    Raises ValueError for anything else; the message names the shape and type that it got.
     """
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
@@ -125,13 +125,13 @@ def as_pil(picture: Picture, width: int | None = None) -> Image.Image:
     image = Image.fromarray(as_array(picture))
     if width is None or width == image.width:
         return image
-    # Small latents and pictures are enlarged with their pixels to be seen; a large picture shrinks smoothly.
+    # What is enlarged three times or more shows its pixels; everything else is resized smoothly.
     how = Image.Resampling.LANCZOS if width < 3 * image.width else Image.Resampling.NEAREST
     return image.resize((width, round(width * image.height / image.width)), how)
 
 
 def broken(text: str, width: int = 16) -> str:
-    """A prompt in lines of about `width` letters, to stand beside or above a picture."""
+    """A prompt in lines of at most `width` letters, to be set beside or above a picture."""
     return "\n".join(textwrap.wrap(text, width))
 
 
@@ -152,17 +152,17 @@ def grid(
     unit: str = "",
     limit: float | None = None,
 ) -> Figure:
-    """Pictures, or maps (H, W) of signed numbers, in a grid; `items` go row by row.
+    """Pictures, or maps (H, W) of signed numbers, in a grid that `items` fill row by row.
 
     Args:
         labels: a line above each item.
-        columns: items a row; all in one row when it is not given.
+        columns: items per row; by default all are in one row.
         row_names, column_names: names at the left and at the top.
-        size: width of an item in inches; what fits the page when it is not given.
-        unit: what a map's numbers are, written at the colour bar, which is drawn only with it.
-        limit: a map's colours go from -limit to limit; the largest magnitude of all when it is not given.
+        size: width of an item in inches; by default what fits the page, 1.7 at most.
+        unit: the unit of the maps' numbers, written beside the colour bar; without it no bar is drawn.
+        limit: a map's colours go from -limit to limit; by default the largest magnitude in all maps.
     Raises:
-        ValueError: when there is nothing to show, or a number of labels that does not fit.
+        ValueError: when there is nothing to show, or there are not as many labels as items.
     """
     items = list(items)
     if not items:
@@ -219,12 +219,12 @@ def overlays(
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """A picture, and beside it the same picture under each map (H, W) of numbers >= 0, brightest at its own maximum.
+    """A picture, and beside it the same in grey under each map (H, W) of numbers >= 0, scaled to a maximum of 1.
 
-    `boxes` draws a frame on the maps of that name: left, top, right, bottom as fractions of the picture.
+    `boxes` draws a frame on the map of the same name: left, top, right, bottom as fractions of the picture.
     """
     array = as_array(picture)
-    grey = np.repeat(array.mean(2, keepdims=True), 3, 2).astype(np.uint8)  # so that colour means attention alone
+    grey = np.repeat(array.mean(2, keepdims=True), 3, 2).astype(np.uint8)  # so that all colour comes from the map
     high, wide = array.shape[:2]
     names = ["", *maps]
     columns = min(columns, len(names))
@@ -276,8 +276,8 @@ def curves(
         log: a logarithmic y axis.
         log_x: a logarithmic x axis, with the values of `x` as its ticks.
         points: mark each value.
-        errors: for some of the lines, the lower and the upper ends (2, N) of what is plausible for each value.
-        levels: named horizontal lines to compare with.
+        errors: for some of the lines, the lower and upper ends (2, N) of each value's confidence interval.
+        levels: named horizontal lines to compare with, three at most (more are not drawn).
     """
     with rc_context(STYLE):
         figure, axes = _new(WIDTH, height, 1, 1, title, caption)
@@ -315,7 +315,7 @@ def bars(
     form: str = "{:.3g}",
     height: float = 2.4,
 ) -> Figure:
-    """Bars side by side: for each series (a colour) a value for each category; `errors` holds lower and upper ends."""
+    """Bars side by side: for each series (a colour) a value for each category; `errors` holds the ends of intervals."""
     series, categories = list(groups), list(dict.fromkeys(c for values in groups.values() for c in values))
     width = 0.8 / len(series)
     with rc_context(STYLE | {"axes.grid.axis": "y"}):
@@ -346,7 +346,7 @@ def _colours() -> list[str]:
 
 
 class Table:
-    """Rows of text, shown as a table in a notebook and aligned in plain text elsewhere."""
+    """Rows of text: a table in a notebook, aligned plain text elsewhere. `links` maps a cell's text to an address."""
 
     def __init__(self, header: Sequence[str], rows: Iterable[Sequence[Any]], links: Mapping[str, str] | None = None):
         self.header, self.links = [str(h) for h in header], dict(links or {})
@@ -371,11 +371,11 @@ class Table:
         return f'<a href="{html.escape(self.links[text])}">{escaped}</a>' if text in self.links else escaped
 
 
-# ---- What changes while it is looked at ------------------------------------------------------------------------------
+# ---- Live output -----------------------------------------------------------------------------------------------------
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel shows what is displayed."""
+    """Whether this runs in a Jupyter kernel."""
     try:
         from IPython import get_ipython
     except ImportError:
@@ -384,13 +384,13 @@ def in_notebook() -> bool:
 
 
 class Live:
-    """A place below a cell where one thing is shown after another. Outside a notebook it shows nothing."""
+    """An output below a cell that shows one thing after another. Outside a notebook it shows nothing."""
 
     def __init__(self) -> None:
         self._handle: Any = None
 
     def show(self, thing: Any) -> None:
-        """Put `thing` in the place of what was shown before."""
+        """Show `thing` in place of what was shown before."""
         if not in_notebook():
             return
         if self._handle is None:
@@ -416,11 +416,11 @@ class _Bar:
 
 
 def progress(things: Iterable[T], total: int, label: str, note: Any = None, every: float = 0.5) -> Iterator[T]:
-    """Pass `things` on, showing a bar while they come and one line at the end: how many, and in how many seconds.
+    """Yield `things`, showing a progress bar; at the end it says how many came and in how many seconds.
 
     Args:
-        note: a function of a thing to the text shown beside the bar.
-        every: seconds between two looks.
+        note: gives the text beside the bar for a thing.
+        every: seconds between two updates of the bar.
     """
     live, begin, shown, done = Live(), time.monotonic(), -1e9, 0
     text = label

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and checksums that say whether they still are what they were."""
+"""Files that are written whole or not at all, and checksums that tell whether a file has changed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: What a model is loaded from; its pictures and notes may change freely.
+#: Suffixes of the files that a model is loaded from. Only these have checksums: pictures and notes may change freely.
 LOADED = (".safetensors", ".json", ".txt", ".onnx")
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; what was written there takes the place of `path` when the block ends without an error."""
+    """Yield a temporary path. What is written there replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -38,7 +38,7 @@ def sha256(path: Path) -> str:
 
 
 def write_checksums(folder: Path) -> Path:
-    """Write `folder`/checksums.json: the SHA-256 of every file in a folder of `folder` that a model is loaded from."""
+    """Write `folder`/checksums.json: the SHA-256 of every file in its subfolders that a model is loaded from."""
     target = folder / "checksums.json"
     found = [p for p in sorted(folder.glob("*/**/*")) if p.suffix in LOADED and p.is_file()]
     with written(target) as temporary:
@@ -48,9 +48,9 @@ def write_checksums(folder: Path) -> Path:
 
 
 def damage(folder: Path, under: str = "") -> list[str]:
-    """What is wrong with the files that `folder`/checksums.json lists, one line a file; `under` picks by start of path.
+    """What is wrong with the files that `folder`/checksums.json lists, a line for each bad file.
 
-    Raises FileNotFoundError when there is no checksums.json.
+    Only files whose path starts with `under` are checked. Raises FileNotFoundError when there is no checksums.json.
     """
     sums: dict[str, str] = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
     problems = []

@@ -1,11 +1,11 @@
-"""The editor of notebook 03: drawing that starts from a picture, or is held to a part of one.
+"""The edits of notebook 03: drawing that starts from a picture, or keeps a part of one.
 
     *steps, last = img2img(pipe, picture, "a blue cube on snow", 7, strength=0.6, steps=20, guidance_scale=3.0)
     *steps, last = inpaint(pipe, picture, mask, "a blue cube on snow", 7, steps=20, guidance_scale=3.0)
     result = composite(picture, decode(pipe, last.latents), mask)
 
 Pictures are floats (N, 3, H, W) in [-1, 1], on the CPU. Masks are floats (N, 1, H, W), 1 where something new is drawn.
-The loop is the one of `companion.diffusion`; only its beginning differs, and what is kept after each step.
+`img2img` and `inpaint` use the loop of `companion.diffusion`: only the start, and what is kept after a step, differ.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def timesteps_from_strength(scheduler: Any, steps: int, strength: float, device:
 
 @torch.no_grad()
 def _encode_sampled(pipe: StableDiffusionPipeline, pictures: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Latents drawn from the encoder's distribution with each picture's own generator, as the stock pipelines do."""
+    """Latents sampled from the encoder's distribution, one generator for each picture, as in the stock pipelines."""
     vae = pipe.vae
     parts = []
     for picture, generator in zip(pictures.to(vae.device, vae.dtype), generators, strict=True):
@@ -84,7 +84,7 @@ def _noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Batch:
-    """As many pictures as prompts, guidance scales and generators."""
+    """Pictures, prompts, guidance scales and generators, equally many of each."""
 
     pictures: Tensor
     prompts: list[str]
@@ -129,9 +129,9 @@ def img2img(
     The last step's latents, decoded, are what `StableDiffusionImg2ImgPipeline` draws with the same seeds.
 
     Args:
-        strength: how much of the way back to noise, in (0, 1]; int(steps * strength) steps are taken.
+        strength: how far back towards noise it starts, in (0, 1]; int(steps * strength) steps are taken.
     Raises:
-        ValueError: for a strength or sizes that do not do, or numbers of pictures, prompts and seeds that do not fit.
+        ValueError: for an unusable strength or size, or numbers of pictures, prompts and seeds that do not match.
     """
     batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
     scheduler = fresh(scheduler or pipe.scheduler)
@@ -147,13 +147,13 @@ def img2img(
 
 
 def as_mask(mask: Any, high: int, wide: int) -> Tensor:
-    """A mask in any usual form as floats (N, 1, H, W) of 0 and 1; from 0.5 (or 128 of 255) on it counts as 1.
+    """A mask in any usual form as floats (N, 1, H, W) of 0 and 1; values from 0.5 (or 128 of 255) up become 1.
 
     Args:
         mask: (H, W), (N, H, W) or (N, 1, H, W): booleans, uint8 of 0 to 255, or floats in [0, 1]; or a PIL picture.
         high, wide: the size that it must have.
     Raises:
-        ValueError: for another size, values outside the range, or a mask that is empty.
+        ValueError: for another size, values outside the range, or a mask that is 0 everywhere.
     """
     if hasattr(mask, "convert"):
         mask = np.asarray(mask.convert("L"))
@@ -176,7 +176,7 @@ def as_mask(mask: Any, high: int, wide: int) -> Tensor:
 def shrink_mask(mask: Tensor, factor: int, cover: Literal["nearest", "any"] = "nearest") -> Tensor:
     """A mask (N, 1, H, W) at the size of the latents, (N, 1, H/factor, W/factor).
 
-    "nearest" looks at one pixel of each patch, as the stock pipeline does; "any" takes a patch that the mask touches.
+    "nearest" takes one pixel of each patch, as the stock pipeline does; "any" masks every patch that the mask touches.
     """
     if cover == "any":
         return F.max_pool2d(mask, factor)
@@ -186,7 +186,7 @@ def shrink_mask(mask: Tensor, factor: int, cover: Literal["nearest", "any"] = "n
 def composite(source: Tensor, result: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
     """`result` where the mask is 1, `source` where it is 0, exactly; all (N, 3, H, W), the mask (N, 1, H, W).
 
-    feather: the width in pixels, inside the mask, of a soft transition.
+    feather: the width in pixels of a soft transition inside the mask.
     """
     if feather > 0:
         inside = [
@@ -198,11 +198,11 @@ def composite(source: Tensor, result: Tensor, mask: Tensor, feather: int = 0) ->
 
 
 def seam(pictures: Tensor, mask: Tensor) -> Tensor:
-    """How much the mask's edge shows in each picture (N, 3, H, W): steps across it less steps beside it, (N,).
+    """How much the mask's edge shows in each picture (N, 3, H, W): the mean step across it minus that beside it, (N,).
 
-    A step is the absolute difference of two neighbouring pixels in grey levels of 255, a mean over channels. Those
-    beside the edge lie wholly inside or wholly outside, and touch a pixel at the edge. At 0 the edge cannot be told
-    from its surroundings.
+    A step is the absolute difference of two neighbouring pixels in grey levels of 255, averaged over channels. Steps
+    beside the edge lie wholly inside or wholly outside the mask, and touch a pixel at the edge. At 0 the edge looks
+    like its surroundings.
     """
     values = []
     for picture, m in zip(pictures, mask.expand(len(pictures), -1, -1, -1)[:, 0].bool(), strict=True):
@@ -238,14 +238,14 @@ def inpaint(
     scheduler: Any = None,
     cover: Literal["nearest", "any"] = "nearest",
 ) -> Iterator[Step]:
-    """Draw inside masks (see `as_mask`), held to the pictures (N, 3, H, W) or (3, H, W) outside.
+    """Draw inside masks (see `as_mask`), keeping the pictures (N, 3, H, W) or (3, H, W) outside them.
 
-    With a U-Net of 4 channels, each step's latents outside the mask become those of the picture under as much noise
-    (Blended Latent Diffusion, arXiv 2206.02779). One of 9 channels, trained to inpaint, is given the shrunken mask and
-    the latents of the picture without what is masked. Both equal `StableDiffusionInpaintPipeline` at the same seeds.
+    With a U-Net of 4 input channels, each step's latents outside the mask become those of the picture with as much
+    noise (Blended Latent Diffusion, arXiv 2206.02779). One of 9, trained to inpaint, also gets the shrunken mask and
+    the latents of the picture without its masked part. Both equal `StableDiffusionInpaintPipeline` with the same seeds.
 
     Raises:
-        ValueError: for masks, a strength or sizes that do not do; for a U-Net of other than 4 or 9 channels.
+        ValueError: for unusable masks, strength or sizes, or a U-Net whose number of channels is neither 4 nor 9.
     """
     batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
     n, mask = len(batch.pictures), batch.masks(masks)
@@ -257,7 +257,7 @@ def inpaint(
     predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt)
     small = shrink_mask(mask, pipe.vae_scale_factor, cover).to(pipe.unet.device, pipe.unet.dtype)
 
-    # The order in which random numbers are drawn is the stock pipeline's.
+    # Random numbers are drawn in the stock pipeline's order.
     source = torch.empty(n, kept, *small.shape[-2:], dtype=pipe.unet.dtype, device=pipe.unet.device)
     if channels == kept or strength < 1:
         source = _encode_sampled(pipe, batch.pictures, batch.generators)
@@ -268,7 +268,7 @@ def inpaint(
         latents = noise * scheduler.init_noise_sigma
 
     if channels == kept:
-        _noise(source, batch.generators)  # the stock pipeline encodes the masked picture for this kind of U-Net too
+        _noise(source, batch.generators)  # the stock pipeline draws as many to encode the masked picture, unused here
 
         def keep(index: int, latents: Tensor) -> Tensor:
             last = index == len(timesteps) - 1
@@ -284,7 +284,7 @@ def inpaint(
 
 
 def ddim_of(pipe: StableDiffusionPipeline) -> DDIMScheduler:
-    """DDIM (arXiv 2010.02502) with the pipeline's noise schedule, set as Stable Diffusion sets it."""
+    """DDIM (arXiv 2010.02502) with the pipeline's noise schedule and Stable Diffusion's settings."""
     from diffusers import DDIMScheduler
 
     config = pipe.scheduler.config
@@ -294,23 +294,23 @@ def ddim_of(pipe: StableDiffusionPipeline) -> DDIMScheduler:
 
 
 def noise_in(scheduler: Any, output: Tensor, latents: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise that a U-Net's output means, given for latents at `alpha_bar`."""
+    """The noise eps in latents at `alpha_bar`, from a U-Net's output: eps itself, or v (arXiv 2202.00512)."""
     if scheduler.config.prediction_type == "v_prediction":
         return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
     return output
 
 
 def ddim_step(latents: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> tuple[Tensor, Tensor]:
-    """From latents at `alpha_bar` to `alpha_bar_to`, down or up, by the noise eps (DDIM, equation 12).
+    """Take latents from `alpha_bar` to `alpha_bar_to`, either way, by the noise eps (DDIM, equation 12, sigma = 0).
 
-    Returns the latents there, and the predicted x0.
+    Returns the latents at `alpha_bar_to`, and the predicted x0.
     """
     x0 = predicted_x0(latents, eps, alpha_bar)
     return alpha_bar_to.sqrt() * x0 + (1 - alpha_bar_to).sqrt() * eps, x0
 
 
 def renoise(latents: Tensor, noise: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Tensor:
-    """Latents at `alpha_bar` under more noise, with `alpha_bar_to` < `alpha_bar`: the forward process between."""
+    """Add noise to latents at `alpha_bar`, up to `alpha_bar_to` < `alpha_bar`: the forward process between the two."""
     kept = alpha_bar_to / alpha_bar
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
@@ -331,11 +331,11 @@ def repaint(
 ) -> Iterator[Step]:
     """Inpaint with resampling (RePaint, arXiv 2201.09865, algorithm 1, jumps of one step; DDIM in place of DDPM).
 
-    Each step is taken `resample` times: after all but the last of them the latents are noised again to where the step
-    began, so that inside and outside get to know each other. Costs steps * resample passes of the U-Net.
+    Each step is taken `resample` times. Before it is repeated, the latents are noised back to the level where it began,
+    so that the inside and the outside of the mask adapt to each other. This costs steps * resample U-Net passes.
 
     Raises:
-        ValueError: for masks or sizes that do not do, resample < 1, or a U-Net that was trained to inpaint.
+        ValueError: for unusable masks or sizes, resample < 1, or a U-Net that was trained to inpaint.
     """
     batch = _batch(pipe, pictures, prompts, seeds, guidance_scale)
     mask = batch.masks(masks)
@@ -369,7 +369,7 @@ def repaint(
 
 
 def _levels(scheduler: Any) -> Tensor:
-    """alpha_bar at a DDIM scheduler's timesteps, and the last one, where it ends."""
+    """alpha_bar at each of a DDIM scheduler's timesteps, then the one after the last step: (steps + 1,)."""
     alphas_cumprod = scheduler.alphas_cumprod.to(scheduler.timesteps.device)
     last = scheduler.final_alpha_cumprod.to(alphas_cumprod.device).view(1)
     return torch.cat([alphas_cumprod[scheduler.timesteps], last])
@@ -392,12 +392,13 @@ def outpaint(
     guidance_scale: float,
     resample: int = 1,
 ) -> Tensor:
-    """A picture (3, H, W) with `by` more pixels at one side; what was there stays as it was, exactly.
+    """A picture (3, H, W) with `by` more pixels at one side; the picture itself stays exactly as it was.
 
-    The model sees a window of its own size: `by` new pixels, and as many of the picture's as fit beside them.
+    The model sees a window of the size that it draws: `by` new pixels, and the nearest pixels of the picture.
 
     Raises:
-        ValueError: when the picture is not as high (or wide) as the model's, or `by` leaves nothing to go on from.
+        ValueError: for an unknown side, a picture whose size does not fit the model's, or a `by` that is not a multiple
+            of the VAE's factor or leaves no room for a part of the picture.
     """
     size, factor = picture_size(pipe), pipe.vae_scale_factor
     if side not in ("left", "right", "up", "down"):
@@ -412,7 +413,7 @@ def outpaint(
         )
     before = side in ("left", "up")
     known = turned[:, :, : size - by] if before else turned[:, :, by - size :]
-    # The encoder looks beyond the edge: repeated pixels disturb it less than black.
+    # The encoder also sees the part to be drawn: repeated pixels disturb it less than black ones.
     blank = known[:, :, :1] if before else known[:, :, -1:]
     parts = [blank.expand(-1, -1, by), known] if before else [known, blank.expand(-1, -1, by)]
     window = torch.cat(parts, 2)
@@ -459,11 +460,11 @@ def invert(
     guidance_scale: float = 1.0,
     rounds: int = 1,
 ) -> Iterator[Step]:
-    """The noise that DDIM would draw these latents (N, C, h, w) from: its steps backwards, yielding each.
+    """Find the noise from which DDIM would draw these latents (N, C, h, w): its steps backwards, yielding each.
 
-    DDIM goes from x_t to x_s by the noise that it sees in x_t. Backwards x_t is what is sought, so the noise seen in
-    x_s stands in for it (DDIM, arXiv 2010.02502, section 4.3; diffusers' DDIMInverseScheduler). With more `rounds` the
-    x_t just found is asked again, a fixed-point iteration (AIDI, arXiv 2309.04907); each costs one more pass.
+    DDIM goes from x_t to x_s with the noise predicted in x_t. Backwards x_t is unknown, so the noise predicted in x_s
+    replaces it (DDIM, arXiv 2010.02502, section 4.3; diffusers' DDIMInverseScheduler). Each further round predicts the
+    noise in the x_t just found, a fixed-point iteration (AIDI, arXiv 2309.04907), and costs one more pass.
     """
     prompts, scales = for_each({"prompts": prompts, "guidance scales": guidance_scale}, len(latents))
     scheduler = ddim_of(pipe)
@@ -488,7 +489,7 @@ def regenerate(
     steps: int,
     guidance_scale: float | Sequence[float],
 ) -> Iterator[Step]:
-    """DDIM from inverted noise (N, C, h, w): with the prompt it was inverted with, the picture comes back, nearly."""
+    """DDIM from inverted noise (N, C, h, w): with the prompts of the inversion it nearly returns the pictures."""
     return sample(pipe, prompts, steps=steps, guidance_scale=guidance_scale, scheduler=ddim_of(pipe), noise=noise)
 
 
@@ -501,9 +502,9 @@ class Task:
 
     Attributes:
         picture: (3, S, S) in [-1, 1].
-        scene: what it shows, one thing.
+        scene: what the picture shows, with one thing.
         mask: (1, S, S), 1 at the thing and a little around it.
-        prompt: the same place and time, another thing.
+        prompt: asks for another thing in the same place and at the same time.
     """
 
     picture: Tensor
@@ -519,7 +520,8 @@ class Task:
 def tasks(pipe: StableDiffusionPipeline, n: int, grow: int = 6, seed: int = 0) -> list[Task]:
     """`n` edits (1 to 64) of held-out renders with one thing, the same for every pipeline of the same picture size.
 
-    The mask is what the judge takes for a thing, grown by `grow` pixels of 128 to hold its outline and shadow.
+    The mask is where the judge sees a thing, grown by `grow` pixels of 128 to cover outline and shadow.
+    Raises ValueError for another `n`.
     """
     from companion.tabletop.samples import held_out
 
@@ -550,22 +552,22 @@ def _other(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def change_outside(pictures: Tensor, sources: Tensor, masks: Tensor) -> tuple[int, float]:
-    """The largest and the mean change, in grey levels of 255, of all pixels outside the masks; (N, 3, H, W) each."""
+    """The largest and the mean change, in grey levels of 255, of pictures (N, 3, H, W) outside masks (N, 1, H, W)."""
     a, b = (((x.clamp(-1, 1) + 1) * 127.5).round() for x in (pictures, sources))
     change = (a - b).abs()[(masks < 0.5).expand_as(a)]
     return int(change.max()), float(change.mean())
 
 
 def panorama_joints(strip: Tensor, size: int, by: int) -> tuple[float, float]:
-    """Mean difference of neighbouring columns (3, H, W), in grey levels: at a panorama's joints, and everywhere."""
+    """Mean step between columns of a panorama (3, H, W) grown to the right, in grey levels: at joints, everywhere."""
     steps = (strip[:, :, 1:] - strip[:, :, :-1]).abs().mean((0, 1)) * 127.5
     return float(steps[size - 1 :: by].mean()), float(steps.mean())
 
 
 def paired(name_a: str, a: Tensor, name_b: str, b: Tensor, unit: str) -> str:
-    """A sentence on whether `a` or `b`, measured on the same N pictures, is higher: the mean difference, and its error.
+    """A sentence that says whether `a` or `b`, both (N,) and measured on the same N pictures, is higher on average.
 
-    The error is that of `intervals.paired_difference` (95 %); below it nothing is claimed.
+    If the mean difference is within its error, half the interval of `intervals.paired_difference`, it claims nothing.
     """
     mean, low, _ = paired_difference(a, b)
     error = mean - low

@@ -1,9 +1,9 @@
-"""The 95 % intervals of all that is measured here: of shares and means, of their differences, and of ratios.
+"""95 % confidence intervals of shares and means, of their differences, and of ratios.
 
     low, high = share_interval(17, 20)
     difference, low, high = share_difference((17, 20), (9, 20))
 
-All ends are plain floats. An interval that holds both answers to a question leaves it open.
+All ends are plain floats. If the interval of a difference contains 0, the data do not show which of the two is larger.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-#: The confidence of an interval for a share: that of 1.96 standard errors, the usual round figure for 95 %.
+#: The confidence level for a share: that of 1.96 standard errors, the usual rounding for 95 %.
 _SHARE_CONFIDENCE = 2 * stats.norm.cdf(1.96) - 1
 
 
 def share_interval(successes: int, n: int) -> tuple[float, float]:
-    """Both ends, in [0, 1], of the share that is plausible after `successes` of `n`.
+    """Both ends, in [0, 1], of the confidence interval of a share, given `successes` of `n`.
 
-    This is Wilson's interval (JASA 22, 1927), which is good for small n too.
+    This is Wilson's score interval (JASA 22, 1927), which is good for small n too.
 
     Raises:
         ValueError: unless 0 <= successes <= n and n > 0.
@@ -33,9 +33,9 @@ def share_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def share_difference(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, float, float]:
-    """The share of `a` less that of `b`, each (successes, n), and both ends of its interval, all in [-1, 1].
+    """The share of `a` minus that of `b`, each (successes, n), and both ends of its confidence interval, in [-1, 1].
 
-    The interval is made of the two shares' own (Newcombe, Statistics in Medicine 17, 1998, 873-890, method 10).
+    The two shares' intervals are combined as in Newcombe, Statistics in Medicine 17, 1998, 873-890, method 10.
 
     Raises:
         ValueError: for a pair that `share_interval` refuses.
@@ -46,7 +46,7 @@ def share_difference(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, flo
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """The mean of values (N,) and both ends of its interval by Student's t; they are infinite for a single value.
+    """The mean of values (N,) and both ends of its confidence interval by Student's t (infinite for a single value).
 
     Raises:
         ValueError: when there are no values.
@@ -61,18 +61,18 @@ def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
-    """The mean of `a` less `b`, both (N,) and measured on the same N things, with its interval as in `mean_interval`.
+    """The mean of `a` minus `b`, both (N,) and measured on the same N things, with its interval as in `mean_interval`.
 
     Raises:
-        ValueError: unless there are as many of both.
+        ValueError: unless there are as many of both, one at least.
     """
     a, b = _pairs(a, b, 1)
     return mean_interval(a - b)
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
-    """How many times larger `a` is than `b`, both (N,) and measured on the same N things: the geometric mean and its
-    interval, which are those of the logarithms' difference. Values below 1e-9 count as 1e-9.
+    """The geometric mean of `a` / `b`, both (N,) and measured on the same N things, and both ends of its confidence
+    interval, from `paired_difference` of the logarithms. Values below 1e-9 count as 1e-9.
 
     Raises:
         ValueError: unless there are as many of both, two at least.

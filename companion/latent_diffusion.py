@@ -1,6 +1,6 @@
-"""What notebook 01 looks at inside the machine: words and their neighbours, cross-attention, and what a step costs.
+"""What notebook 01 looks at inside the model: words and their neighbours, cross-attention, and what a step costs.
 
-Drawing itself stands in `companion.diffusion`.
+Drawing itself is in `companion.diffusion`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def word_positions(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, list[int]]]:
-    """The words of a prompt as the tokenizer divides it, and where their tokens stand; position 0 is the start."""
+    """The words of a prompt as the tokenizer splits it, and the positions of their tokens; 0 is the start token."""
     ids = tokenizer(prompt, max_length=tokenizer.model_max_length, truncation=True).input_ids
     words: list[tuple[str, list[int]]] = []
     word, positions = "", []
@@ -40,10 +40,10 @@ def word_positions(tokenizer: CLIPTokenizer, prompt: str) -> list[tuple[str, lis
 
 
 def nearest_words(pipe: StableDiffusionPipeline, word: str, n: int = 5) -> list[tuple[str, float]]:
-    """The `n` whole words of the vocabulary whose token embeddings point most nearly the same way, with the cosines.
+    """The `n` whole words of the vocabulary with the highest cosine similarity of token embeddings, with the cosines.
 
     Raises:
-        ValueError: when the word is not one token; the sentence shows the tokens.
+        ValueError: when the word is not one token; the message shows the tokens.
     """
     tokenizer, weight = pipe.tokenizer, pipe.text_encoder.get_input_embeddings().weight.detach().float().cpu()
     ids = tokenizer(word, add_special_tokens=False).input_ids
@@ -68,7 +68,7 @@ def nearest_words(pipe: StableDiffusionPipeline, word: str, n: int = 5) -> list[
 class AttentionRecord:
     """Cross-attention probabilities of each layer, averaged over heads and over the passes that were recorded.
 
-    `layers` maps a layer's name to (B, h, w, L): how much each place of the picture looked at each token; the sum over
+    `layers` maps a layer's name to (B, h, w, L): how much each place in the picture attends to each token; the sum over
     L is 1. With guidance the second half of B belongs to the prompts.
     """
 
@@ -82,9 +82,10 @@ class AttentionRecord:
         self.passes[name] = count + 1
 
     def tokens(self, index: int = -1, finest: int | None = None) -> Tensor:
-        """Maps (L, h, w) for one entry of the batch: the mean over layers, each enlarged to the finest one.
+        """Maps (L, h, w) for one entry of the batch: the mean over layers, each resized to `finest` places a side (by
+        default those of the finest layer). Layers coarser than a quarter of that are left out: they locate nothing.
 
-        Layers coarser than a quarter of the finest are left out: their few places say nothing about where.
+        Raises ValueError when nothing was recorded.
         """
         if not self.layers:
             raise ValueError("nothing was recorded: run the U-Net inside `with recorded_attention(unet) as record`")
@@ -97,7 +98,7 @@ class AttentionRecord:
         return torch.stack(maps).mean(0)
 
     def words(self, tokenizer: CLIPTokenizer, prompt: str, index: int = -1) -> dict[str, Tensor]:
-        """A map (h, w) for each word of the prompt, the sum over its tokens; of equal words the first is kept."""
+        """A map (h, w) for each word of the prompt, the sum over its tokens; of a repeated word, the first is used."""
         maps, found = self.tokens(index), {}
         for word, positions in word_positions(tokenizer, prompt):
             found.setdefault(word, maps[positions].sum(0))
@@ -105,20 +106,20 @@ class AttentionRecord:
 
 
 def attention_probabilities(layer: Attention, hidden: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-    """What a cross-attention layer of diffusers shares out: softmax(Q K^T / sqrt(d)), (B, heads, places, L).
+    """Attention probabilities of a diffusers cross-attention layer: softmax(Q K^T / sqrt(d)), (B, heads, places, L).
 
-    hidden: the picture's side (B, places, C); encoder_hidden_states: the text's (B, L, D).
+    hidden: the picture's features (B, places, C); encoder_hidden_states: the text's (B, L, D).
     """
-    assert layer.to_k is not None  # it has keys of its own: only self-attention may do without
+    assert layer.to_k is not None  # None only in layers with added keys alone; Stable Diffusion has none
     query, key = (layer.head_to_batch_dim(x) for x in (layer.to_q(hidden), layer.to_k(encoder_hidden_states)))
     return layer.get_attention_scores(query, key).unflatten(0, (len(hidden), layer.heads))
 
 
 @contextmanager
 def recorded_attention(unet: UNet2DConditionModel) -> Iterator[AttentionRecord]:
-    """Record what each cross-attention layer looks at, while the U-Net computes exactly what it always does.
+    """Record what each cross-attention layer attends to in square pictures, without changing the U-Net's output.
 
-    The stock layers use a fused kernel that never forms the probabilities, so they are computed once more beside it.
+    The stock layers use a fused kernel that never forms the probabilities, so a hook computes them once more.
     """
     record, hooks = AttentionRecord(), []
 
@@ -145,7 +146,7 @@ def recorded_attention(unet: UNet2DConditionModel) -> Iterator[AttentionRecord]:
 def share_inside(heat: Tensor, box: Sequence[float]) -> float:
     """How much of a map's (h, w) total lies in a box (left, top, right, bottom as fractions), in [0, 1].
 
-    A place on the box's edge counts with the part of it that is inside.
+    A place that the box's edge cuts counts in proportion to its part inside.
     """
     high, wide = heat.shape
     left, top, right, bottom = box
@@ -164,10 +165,10 @@ def unet_flops(unet: UNet2DConditionModel, size: int, channels: int | None = Non
     """Floating-point operations of one pass for a sample (1, channels, size, size) and a text of `tokens`, by kind.
 
     Nothing is computed: a copy without weights runs on torch's "meta" device, where tensors have only shapes. (On a
-    CPU, torch's counter takes fused attention for nothing.) A multiplication with its addition counts as two.
+    CPU, torch's counter counts fused attention as zero.) A multiplication with its addition counts as two.
 
     Returns:
-        "convolutions", "self-attention" (tokens with tokens), "cross-attention" (tokens with words), "linear layers".
+        "convolutions", "self-attention" (places with places), "cross-attention" (places with words), "linear layers".
     """
     config = dict(unet.config)
     if channels is not None:
@@ -197,7 +198,7 @@ def unet_flops(unet: UNet2DConditionModel, size: int, channels: int | None = Non
 def comparison(
     name_a: str, a: float, name_b: str, b: float, *, unit: str = "", within: float = 0.0, digits: int = 2
 ) -> str:
-    """A sentence that says which of two figures is higher, and by how much, unless they differ by at most `within`."""
+    """A sentence that says which of two numbers is higher, and by how much, unless they differ by at most `within`."""
     unit = f" {unit}" if unit and unit != "%" else unit
     values = f"({a:.{digits}f}{unit} and {b:.{digits}f}{unit})"
     if abs(a - b) <= within or round(abs(a - b), digits) == 0:
@@ -212,9 +213,9 @@ def prompt_for(kind: str, finish: str) -> str:
 
 
 def matched_pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """Each withheld (kind, finish) pair with a seen pair of the same kind.
+    """Each withheld (kind, finish) pair with a pair of the same kind that training saw.
 
-    The seen pairs have the same kinds and the same finishes, only matched otherwise: nothing but the pairing differs.
+    The seen pairs have the same kinds and the same finishes as the withheld ones: only the pairing differs.
     """
     held = sorted(WITHHELD)
     finishes = [finish for _, finish in held]

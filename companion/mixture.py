@@ -1,10 +1,10 @@
-"""A test bed with known answers: a mixture of Gaussians, whose denoiser and whose exact paths are formulas.
+"""A test bed with known answers: a mixture of Gaussians, whose best denoiser and exact paths can be computed.
 
     world = Mixture()
     *_, last = solve(world, x, sigmas, "Heun")
     error = last.x - world.exact(x, float(sigmas[0]), last.sigma)
 
-The samplers of notebook 02 are tested on it: how far they are from the exact path, and how fast that error falls.
+Notebook 02 tests its samplers on it: how far they are from the exact path, and how fast that error falls.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from torch import Tensor
 class Mixture:
     """A mixture of Gaussians on the line; called as mixture(x, sigma), it is the best possible denoiser D(x, sigma).
 
-    Every number is treated on its own, so x may have any shape: (N,), or a batch of pictures of independent pixels.
+    Every number in x is independent of the others, so x may have any shape: (N,), or a batch of pictures.
 
     Attributes:
         weights: the share of each Gaussian; they are scaled to sum to 1.
-        means: where the Gaussians stand.
-        deviations: their standard deviations.
+        means, deviations: the mean and the standard deviation of each Gaussian.
     """
 
     weights: tuple[float, ...] = (0.5, 0.3, 0.2)
@@ -34,7 +33,7 @@ class Mixture:
     deviations: tuple[float, ...] = (0.25, 0.4, 0.15)
 
     def _parts(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The weights, means and variances of the Gaussians (K,), and x (..., K) as seen from each once it is noisy."""
+        """The Gaussians' weights, means and variances (K,), and the z-scores (..., K) of x under each with noise."""
         w, m, d = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in (self.weights, self.means, self.deviations))
         return w / w.sum(), m, d**2, (x[..., None] - m) / (d**2 + sigma**2).sqrt()
 

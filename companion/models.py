@@ -3,8 +3,8 @@
     pipe = load("tabletop")
     picture = pipe("a red ball on grass by day", generator=seeded(0), **find("tabletop").settings).images[0]
 
-Only safetensors are loaded, never pickle. What lies on this machine is used without asking anyone; a model of the hub
-is fetched from the first of its mirrors that answers, and is kept only when every file is whole.
+Only safetensors are loaded, never pickle. A model on this machine is used without network access; a model of the hub is
+fetched from the first of its mirrors that gives all of it, and every file is checked.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-#: Seconds that a mirror may take to list its files, and to answer for the first of them. One that falls silent later is
-#: given up by huggingface_hub itself: after six times HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, 10 seconds) in
-#: the middle of a file, or a few minutes between two.
+#: Seconds that a mirror may take to list its files, and to answer for the first of them. If it falls silent later,
+#: huggingface_hub gives up: after six times HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, by default 10 seconds) in
+#: the middle of a file, or after a few minutes between two files.
 TIMEOUT = 10.0
-#: The guidance scale that the miniature's pictures are drawn with; data/models/README.md tells how it was found.
+#: The guidance scale for the miniature's pictures; data/models/README.md says how it was found.
 GUIDANCE = 3.0
 
 
@@ -47,7 +47,7 @@ class PickleRefusedError(ValueError):
 
 
 class DamagedError(OSError):
-    """A file is cut short, or is not what its checksum says."""
+    """A file is cut short, unreadable, or not what its checksum says."""
 
 
 class OfflineError(OSError):
@@ -64,11 +64,11 @@ class Model:
 
     Attributes:
         size: width and height of a picture, in pixels.
-        steps, guidance: what its pictures are best drawn with.
-        mirrors: repositories of the hub, in the order they are tried; none for a model that is in the clone.
-        path: its folder, when it was loaded by path.
-        download: what a mirror sends, in GB.
-        options: given to `from_pretrained` unless the caller says otherwise.
+        steps, guidance: the number of steps and the guidance scale that suit it best.
+        mirrors: repositories of the hub, in the order they are tried; none for one in the clone or a folder.
+        path: its folder, when it was found by path.
+        download: the size of the download from a mirror, in GB.
+        options: given to `from_pretrained` unless the caller overrides them.
     """
 
     name: str
@@ -83,16 +83,16 @@ class Model:
 
     @property
     def folder(self) -> Path | None:
-        """Where it lies on this machine; None for a model of the hub."""
+        """Its folder on this machine; None for a model of the hub."""
         return self.path if self.path or self.mirrors else companion.DATA / "models" / self.name
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that its pictures are best drawn with: `pipe(prompt, **settings)`."""
+        """The arguments that suit it best: `pipe(prompt, **settings)`."""
         return {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
 
 
-# The hub's repositories come and go (Stable Diffusion 1.5 left its first home in 2024), hence several mirrors for each.
+# The hub's repositories come and go (that of Stable Diffusion 1.5 was removed in 2024), hence several mirrors for each.
 CATALOGUE: dict[str, Model] = {
     model.name: model
     for model in (
@@ -102,7 +102,7 @@ CATALOGUE: dict[str, Model] = {
             size=128,
             steps=20,
             guidance=GUIDANCE,
-            # Its world holds nothing to check for, and the checker is many times its size.
+            # Its world has nothing unsafe in it, and the safety checker is many times its size.
             options={"safety_checker": None, "requires_safety_checker": False},
         ),
         Model(
@@ -148,11 +148,11 @@ CATALOGUE: dict[str, Model] = {
 def find(name_or_path: str | Path) -> Model:
     """The catalogue's entry of that name, or one for the pipeline in that folder.
 
-    A folder takes the steps and guidance of the catalogue's model whose pictures have its size.
+    A folder takes the steps, guidance and options of "tabletop" if its pictures are no larger, else those of "sd15".
 
     Raises:
         UnknownModelError: it is neither.
-        NotAPipelineError: the folder holds no pipeline.
+        NotAPipelineError, DamagedError: the folder has no model_index.json, or one that cannot be read.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in CATALOGUE:
@@ -183,17 +183,17 @@ def load(
 
     Args:
         name_or_path: a name of the catalogue, or a folder that `save_pretrained` wrote.
-        device: the GPU when CUDA has one, else the CPU. Others, such as "mps", are taken when they are named.
-        dtype: torch.float16 on CUDA, else torch.float32; the weights are converted to it.
+        device: by default the GPU if torch sees a CUDA one, else the CPU. Name any other, such as "mps".
+        dtype: by default torch.float16 on CUDA, else torch.float32; the weights are converted to it.
         timeout: seconds that a mirror of the hub may take to answer.
         options: given to `from_pretrained`. A part that is named here is neither read nor fetched:
-            `safety_checker=None` leaves the safety checker out, `unet=...` puts another U-Net in.
+            `safety_checker=None` leaves out the safety checker, `unet=...` puts in another U-Net.
 
     Raises:
-        UnknownModelError, NotAPipelineError, PickleRefusedError: the name or folder will not do.
-        ValueError: the device is not there.
-        OfflineError, NoMirrorError: a model of the hub cannot be had.
-        DamagedError: a file on this machine is not whole.
+        UnknownModelError, NotAPipelineError, PickleRefusedError: the name or folder cannot be used.
+        ValueError: the device is CUDA, and torch sees no GPU.
+        OfflineError, NoMirrorError: a model of the hub cannot be fetched.
+        DamagedError: a file on this machine is damaged.
     """
     model = find(name_or_path)
     options = {**model.options, **options}
@@ -203,7 +203,7 @@ def load(
     weights = check_folder(folder, skip=options)
     _check_sums(folder)
 
-    # Imported when all that can be told without them has been told.
+    # Imported only now, so that every error that needs no torch is raised at once.
     with _quiet():
         import diffusers
         import torch
@@ -213,7 +213,7 @@ def load(
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={str(device)!r}, but torch {torch.__version__} sees no CUDA GPU; use 'cpu'.")
         if dtype is None:
-            # Half precision is what a GPU computes fast; most CPUs only imitate it.
+            # GPUs compute fast in half precision; most CPUs only emulate it.
             dtype = torch.float16 if device.type == "cuda" else torch.float32
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             folder,
@@ -224,7 +224,7 @@ def load(
             **options,
         ).to(device)
     _fit(pipe, device)
-    # A bar for half a second is noise; for a minute it is news.
+    # Small models draw too fast for a progress bar to be of use.
     pipe.set_progress_bar_config(disable=model.size <= CATALOGUE["tabletop"].size, leave=False)
     return pipe
 
@@ -237,22 +237,22 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def _fit(pipe: DiffusionPipeline, device: torch.device) -> None:
-    """Settings that fit a 16 GB GPU such as the T4; on a CPU they only cost time (plain NCHW is faster there)."""
+    """Apply settings for a 16 GB GPU such as the T4; on a CPU they only cost time (plain NCHW is faster there)."""
     if device.type != "cuda":
         return
     import torch
 
     vae, unet = getattr(pipe, "vae", None), getattr(pipe, "unet", None)
     if vae is not None:
-        # Decoding is the peak, since its activations have the size of the picture. Slicing decodes a batch one by one,
+        # Memory use peaks in decoding, where activations have the picture's size. Slicing decodes a batch one by one,
         # with equal results; tiling starts only above the size that the VAE was trained at.
         vae.enable_slicing()
         vae.enable_tiling()
     for module in (vae, unet):
         if module is not None:
-            module.to(memory_format=torch.channels_last)  # the layout that tensor cores convolve in
+            module.to(memory_format=torch.channels_last)  # the layout in which tensor cores convolve
     if torch.cuda.get_device_properties(device).total_memory < 8e9:
-        # torch's fused attention never holds the whole matrix, and slicing is slower: only small GPUs want it.
+        # torch's fused attention never holds the whole matrix, and slicing is slower: only small GPUs need it.
         pipe.enable_attention_slicing()
 
 
@@ -264,12 +264,12 @@ _TOKENIZER = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"spiece.model"}
 
 
 def check_folder(folder: Path, skip: Collection[str] = ()) -> list[str]:
-    """The weight files that a pipeline's folder is loaded from, half precision where there is a choice.
+    """Check a pipeline's folder without the parts in `skip`; returns its weight files (part/name), fp16 if it has any.
 
     Raises:
-        NotAPipelineError: a file is missing; the message names every one.
-        PickleRefusedError: a part has pickle weights only.
-        DamagedError: a weight file is cut short.
+        NotAPipelineError: a file is missing; the message names all missing files.
+        PickleRefusedError: a part has only pickle weights.
+        DamagedError: a weight file is cut short, or model_index.json cannot be read.
     """
     missing, weights = [], []
     for part, kind in _parts(folder).items():
@@ -299,7 +299,7 @@ def check_folder(folder: Path, skip: Collection[str] = ()) -> list[str]:
 
 
 def _parts(folder: Path) -> dict[str, str]:
-    """The parts that model_index.json names, each with its class."""
+    """The parts that model_index.json names, each with the name of its class."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -313,20 +313,20 @@ def _parts(folder: Path) -> dict[str, str]:
 
 
 def _picture_size(folder: Path) -> int:
-    """Width of a pipeline's pictures in pixels: its U-Net's latents, times what its VAE shrinks."""
+    """Width of a pipeline's pictures in pixels: that of the U-Net's latents times the VAE's downsampling factor."""
     _parts(folder)
     try:
         unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError):
-        return CATALOGUE["sd15"].size  # other families say it elsewhere; check_folder tells what is missing
+        return CATALOGUE["sd15"].size  # other families store it elsewhere; check_folder names what is missing
 
 
 def _weights(part: str, names: Collection[str]) -> list[str]:
     """The files to load a part's weights from, as part/name; [] when it has none."""
     found = sorted(name for name in names if _WEIGHTS.fullmatch(name))
-    # Half the bytes; what rounding to 11 bits changes cannot be seen, and `dtype` decides what is computed with.
+    # fp16 files have half the bytes. Their rounding to 11 bits cannot be seen, and computing uses `dtype` anyway.
     found = [name for name in found if ".fp16" in name] or found
     pickled = sorted(name for name in names if _PICKLE.fullmatch(name))
     if pickled and not found:
@@ -338,26 +338,26 @@ def _weights(part: str, names: Collection[str]) -> list[str]:
 
 
 def _check_length(path: Path) -> None:
-    """Let safetensors compare a file's length with what its header says; it reads the header alone."""
+    """Let safetensors compare a file's length with what its header says; only the header is read."""
     try:
         from safetensors import SafetensorError, safe_open
 
         with safe_open(path, framework="np"):
             pass
-    except ImportError:  # then no model can be loaded; the doctor, which needs no package, compares checksums
+    except ImportError:  # no model can be loaded then; the doctor, which must run all the same, compares checksums
         return
     except SafetensorError:
         raise DamagedError(f"{path} is cut short, or is not a safetensors file.{_way_out(path)}") from None
 
 
 def _check_sums(folder: Path) -> None:
-    """Compare a folder's files with the checksums.json beside it, where there is one."""
+    """Compare a folder's files with checksums.json in its parent folder, if there is one."""
     if (folder.parent / "checksums.json").is_file() and (problems := damage(folder.parent, f"{folder.name}/")):
         raise DamagedError(f"In {folder.parent}, {'; '.join(problems)}.{_way_out(folder)}")
 
 
 def _way_out(path: Path) -> str:
-    """How to restore a file that is part of the clone; "" for others."""
+    """A sentence on how to restore a file in the clone's data/models; "" for other files."""
     inside = companion.ROOT / "data" / "models" in path.absolute().parents
     return " `git checkout -- data/models` restores it." if inside else ""
 
@@ -370,12 +370,13 @@ def download(
 ) -> Path:
     """The folder of a hub's model in huggingface_hub's cache, fetched from the first mirror that gives all of it.
 
-    When the cache holds it, no one is asked. A mirror that does not answer in time, does not have the model, has only
-    pickle weights, or sends a file that is not what it listed is passed over, and that file is deleted.
+    A model in the cache needs no network. A mirror is passed over when it does not answer in time, lacks the model, has
+    only pickle weights, or sends a file that differs from its listing; such a file is deleted.
 
     Args:
         skip: parts that are not wanted, such as {"safety_checker"}.
-        endpoint: the hub's address, when it is not huggingface_hub's own (HF_ENDPOINT).
+        timeout: seconds that a mirror may take to answer; see `TIMEOUT`.
+        endpoint: the hub's address, if not huggingface_hub's default (HF_ENDPOINT).
 
     Raises:
         OfflineError: it is not in the cache, and HF_HUB_OFFLINE is set.
@@ -412,11 +413,11 @@ def _fetch(repo: str, skip: Collection[str], timeout: float, endpoint: str | Non
     """Fetch one mirror's pipeline into the cache; every file is compared with what the mirror listed."""
     import huggingface_hub as hub
 
-    # snapshot_download is one call, but it may wait for the listing for ever, and takes what it gets.
+    # snapshot_download would be one call, but it may wait forever for the listing, and does not check what it gets.
     listing = hub.HfApi(endpoint=endpoint).model_info(repo, files_metadata=True, timeout=timeout).siblings or []
     listed = {file.rfilename: file for file in listing}
     wanted = _wanted(listed, skip)
-    # Where files are not served, huggingface_hub would ask six times, a minute each; this asks once.
+    # If a mirror does not serve its files, huggingface_hub would ask six times, a minute each; this asks once.
     hub.get_hf_file_metadata(hub.hf_hub_url(repo, wanted[-1], endpoint=endpoint), timeout=timeout, endpoint=endpoint)
     for name in wanted:
         path = Path(hub.hf_hub_download(repo, name, endpoint=endpoint, etag_timeout=timeout))
@@ -429,7 +430,7 @@ def _fetch(repo: str, skip: Collection[str], timeout: float, endpoint: str | Non
 
 
 def _wanted(files: Collection[str], skip: Collection[str]) -> list[str]:
-    """The files of a repository that make a pipeline; model_index.json comes last, and so marks a whole download."""
+    """The files of a repository that make a pipeline; model_index.json is last, so it marks a complete download."""
     if "model_index.json" not in files:
         raise NotAPipelineError("it lacks model_index.json")
     parts: dict[str, list[str]] = {}
@@ -452,7 +453,7 @@ def _difference(path: Path, listed: Any) -> str:
         return f"is cut short: {size:,} of {listed.size:,} bytes"
     if listed.lfs is not None:
         same = sha256(path) == listed.lfs.sha256
-    else:  # small files are listed by git's hash
+    else:  # small files are listed with git's hash
         same = hashlib.sha1(b"blob %d\0" % size + path.read_bytes()).hexdigest() == (listed.blob_id or "")
     return "" if same else "is not the file that was listed"
 
@@ -462,7 +463,7 @@ def _reason(error: BaseException, timeout: float) -> str:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # it speaks of the cache; the cause is why the mirror was of no help
+        error = error.__cause__  # the error itself is about the cache; its cause says why the mirror failed
     response = getattr(error, "response", None)
     if isinstance(error, RepositoryNotFoundError):
         return "no such repository, or a private one"
@@ -477,7 +478,7 @@ def _reason(error: BaseException, timeout: float) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading says nothing when all is well: without this, importing and loading print a screenful to stderr."""
+    """Turn off progress bars and warnings: without this, importing and loading print a screenful to stderr."""
     import huggingface_hub.utils as hub
     import transformers.utils.logging as transformers_logging
 

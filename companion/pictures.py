@@ -1,11 +1,11 @@
-"""Pictures in: any file a person has becomes the model's input by a stated rule, or one sentence says why it cannot.
+"""Reading pictures: any picture file becomes the model's input by a stated rule, or one sentence says why it cannot.
 
     fitted = load_picture("holiday.jpg", size=128)
     fitted.picture          # PIL, RGB, 128 x 128
     print(fitted)           # what was done to it, step by step
 
-Nothing happens silently: every change is listed. A file is looked at before it is decoded, so that a small file which
-unpacks to a huge picture is refused while it is still small.
+Nothing happens silently: every change is listed. The size that a file claims is checked before it is decoded, so a
+small file that would unpack to a huge picture is refused without unpacking it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MAX_PIXELS = 120_000_000
 MAX_BYTES = 200_000_000
 #: A shorter side leaves nothing to draw from.
 MIN_SIDE = 8
-#: A JPEG whose shorter side has at least twice as many pixels is decoded at a half, a quarter or an eighth.
+#: A JPEG is decoded at a half, a quarter or an eighth of its size if its shorter side keeps at least this many pixels.
 ENOUGH = 2048
-#: The formats that are opened. Others of Pillow's run programs (EPS), or are not what people have.
+#: The formats that are opened. Pillow's other formats start external programs (EPS) or are rare.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF", "JPEG2000")
 READABLE = "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF"
 RULES = ("crop", "pad", "stretch")
-#: What other files begin with (or have at some offset), and what to do about them.
+#: How to recognize other files: an offset, the bytes that are there, and what the file is and what to do about it.
 OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", "a PDF document; take a screenshot of its page, or export the page as PNG"),
     (0, b"%!PS", "a PostScript file, which is a program; export it as PNG"),
@@ -65,12 +65,12 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A picture as the model takes it, and how it came to be so.
+    """A picture that is ready for the model, and what was done to it.
 
     Attributes:
         picture: PIL, RGB, size x size.
-        original: PIL, RGB, upright, in its own size (a very large one is decoded smaller).
-        steps: what was done, a phrase each, in order.
+        original: PIL, RGB, upright, at its original size (a very large JPEG is decoded smaller).
+        steps: what was done, a phrase for each step, in order.
         box: where the original lies in `picture`: left, top, right, bottom in pixels; all of it unless it was padded.
     """
 
@@ -92,9 +92,9 @@ def load_picture(
         source: a path, bytes, an open binary file, a PIL picture, or an array (see `open_picture`).
         size: width and height in pixels of what the model takes.
         how: "crop" cuts the longer side at both ends; "pad" adds bars; "stretch" changes the proportions.
-        background: RGB colour, 0 to 255, behind what is transparent, and of the bars.
+        background: RGB colour, 0 to 255, of the bars and behind transparent pixels.
     Raises:
-        PictureError: in one sentence, for anything that cannot be used.
+        PictureError: for anything that cannot be used; the message is one sentence.
     """
     picture, steps = open_picture(source, background=background)
     fitted = fit(picture, size, how, background=background)
@@ -104,12 +104,12 @@ def load_picture(
 def open_picture(
     source: Any, *, background: tuple[int, int, int] = (255, 255, 255)
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """A picture, RGB and upright, in its own size, and what was done to make it so.
+    """A picture, RGB, upright and at its original size (a very large JPEG is smaller), and what was done to it.
 
-    Arrays may be uint8 (H, W), (H, W, 3) or (H, W, 4), uint16 of these shapes, or floats in [0, 1].
+    Arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) may be uint8, uint16, booleans, or floats in [0, 1].
 
     Raises:
-        PictureError: in one sentence, for anything that is no still picture of 8 to 120,000,000 pixels.
+        PictureError: for anything but a still picture of at least 8 x 8 and at most 120,000,000 pixels.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, _Steps("the picture", source), background)
@@ -118,7 +118,7 @@ def open_picture(
         return _to_rgb(_from_array(array), _Steps("the array"), background)
     name, data = _read(source)
     with warnings.catch_warnings():
-        # Pillow's own limit would only warn; ours is checked below, before anything is decoded.
+        # At its own limit Pillow only warns; ours is checked below, before anything is decoded.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in _known()])
@@ -141,7 +141,7 @@ def open_picture(
             image.load()
         except Image.DecompressionBombError:
             raise PictureError(f"{name} unpacks to more pixels than it said; {_SMALLER}") from None
-        # A decoder that meets bytes it did not expect raises nearly anything.
+        # A decoder may raise nearly any exception when it meets bytes that it does not expect.
         except Exception as error:
             raise PictureError(_broken(name, error, data)) from None
     return _to_rgb(image, steps, background)
@@ -150,7 +150,7 @@ def open_picture(
 def fit(
     picture: Image.Image, size: int, how: str = "crop", *, background: tuple[int, int, int] = (255, 255, 255)
 ) -> Fitted:
-    """Fit an RGB picture of any size into size x size pixels; see `load_picture`.
+    """Fit an RGB picture of any size into size x size pixels; see `load_picture` for the arguments.
 
     Raises PictureError for an unknown rule, or a size that is not a positive multiple of 8.
     """
@@ -195,7 +195,7 @@ _SMALLER = "make it smaller first, or take a screenshot of it"
 
 
 class _Steps:
-    """What was done to a picture so far, and its name and size."""
+    """The name and size of a picture, and what has been done to it so far."""
 
     def __init__(self, name: str, image: Image.Image | None = None) -> None:
         self.name, self.size = name, image.size if image else None
@@ -347,7 +347,7 @@ def _to_rgb(image: Image.Image, steps: _Steps, background: tuple[int, int, int])
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as EXIF says; the same object when there is nothing to turn, or nothing that can be read."""
+    """The picture turned as its EXIF data say; the same object if there is nothing to turn, or they cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -378,7 +378,7 @@ def _to_srgb(image: Image.Image, profile: bytes, steps: _Steps) -> Image.Image:
         if "srgb" in name.lower() and image.mode == "RGB":
             return image
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        assert converted is not None  # as it is unless the picture is changed in place
+        assert converted is not None  # it is None only when the picture is changed in place
         steps.add(f"colours from {name or 'its profile'} to sRGB")
         return converted
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
