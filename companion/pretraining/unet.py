@@ -8,7 +8,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,52 @@ def make_unet(seed: int = 0, **changes) -> UNet2DConditionModel:
     """An untrained U-Net for latents (B, 4, 16, 16) and text states (B, 32, 192)."""
     torch.manual_seed(seed)
     return UNet2DConditionModel(**{**CONFIG, **changes})
+
+
+@torch.no_grad()
+def deepened(unet: UNet2DConditionModel, layers: Sequence[int]) -> UNet2DConditionModel:
+    """A U-Net with more layers in each level's blocks, finest level first, that predicts what `unet` predicts.
+
+    The new layers begin as the identity: they add the output of a convolution or a projection that is zero, which
+    training changes (T. Chen et al., "Net2Net", ICLR 2016, arXiv 1511.05641).
+
+    Raises:
+        ValueError: when a level would have fewer layers than it has.
+    """
+    deep = make_unet(**{**unet.config, "layers_per_block": tuple(layers)})
+    for name in ("conv_in", "time_embedding", "mid_block", "conv_norm_out", "conv_out"):
+        getattr(deep, name).load_state_dict(getattr(unet, name).state_dict())
+    for part in ("down_blocks", "up_blocks"):
+        for old, new in zip(getattr(unet, part), getattr(deep, part), strict=True):
+            _deepen(old, new, last=part == "up_blocks")
+    return deep
+
+
+def _deepen(old: nn.Module, new: nn.Module, last: bool) -> None:
+    """Copy a block's layers into a deeper block, whose further layers become the identity.
+
+    last: keep the old block's last layer the last. On the way up it takes the skip connection from before the level's
+    first layer, whose width may be another.
+    """
+    n, m = len(old.resnets), len(new.resnets)
+    if m < n:
+        raise ValueError(f"a block of {n} layers cannot be deepened to {m}; give it {n} or more")
+    kept = {i: i for i in range(n - last)} | ({m - 1: n - 1} if last else {})  # new layer: old layer
+    for kind in ("resnets", "attentions"):
+        for i, layer in enumerate(getattr(new, kind, ())):
+            if i in kept:
+                layer.load_state_dict(getattr(old, kind)[kept[i]].state_dict())
+                continue
+            for p in (layer.proj_out if kind == "attentions" else layer.conv2).parameters():
+                p.zero_()
+            if (
+                getattr(layer, "conv_shortcut", None) is not None
+            ):  # on the way up: what comes from below, without the skip
+                layer.conv_shortcut.weight.copy_(torch.eye(*layer.conv_shortcut.weight.shape[:2])[..., None, None])
+                layer.conv_shortcut.bias.zero_()
+    for kind in ("downsamplers", "upsamplers"):
+        if getattr(old, kind, None) is not None:
+            getattr(new, kind).load_state_dict(getattr(old, kind).state_dict())
 
 
 def draw_timesteps(batch: int, generator: torch.Generator, low: float = 0.0) -> Tensor:

@@ -18,6 +18,7 @@ from companion.pretraining.unet import (
     SCHEDULE,
     Conditioned,
     cells_weight,
+    deepened,
     draw_timesteps,
     make_unet,
     redrawn,
@@ -55,6 +56,24 @@ def test_errors_on_things_count_more_at_little_noise():
     assert weight.shape == (3, 1, 2, 2)
     assert weight[:, 0].tolist() == [[[1, 4], [1, 1]], [[1, 4], [1, 1]], [[1, 1], [1, 1]]]
     assert (cells_weight(things, torch.tensor([0, 1, 2]), 1.0) == 1).all()
+
+
+@pytest.mark.parametrize("layers", [(2, 2, 1), (1, 3, 2)])
+def test_a_deepened_unet_predicts_the_same_and_can_learn_more(layers):
+    unet = make_unet(3)
+    deep = deepened(unet, layers)
+    assert [len(b.resnets) for b in deep.down_blocks] == list(layers)
+    x, states = torch.randn(2, 4, 16, 16), torch.randn(2, 32, 192)
+    expected, got = unet(x, 300, states).sample, deep(x, 300, states).sample
+    assert torch.allclose(got, expected, atol=1e-5) and expected.abs().mean() > 0.01
+    got.square().sum().backward()
+    new = [b.resnets[1] for b, n in zip(deep.down_blocks, layers, strict=True) if n > 1]
+    assert all(layer.conv2.weight.grad.abs().sum() > 0 for layer in new)
+
+
+def test_a_unet_is_not_made_shallower():
+    with pytest.raises(ValueError, match="a block of 2 layers cannot be deepened to 1"):
+        deepened(make_unet(layers_per_block=(2, 1, 1)), (1, 1, 1))
 
 
 class Halving(nn.Module):
