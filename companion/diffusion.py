@@ -205,14 +205,22 @@ def denoise(
         yield Step(index, float(t), noisy, _believed_x0(scheduler, out, eps, t, before), latents)
 
 
-def _believed_x0(scheduler: Any, out: Any, eps: Tensor, t: Tensor, latents: Tensor) -> Tensor:
+def _believed_x0(scheduler: Any, out: Any, output: Tensor, t: Tensor, latents: Tensor) -> Tensor:
     """The predicted clean latents that a scheduler's step used."""
     if getattr(out, "pred_original_sample", None) is not None:
         return out.pred_original_sample
     if getattr(scheduler.config, "algorithm_type", "").endswith("++") and getattr(scheduler, "model_outputs", None):
         return scheduler.model_outputs[-1]  # DPM-Solver++ works with x0 itself
     alpha_bar = scheduler.alphas_cumprod.to(latents.device)[int(t)].to(latents.dtype)
-    return predicted_x0(latents, eps, alpha_bar)
+    return predicted_x0(latents, noise_in(scheduler, output, latents, alpha_bar), alpha_bar)
+
+
+def noise_in(scheduler: Any, output: Tensor, latents: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise eps in latents at `alpha_bar`, from a U-Net's output: eps itself, v (arXiv 2202.00512), or x0."""
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
+    return (latents - alpha_bar.sqrt() * output) / (1 - alpha_bar).sqrt() if kind == "sample" else output
 
 
 def predicted_x0(noisy: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -266,13 +274,15 @@ def draw(
     steps: int,
     guidance_scale: float | Sequence[float],
     batch: int = 32,
+    noise: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Pictures (N, 3, H, W) in [-1, 1], in batches; prompts, seeds and `options` as in `sample`."""
+    """Pictures (N, 3, H, W) in [-1, 1], in batches; prompts, seeds, noise and `options` as in `sample`."""
     prompts, seeds, scales = for_each({"prompts": prompts, "seeds": seeds, "guidance scales": guidance_scale})
     pictures = []
     for i in range(0, len(prompts), batch):
         part = slice(i, i + batch)
+        options["noise"] = None if noise is None else noise[part]
         *_, last = sample(pipe, prompts[part], seeds[part], steps=steps, guidance_scale=scales[part], **options)
         pictures.append(decode(pipe, last.latents))
     return torch.cat(pictures)

@@ -26,6 +26,7 @@ from companion.diffusion import (
     denoise,
     for_each,
     fresh,
+    noise_in,
     noise_predictor,
     picture_size,
     predicted_x0,
@@ -166,7 +167,8 @@ def as_mask(mask: Any, high: int, wide: int) -> Tensor:
         shape = " x ".join(map(str, reversed(mask.shape[-2:])))
         raise ValueError(f"the mask has {shape} pixels and the picture {wide} x {high}; make them equal")
     if float(mask.min()) < 0 or float(mask.max()) > 1:
-        raise ValueError(f"the mask has values up to {float(mask.max()):g}; use booleans, or floats in [0, 1]")
+        low, high = float(mask.min()), float(mask.max())
+        raise ValueError(f"the mask has values from {low:g} to {high:g}; use booleans, or floats in [0, 1]")
     mask = (mask >= 0.5).float()
     if not mask.flatten(1).any(1).all():
         raise ValueError("the mask is empty: paint where something new is to be drawn")
@@ -291,13 +293,6 @@ def ddim_of(pipe: StableDiffusionPipeline) -> DDIMScheduler:
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     given = {name: config[name] for name in names if name in config}
     return DDIMScheduler(**given, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
-
-
-def noise_in(scheduler: Any, output: Tensor, latents: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise eps in latents at `alpha_bar`, from a U-Net's output: eps itself, or v (arXiv 2202.00512)."""
-    if scheduler.config.prediction_type == "v_prediction":
-        return alpha_bar.sqrt() * output + (1 - alpha_bar).sqrt() * latents
-    return output
 
 
 def ddim_step(latents: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from stock import every_scheduler, scheduler_of, variant
 from torch import Tensor
 
@@ -96,6 +96,30 @@ class TestSampling:
             # Where the scheduler rounds its timestep, the truth can be missed by a few per cent.
             assert float((step.x0 - truth).abs().max()) < 0.15, step.index
         assert not torch.allclose(steps[0].noisy, truth, atol=0.5)
+
+    @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+    def test_every_kind_of_prediction_gives_x0(self, pipe, prediction):
+        """Also from a scheduler that does not tell which x0 it used."""
+        scheduler = scheduler_of(PNDMScheduler, {"prediction_type": prediction})
+        scheduler.set_timesteps(4)
+        a = scheduler.alphas_cumprod[int(scheduler.timesteps[0])]
+        truth, eps = torch.randn(2, 1, 4, 4, 4, generator=seeded(9))
+        noisy = a.sqrt() * truth + (1 - a).sqrt() * eps
+        output = eps if prediction == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * truth
+        first = next(diffusion.denoise(scheduler, lambda x, t: output, noisy, scheduler.timesteps))
+        assert torch.allclose(first.x0, truth, atol=1e-4)
+
+    def test_the_noise_in_latents_of_a_model_that_names_x0(self):
+        a, (truth, eps) = torch.tensor(0.3), torch.randn(2, 1, 4, 4, 4, generator=seeded(9))
+        scheduler = scheduler_of(DDIMScheduler, {"prediction_type": "sample"})
+        found = diffusion.noise_in(scheduler, truth, a.sqrt() * truth + (1 - a).sqrt() * eps, a)
+        assert torch.allclose(found, eps, atol=1e-5)
+
+    def test_batches_share_out_the_noise(self, pipe):
+        noise = torch.randn(3, 4, 4, 4, generator=seeded(2))
+        options = {"steps": 2, "guidance_scale": 2.0, "noise": noise}
+        every = diffusion.draw(pipe, [PROMPT] * 3, 0, **options)
+        assert torch.allclose(diffusion.draw(pipe, [PROMPT] * 3, 0, batch=2, **options), every, atol=1e-5)
 
     def test_numbers_that_do_not_fit_are_refused(self, pipe):
         with pytest.raises(ValueError, match="2 prompts for 3 pictures; give one for all, or one for each"):

@@ -269,7 +269,7 @@ class TestMasks:
             edit.as_mask(torch.ones(32, 16), 32, 32)
         with pytest.raises(ValueError, match="the mask is empty: paint where"):
             edit.as_mask(torch.zeros(32, 32), 32, 32)
-        with pytest.raises(ValueError, match="values up to 255; use booleans"):
+        with pytest.raises(ValueError, match="values from 0 to 255; use booleans"):
             edit.as_mask(255.0 * square(), 32, 32)
 
     def test_shrinking(self):
@@ -447,7 +447,7 @@ class TestInversion:
         levels = edit._levels(ddim)
         for i, t in enumerate(ddim.timesteps):
             expected = ddim.step(output, t, x)
-            eps = edit.noise_in(ddim, output, x, levels[i])
+            eps = diffusion.noise_in(ddim, output, x, levels[i])
             there, x0 = edit.ddim_step(x, eps, levels[i], levels[i + 1])
             assert torch.allclose(there, expected.prev_sample, atol=1e-5)
             assert torch.allclose(x0, expected.pred_original_sample, atol=1e-4)
