@@ -191,7 +191,7 @@ def load(
 
     Raises:
         UnknownModelError, NotAPipelineError, PickleRefusedError: the name or folder cannot be used.
-        ValueError: the device is CUDA, and torch sees no GPU.
+        ValueError: the device is CUDA or MPS, and torch sees no such GPU.
         OfflineError, NoMirrorError: a model of the hub cannot be fetched.
         DamagedError: a file on this machine is damaged.
     """
@@ -210,8 +210,11 @@ def load(
         from packaging.version import Version
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={str(device)!r}, but torch {torch.__version__} sees no CUDA GPU; use 'cpu'.")
+        for kind, there in (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)):
+            if device.type == kind and not there():
+                raise ValueError(
+                    f"device='{device}', but torch {torch.__version__} sees no {kind.upper()} GPU; use 'cpu'."
+                )
         if dtype is None:
             # GPUs compute fast in half precision; most CPUs only emulate it.
             dtype = torch.float16 if device.type == "cuda" else torch.float32

@@ -424,12 +424,14 @@ def test_by_name_as_a_user_does(hub, tiny, tmp_path):
 # ---- GPUs
 
 
-def test_a_gpu_that_is_not_there(tiny, monkeypatch):
+@pytest.mark.parametrize(("device", "kind"), [("cuda:1", "CUDA"), ("mps", "MPS")])
+def test_a_gpu_that_is_not_there(tiny, monkeypatch, device, kind):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device='cuda:1', but torch .* sees no CUDA GPU"):
-        load(tiny, device="cuda:1")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"device='{device}', but torch .* sees no {kind} GPU"):
+        load(tiny, device=device)
 
 
 def test_memory_settings_are_for_gpus_only(tiny, monkeypatch):
