@@ -45,6 +45,7 @@ class Muon(torch.optim.Optimizer):
             orthogonalised momentum.
         rest: all others, stepped by AdamW with `lr`.
         lr: AdamW's learning rate; the schedule scales both.
+        bfloat16: orthogonalise in bfloat16, as the paper does: faster on CPUs with AVX-512 BF16, slower on others.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        bfloat16: bool = False,
     ):
         groups = [{"params": list(hidden), "muon": True}, {"params": list(rest), "muon": False}]
         super().__init__(groups, dict(lr=lr, ratio=ratio, momentum=momentum, betas=betas, weight_decay=weight_decay))
+        self.precision = torch.bfloat16 if bfloat16 else torch.float32
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -78,8 +81,9 @@ class Muon(torch.optim.Optimizer):
                     alike.setdefault(tuple(g.shape), []).append((p, g))
                 for (rows, columns), some in alike.items():
                     scale = lr * group["ratio"] * max(1.0, rows / columns) ** 0.5
-                    for (p, _), o in zip(some, orthogonalise(torch.stack([g for _, g in some])), strict=True):
-                        p.sub_(o.view_as(p), alpha=scale)
+                    found = orthogonalise(torch.stack([g for _, g in some]).to(self.precision))
+                    for (p, _), o in zip(some, found, strict=True):
+                        p.sub_(o.view_as(p).to(p.dtype), alpha=scale)
                 continue
             b1, b2 = group["betas"]
             for p in params:

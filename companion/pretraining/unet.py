@@ -50,6 +50,7 @@ SCHEDULE = dict(
 DROP = 0.1  # share of captions left empty, for classifier-free guidance
 MIN_SNR = 5.0
 LOW = 350  # timesteps below it count as little noise
+FIRST_AND_LAST = ("conv_in", "conv_out.", "embedding")  # layers that Muon leaves to AdamW
 CELLS_BELOW = 400  # timesteps at which errors on things may count more
 
 
@@ -267,7 +268,7 @@ def train_unet(
     if bfloat16:  # torch's fused attention is so slow in bfloat16 on CPUs that it would undo the whole gain
         model.unet.set_attn_processor(AttnProcessor())
         model.text_encoder.set_attn_implementation("eager")
-    make = optimizer or (lambda m: muon(m, lr, exclude=("conv_in", "conv_out.", "embedding"), weight_decay=0.01))
+    make = optimizer or (lambda m: muon(m, lr, exclude=FIRST_AND_LAST, weight_decay=0.01, bfloat16=bfloat16))
     loss = unet_loss(
         latents, scenes, tokenizer, batch, train_text, bfloat16, things=things, low=low, factor=factor, min_snr=min_snr
     )

@@ -39,6 +39,18 @@ def test_muon_steps_matrices_along_the_orthogonal_factor_and_the_rest_as_adamw()
     assert torch.nn.functional.cosine_similarity(move.flatten(), (u @ vh).flatten(), dim=0) > 0.97
 
 
+def test_bfloat16_steps_nearly_as_single_precision_does():
+    torch.manual_seed(0)
+    start, gradient, moved = torch.randn(48, 96), torch.randn(48, 96), []
+    for bfloat16 in (False, True):
+        w = nn.Parameter(start.clone())
+        w.grad = gradient
+        Muon([w], [], lr=0.1, ratio=1.0, bfloat16=bfloat16).step()
+        assert w.dtype == torch.float32
+        moved.append((start - w.detach()).flatten())
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.995
+
+
 def test_muon_keeps_first_and_last_layers_and_vectors_for_adamw():
     vae = make_vae()
     optimizer = muon(vae, 1e-3, exclude=("conv_in", "conv_out."))
