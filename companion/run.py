@@ -1,9 +1,9 @@
-"""Run the course's notebooks without a browser, and report on them; make the committed ones again.
+"""Run the course's notebooks without a browser and report on them, or refresh the committed ones.
 
-`run` executes notebooks with papermill and leaves, in a folder of its own, each executed notebook and one HTML page
-with their pictures. `execute_in_place` executes the notebooks of the source tree and writes them back, tidied. Both
-refuse a notebook that did not run to its end, which papermill alone does not: it takes `sys.exit(0)` for success, and
-marks a cell that ran out of time as completed.
+`run` executes notebooks with papermill and writes each executed notebook, and one HTML page with their pictures, to a
+new folder. `execute_in_place` executes the notebooks of the source tree and writes them back, tidied. Both reject a
+notebook that did not run to its end. Papermill alone does not: it takes `sys.exit(0)` for success, and marks a cell
+that ran out of time as completed.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from companion import ROOT, __version__
 from companion.files import written
 
 NOTEBOOKS = ROOT / "notebooks"
-#: No cell may take longer, in seconds, unless the caller says otherwise.
+#: The default time limit for a cell, in seconds.
 TIMEOUT = 600.0
-#: A committed notebook stays below this many bytes.
+#: A committed notebook must be smaller than this many bytes.
 MAX_BYTES = 1_000_000
 
-# Papermill logs what the report says anyway; a logger without a handler would print it on stderr.
+# The report contains what papermill logs; without a handler, the logger would also print it on stderr.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
 
 
 @dataclass
 class Result:
-    """What became of one notebook: `status` is waiting, completed, failed or interrupted."""
+    """The outcome for one notebook: `status` is waiting, completed, failed or interrupted."""
 
     path: Path
     status: str = "waiting"
     parameters: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    peak_bytes: int = 0  # resident memory of the kernel and its children, at its highest
+    peak_bytes: int = 0  # peak resident memory of the kernel and its children
     error: str = ""  # what went wrong, in a sentence
     traceback: str = ""
     cell: str = ""  # the source of the cell that failed
@@ -70,7 +70,7 @@ def choose(only: str | Iterable[str] | None = None) -> list[Path]:
     """The notebooks to run, in the course's order.
 
     only: numbers ("0", "00"), names ("01_latent_diffusion", "latent_diffusion") or their beginnings; None means all.
-    Raises ValueError for a name that fits no notebook, and says which come nearest.
+    Raises ValueError when there are no notebooks, or when none has such a name; the message suggests the nearest.
     """
     every = sorted(NOTEBOOKS.glob("*.ipynb"))
     if not every:
@@ -98,7 +98,7 @@ def _parameters_cell(notebook: NotebookNode) -> NotebookNode | None:
 
 
 def parameters_of(notebook: NotebookNode) -> dict[str, ast.expr]:
-    """The names that the notebook's cell tagged `parameters` assigns, each with its value as it is parsed."""
+    """The names assigned in the notebook's cell tagged `parameters`, each with its value's syntax tree."""
     cell = _parameters_cell(notebook)
     assigned: dict[str, ast.expr] = {}
     for statement in ast.parse(cell.source).body if cell else ():
@@ -110,7 +110,7 @@ def parameters_of(notebook: NotebookNode) -> dict[str, ast.expr]:
 
 
 def _read(path: Path, parameters: Mapping[str, Any]) -> NotebookNode:
-    """The notebook, once it is sure to have these parameters: papermill would only log the ones that it lacks."""
+    """Read a notebook. Raises ValueError when it lacks one of these parameters, which papermill would only log."""
     notebook = nbformat.read(path, as_version=4)
     known = parameters_of(notebook)
     for name in parameters:
@@ -120,10 +120,10 @@ def _read(path: Path, parameters: Mapping[str, Any]) -> NotebookNode:
 
 
 class _ThisPython(KernelSpecManager):
-    """Every kernel is the running Python's: the machine's "python3" may be another, without the course's packages."""
+    """Starts every kernel with the running Python: the machine's "python3" kernel may lack the course's packages."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        # What matters reaches the notebook; the kernel's own log would only disturb the progress on the terminal.
+        # Errors reach the notebook; the kernel's log would only disturb the progress bar on the terminal.
         return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]))
 
 
@@ -135,7 +135,7 @@ class _ThisKernel(AsyncKernelManager):
 
 @contextlib.contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    """Yields [bytes]: the highest resident memory of the processes started meanwhile, looked at twice a second."""
+    """Yields [bytes]: the peak resident memory of the processes started in this context, sampled twice a second."""
     this, peak, done = psutil.Process(), [0], threading.Event()
     before = set(this.children(recursive=True))
 
@@ -143,7 +143,7 @@ def _peak_memory() -> Iterator[list[int]]:
         while not done.wait(0.5):
             now = 0
             for process in set(this.children(recursive=True)) - before:
-                with contextlib.suppress(psutil.Error):  # it may have ended since
+                with contextlib.suppress(psutil.Error):  # the process may have ended
                     now += process.memory_info().rss
             peak[0] = max(peak[0], now)
 
@@ -178,14 +178,14 @@ def _execute(
     timeout: float,
     progress: Callable[..., None],
 ) -> Result:
-    """Execute `notebook` as if it stood at `path`, calling progress(completed=cells) on the way.
+    """Execute `notebook` as if it were at `path`, calling progress(completed=cells) on the way.
 
-    Whatever goes wrong is in the result; Ctrl-C makes it "interrupted".
+    Errors are not raised but recorded in the result; Ctrl-C makes its status "interrupted".
     """
     result = Result(path, parameters=parameters)
-    started: list[NotebookNode] = []  # cells; the last one is at work
+    started: list[NotebookNode] = []  # cells; the last one is running
 
-    # Papermill hands the notebook back only when all went well; these hooks show it from the start.
+    # Papermill returns the notebook only when all went well; these hooks give access to it from the start.
     def on_notebook_start(notebook: NotebookNode) -> None:
         result.notebook = notebook
 
@@ -226,11 +226,11 @@ def _execute(
             failed(f"This cell took longer than {timeout:g} s: give it less to do, or a longer timeout.", started[-1])
         except DeadKernelError:
             failed("The kernel died in this cell; a want of memory looks like this.", started[-1])
-        except Exception as error:  # the kernel did not start, say: the other notebooks still get their turn
+        except Exception as error:  # such as a kernel that did not start: go on with the other notebooks
             failed(f"{type(error).__name__}: {_plain(str(error))}", started[-1] if started else None)
     result.seconds, result.peak_bytes = time.monotonic() - begin, peak[0]
     if result.status != "completed" and result.notebook:
-        # Papermill marks all cells as completed when it is stopped by anything but an error in a cell.
+        # Papermill marks all cells as completed when anything but an error in a cell stops it.
         for cell in result.notebook.cells:
             if "papermill" in cell.metadata and not any(cell is done for done in started[:-1]):
                 cell.metadata.papermill.status = "failed" if started and cell is started[-1] else "pending"
@@ -250,7 +250,7 @@ pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: .85rem }
 
 
 def _pictures(notebook: NotebookNode) -> Iterator[tuple[str, str]]:
-    """(heading above it, PNG in base64) of every picture in the outputs."""
+    """Yield (heading above it, PNG in base64) for every picture in the outputs."""
     heading = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -262,7 +262,7 @@ def _pictures(notebook: NotebookNode) -> Iterator[tuple[str, str]]:
 
 
 def _report(results: list[Result], seconds: float) -> str:
-    """One HTML page, whole in itself: a table of the notebooks, then each one's error and pictures."""
+    """One self-contained HTML page: a table of the notebooks, then the error and the pictures of each."""
     rows, sections = [], []
     for result in results:
         name = html.escape(result.path.name)
@@ -301,23 +301,22 @@ def _save(path: Path, text: str) -> None:
 
 
 def tidy(notebook: NotebookNode) -> str:
-    """A notebook as it is committed: its text, without what differs from run to run, which leaves the notebook too."""
-    notebook.metadata.pop(
-        "widgets", None
-    )  # GitHub refuses such a notebook; widgets leave their pictures in the outputs
+    """Remove from a notebook, in place, what differs from run to run, and return its text ready to commit."""
+    # GitHub refuses to show a notebook with widget states; the outputs have the widgets' pictures.
+    notebook.metadata.pop("widgets", None)
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if not cell.metadata.get("tags", True):
-            del cell.metadata["tags"]  # papermill gives every cell a list
+            del cell.metadata["tags"]  # papermill adds an empty list to every cell
     return nbformat.writes(notebook) + "\n"
 
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM leaves the same way as Ctrl-C."""
+    """Make SIGTERM raise KeyboardInterrupt, as Ctrl-C does, when called in the main thread."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -339,9 +338,9 @@ def _say(console: Console, text: str) -> None:
 def _execute_all(
     jobs: list[tuple[Path, NotebookNode, dict[str, Any]]], timeout: float, console: Console
 ) -> Iterator[Result]:
-    """Execute one notebook after the other, with a progress bar, and say what became of each.
+    """Execute the notebooks one by one, with a progress bar, and print the outcome of each.
 
-    Raises KeyboardInterrupt only after it has yielded the notebook that was interrupted.
+    Raises KeyboardInterrupt only after it has yielded the result of the interrupted notebook.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     for path, notebook, parameters in jobs:
@@ -360,7 +359,7 @@ def _execute_all(
 
 
 def _new_folder(out: str | Path | None) -> Path:
-    """`out`, which must be new or empty, or else a new folder in runs/, named after the time."""
+    """`out`, which must be new or empty, or by default a new folder in runs/, named after the time."""
     if out is not None:
         folder = Path(out).expanduser().resolve()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -384,15 +383,15 @@ def run(
     timeout: float = TIMEOUT,
     parameters: Mapping[str, Any] | None = None,
 ) -> int:
-    """Execute notebooks, and leave each of them with a report in a new folder: `out`, or runs/<time>/.
+    """Execute notebooks, and write each of them and a report to a new folder: `out`, or runs/<time>/.
 
     only: which notebooks, see `choose`; None means all.
-    model, device: the notebooks' MODEL and DEVICE; the defaults leave what the notebooks say.
+    model, device: values for the notebooks' MODEL and DEVICE; the defaults keep what the notebooks say.
     timeout: the longest that a cell may take, in seconds.
-    parameters: further ones, by name; each chosen notebook must have them in its cell tagged `parameters`.
+    parameters: other parameters, by name; each chosen notebook must have them in its cell tagged `parameters`.
 
-    Returns 0 if every notebook ran to its end, 1 if one failed, 130 after Ctrl-C or SIGTERM. The notebooks done
-    by then and the report up to then are kept, each of them written whole.
+    Returns 0 if every notebook ran to its end, 1 if one failed, 130 after Ctrl-C or SIGTERM. The notebooks
+    and the report up to an interruption are kept, each of them written whole.
     Raises ValueError before anything runs for an unknown notebook or parameter, or for an `out` in use.
     """
     given = dict(parameters or {})
@@ -417,7 +416,7 @@ def run(
             for index, result in enumerate(_execute_all(jobs, timeout, console)):
                 results[index] = result
                 if result.notebook:
-                    result.notebook.metadata.pop("widgets", None)  # no kernel stands behind them: their pictures show
+                    result.notebook.metadata.pop("widgets", None)  # without a kernel, only their pictures are of use
                     _save(folder / result.path.name, nbformat.writes(result.notebook))
                 save_report()
                 code = max(code, int(result.status != "completed"))
@@ -430,11 +429,11 @@ def run(
 def execute_in_place(
     paths: Iterable[str | Path], parameters: Mapping[str, Any] | None = None, timeout: float = TIMEOUT
 ) -> int:
-    """Execute notebooks and write them back with their new outputs, as they are committed.
+    """Execute notebooks and write them back with their new outputs, ready to commit.
 
-    Widget states and timings are left out: they change every time, and GitHub refuses the former. A notebook is written
-    whole, and only if it ran to its end and stays under 1 MB; else the file is left as it was. `parameters` change the
-    values in the notebook's cell tagged `parameters`, so that what it says is what was run.
+    Widget states and timings are left out: they change every time, and GitHub refuses to show the former. A notebook
+    is written whole, and only if it ran to its end and stays under 1 MB; otherwise the file is left as it was.
+    `parameters` replace values in the notebook's cell tagged `parameters`, so that the cell says what was run.
 
     Returns 0 if all were written, else 1 (130 after Ctrl-C or SIGTERM). Raises ValueError for an unknown parameter.
     """
@@ -466,10 +465,10 @@ def set_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> Non
     """Write these values into the cell tagged `parameters`, leaving everything else in it as it is."""
     nodes = parameters_of(notebook)
     cell = _parameters_cell(notebook)
-    # From the last to the first, so that the places of those before stay right. ast counts columns in bytes.
+    # From the last to the first, so that earlier positions stay valid. ast counts columns in bytes.
     for name in sorted(parameters, key=lambda name: (nodes[name].lineno, nodes[name].col_offset), reverse=True):
         node = nodes[name]
-        assert cell and node.end_lineno and node.end_col_offset  # what ast.parse read in a cell has all three
+        assert cell and node.end_lineno and node.end_col_offset  # ast.parse sets the positions
         source = cell.source.encode()
         rows = source.splitlines(keepends=True)
         begin = sum(map(len, rows[: node.lineno - 1])) + node.col_offset

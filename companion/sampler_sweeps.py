@@ -1,10 +1,10 @@
-"""Sweeps of notebook 02: every sampler against the number of model evaluations, and what the guide's advice is worth.
+"""Sweeps of notebook 02: each sampler at several numbers of model evaluations, and a test of the guide's advice.
 
     rows = list(converge(pipe, ["Euler", "DPM++ 2M Karras"], *crossed(PROMPTS, 2), guidance_scale=3.0))
     quality = list(appraise(pipe, ["DDIM"], guidance_scale=3.0))
     claims(rows, quality, small=0.05)
 
-Long ones are stored in data/results/samplers.json by `companion samplers`, with a checksum of the weights.
+`companion samplers` stores a long sweep in data/results/samplers.json, with a checksum of the weights.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 # ---- Drawing and measuring -------------------------------------------------------------------------------------------
 
-#: What the sweeps ask for: places, times, one thing and two, all the ways two can stand.
+#: The prompts of the sweeps: all places and times; one thing, or two beside, in front of and behind each other.
 PROMPTS = (
     "a red ball on grass by day",
     "a gold robot left of a blue house on snow at sunset",
@@ -56,13 +56,13 @@ PROMPTS = (
     "a glass cube on water by day",
     "a blue car behind a white mushroom on grass by day",
 )
-#: Evaluations of the model for each picture, at which samplers are compared.
+#: The numbers of model evaluations per picture at which samplers are compared.
 EVALUATIONS = (6, 10, 15, 20, 30)
-#: Where a sampler without a limit of its own is compared with itself.
+#: Each stochastic sampler is compared with its own picture after this many evaluations.
 LONG = 60
-#: The guide compared with one picture of Euler's, after so many steps.
+#: The guide (stable-diffusion-art.com/samplers) compared all samplers with Euler's picture after this many steps.
 GUIDE_STEPS = 40
-#: Whose pictures are judged; the others are compared by distances alone.
+#: The samplers whose pictures the judge reads; the others are compared by distances alone.
 JUDGED = (
     "Euler",
     "Euler a",
@@ -82,11 +82,11 @@ class Row:
     """One sampler with one number of evaluations; the lists have a number for each picture.
 
     Attributes:
-        limit: distance of the latents (root mean square) to the exact end of the path, the same for all samplers.
-        own: to the sampler's own limit: where the path ends for it, or for stochastic ones its picture after `LONG`.
-        guide: to Euler's picture after 40 steps, the guide's only reference.
-        features: as `limit`, in the judge's features; empty where the judge cannot read.
-        seconds: for each picture, U-Net alone.
+        limit: RMS distance of the latents to the end of the exact path, which is the same for all samplers.
+        own: to the sampler's own limit: the exact path where it stops, or its latents after `LONG` if it is stochastic.
+        guide: to Euler's latents after 40 steps, the guide's only reference.
+        features: Euclidean distance to the same end as `limit` in the judge's features; empty without a judge.
+        seconds: for each picture, without decoding it.
     """
 
     sampler: str
@@ -101,7 +101,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Quality:
-    """What the judge says of one sampler's pictures: `met` for each, and the Fréchet distance to held-out renders."""
+    """The judge's verdict on a sampler: whether each picture `met` its prompt, and the Fréchet distance to renders."""
 
     sampler: str
     steps: int
@@ -111,17 +111,17 @@ class Quality:
 
 
 def apart(a: Tensor, b: Tensor) -> list[float]:
-    """Root-mean-square distance of each pair of a batch (N, ...)."""
+    """Root-mean-square distances between a and b, both (N, ...): N numbers, rounded to five decimals."""
     return [round(v, 5) for v in ((a - b).flatten(1) ** 2).mean(1).sqrt().tolist()]
 
 
 def crossed(prompts: Sequence[str], seeds: int) -> tuple[list[str], list[int]]:
-    """Every prompt with each of the seeds 0, 1, ..."""
+    """Every prompt with each of the seeds 0 to `seeds` - 1: the prompts and the seeds, one of each per picture."""
     return [p for p in prompts for _ in range(seeds)], list(range(seeds)) * len(prompts)
 
 
 def denoiser(pipe: StableDiffusionPipeline, prompts: str | Sequence[str], guidance_scale: float) -> Denoiser:
-    """A `Denoiser` by the fast path where it can be had, which pays for many questions; the answers are the same."""
+    """A `Denoiser` on the fast path where that is available, which pays off over many calls (equal to 1e-5)."""
     try:
         from companion.fast import Fast
 
@@ -142,14 +142,14 @@ def converge(
     long: int = LONG,
     done: Sequence[tuple[str, int]] = (),
 ) -> Iterator[Row]:
-    """Draw the same pictures with every sampler and number of evaluations, and measure how far they are from the end.
+    """Draw the same pictures with each sampler and number of evaluations, and measure distances; yields a row for each.
 
-    All pictures are one batch; text, noise, the first answer and the references are computed once for all samplers.
+    The pictures share a batch. Prompts are encoded, and the references computed, once for all samplers.
 
     Args:
         prompts, seeds: one of each for every picture.
-        reference: steps of Heun's on Karras' levels that stand for the exact path (twice as many evaluations).
-        done: (sampler, evaluations) to leave out.
+        reference: steps of Heun on Karras' levels, about two evaluations each, that stand in for the exact path.
+        done: pairs (sampler, evaluations) to leave out.
     """
     names = [find_sampler(name).name for name in names]
     wanted = [(name, n) for name in names for n in evaluations if (name, n) not in set(done)]
@@ -201,9 +201,10 @@ def appraise(
     evaluations: Sequence[int] = EVALUATIONS,
     done: Sequence[tuple[str, int]] = (),
 ) -> Iterator[Quality]:
-    """Draw the captions of held-out scenes, each from its own seed, and let the judge read the pictures.
+    """Draw the captions of held-out scenes, each from its own seed, and have the judge read the pictures.
 
-    Raises ValueError for a model whose pictures the judge cannot read.
+    Leaves out the pairs (sampler, evaluations) in `done`. Raises ValueError for a model whose pictures the judge cannot
+    read, and unless `pictures` is 13 to 256.
     """
     from companion.tabletop.caption import Wish, caption
     from companion.tabletop.samples import held_out
@@ -224,7 +225,7 @@ def appraise(
 
 
 def to_renders(pictures: Tensor, parts: int = 12) -> float:
-    """Fréchet distance to the held-out renders, in the `parts` directions in which the judge's features vary most.
+    """Fréchet distance of pictures to held-out renders, in the first `parts` principal components of their features.
 
     With few pictures the covariance of all 160 features cannot be estimated. Compare only equal numbers of pictures.
     """
@@ -249,7 +250,7 @@ COMMAND = "companion samplers"
 
 @dataclass
 class Sweep:
-    """All that was measured of one model, and what it was measured with."""
+    """All measurements of one model, with the weights' checksum and the settings."""
 
     weights: str
     setting: dict[str, Any]
@@ -257,7 +258,7 @@ class Sweep:
     quality: list[Quality] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, one row a line."""
+        """Write it as JSON, one row per line."""
         head = {"command": COMMAND, "weights": self.weights, "setting": self.setting}
         parts = [f'"{key}": {json.dumps(value)}' for key, value in head.items()]
         for key in ("rows", "quality"):
@@ -268,7 +269,7 @@ class Sweep:
 
     @classmethod
     def load(cls, path: Path) -> Sweep:
-        """Read what `save` wrote. Raises FileNotFoundError with the command that makes it."""
+        """Read what `save` wrote. Raises FileNotFoundError, which names the command that makes it."""
         if not path.is_file():
             raise FileNotFoundError(f"{path.name} is not in {path.parent.name}/; make it with `{COMMAND}`")
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -277,20 +278,20 @@ class Sweep:
 
 
 def results() -> Path:
-    """Where the sweep of the course's own model lies."""
+    """The path of the stored sweep of the course's own model."""
     return companion.DATA / "results" / "samplers.json"
 
 
 def weights_sum(folder: Path) -> str:
-    """One checksum of all weights of a pipeline's folder: a sweep of other weights says little about these."""
+    """A checksum (16 hexadecimal digits) of all weights in a pipeline's folder; a sweep holds only for its weights."""
     sums = [sha256(path) for path in sorted(folder.glob("*/*.safetensors"))]
     return hashlib.sha256("".join(sums).encode()).hexdigest()[:16]
 
 
 def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
-    """The stored sweep for the course's own model, and a sentence that says whether its weights were these.
+    """The stored sweep of the course's own model, and a sentence that says whether it is of the present weights.
 
-    None for another model, and when nothing is stored or not all of it.
+    The sweep is None for another model, and when it is missing or incomplete.
     """
     path = path or results()
     if name != "tabletop":
@@ -316,16 +317,16 @@ def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
 
 
 def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> Iterator[tuple[int, int, Sweep]]:
-    """Measure every sampler with the course's model: yields (done, of, sweep) after each cell, which is then stored.
+    """Measure every sampler with the course's model; yields (cells done, cells in all, sweep) once each cell is stored.
 
-    What the file holds already is kept, if it is from the same weights and the same settings; so it can be stopped.
+    A cell is a sampler and a number of evaluations. Cells stored with the same weights and settings are not redone.
     """
     from companion.models import find as find_model
     from companion.models import load
 
     path = path or results()
     entry = find_model("tabletop")
-    names = [name for name, sampler in SAMPLERS.items() if sampler.function is not dpm_1]  # that one is Euler
+    names = [name for name, sampler in SAMPLERS.items() if sampler.function is not dpm_1]  # dpm_1 is Euler
     names.insert(names.index("LMS"), "Heun Karras")
     setting = {"prompts": list(PROMPTS), "seeds": seeds, "pictures": pictures, "guidance_scale": entry.guidance}
     found = Sweep(weights_sum(companion.DATA / "models" / entry.name), setting)
@@ -333,7 +334,7 @@ def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> It
         found = old
     pipe = load("tabletop")
     prompts, repeated = crossed(PROMPTS, seeds)
-    # A cell is known by the evaluations that were asked for: some samplers take one less.
+    # `done` names cells by the evaluations asked for, of which some samplers use one fewer; rows only have the steps.
     asked = {
         (find_sampler(n).name, find_sampler(n).steps_for(e)): (n, e) for n in (*names, *JUDGED) for e in EVALUATIONS
     }
@@ -354,7 +355,7 @@ def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> It
 
 
 def pick(rows: Sequence[Any], name: str, evaluations: int) -> Any:
-    """The row of a sampler that comes nearest to so many evaluations, not above it if there is one.
+    """The sampler's row nearest to `evaluations`, from those with no more if there are any.
 
     Raises ValueError when the sampler was not measured.
     """
@@ -378,9 +379,9 @@ NOT_MEASURED = "not measured"
 
 
 class Claim(NamedTuple):
-    """One of the guide's statements: what was measured for it, and whether it "holds", "fails" or stays "open".
+    """One of the guide's statements, what was measured for it, and the verdict: "holds", "fails" or "open".
 
-    It is `NOT_MEASURED` when no run had a number of steps that the statement is about.
+    The verdict is `NOT_MEASURED` when no run had a number of steps that the statement is about.
     """
 
     statement: str
@@ -389,15 +390,15 @@ class Claim(NamedTuple):
 
 
 def _verdict(low: float, high: float, at: float = 1.0) -> str:
-    """Whether a quantity that should be below `at` is, given its interval."""
+    """Whether a quantity is below `at`, given its confidence interval; "open" when the interval contains `at`."""
     return "holds" if high < at else "fails" if low > at else "open"
 
 
 def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> list[Claim]:
-    """The guide's picks, each tested; `small` is the distance (root mean square of latents) that counts as converged.
+    """Test each of the guide's picks; `small` is the RMS distance of latents that counts as converged.
 
-    A verdict is "open" when the interval (95 %) of what decides it holds both answers. Quality is left out where the
-    judge has read nothing.
+    A verdict is "open" when the 95 % confidence interval of the deciding quantity allows both answers. Without
+    `quality`, the statements about quality are left out. Raises ValueError when a needed sampler was not measured.
     """
     found = []
     for name in ("DPM++ 2M Karras", "UniPC"):
@@ -419,7 +420,7 @@ def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> lis
     for name in names:
         few, many = pick(rows, name, 10), pick(rows, name, 30)
         r = paired_ratio(many.own, few.own)[0]
-        # The claim is that the picture is another one for another number of steps.
+        # The claim is that the picture changes with the number of steps.
         moved, *ends = mean_interval(many.own)
         text = (
             f"{moved:.2f} from its picture of {LONG} evaluations after {many.evaluations}, {r:.2f} times as far as "
@@ -430,7 +431,7 @@ def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> lis
 
 
 def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
-    """Those about quality: is the sampler, with so few steps, as good as the best of all with the most?"""
+    """The claims about quality: with so few steps, is the sampler about as good as the best one with the most?"""
     most = max(row.evaluations for row in quality)
     best = max((row for row in quality if row.evaluations >= most - 1), key=lambda row: sum(row.met))
     cases = (
@@ -449,10 +450,10 @@ def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
             f"{sum(row.met)} of {len(row.met)} as asked at {row.steps} steps; {sum(best.met)} by the best with most "
             f"({best.sampler}, {best.evaluations}); Fréchet distance {row.frechet:.2f}, there {best.frechet:.2f}"
         )
-        # Not worse by more than a tenth: "as good" cannot be shown, "not much worse" can.
+        # Tests for a share at most 0.1 lower, since "as good" cannot be shown, but "not much worse" can.
         yield Claim(statement, text, _verdict(-high, -low, 0.1))
 
 
 def _between(rows: Sequence[Any], name: str, few: int, many: int) -> list[Any]:
-    """A sampler's rows with `few` to `many` steps, in the order of their steps."""
+    """A sampler's rows with `few` to `many` steps, sorted by steps."""
     return sorted((r for r in rows if r.sampler == name and few <= r.steps <= many), key=lambda row: row.steps)

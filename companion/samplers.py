@@ -4,10 +4,10 @@
     sigmas = sigmas_for("DPM++ 2M Karras", denoise.levels, 20)
     *_, last = solve(denoise, start(pipe, seeds := [7], sigmas), sigmas, "DPM++ 2M Karras", seeds=seeds)
 
-All of them work with x = x0 + sigma * noise, the form of Karras et al. (EDM, arXiv 2206.00364), and ask a denoiser
-D(x, sigma) what x0 is. They solve dx / dsigma = (x - D(x, sigma)) / sigma, equation 3 of that paper, from a large sigma
-down; stochastic samplers add noise on the way. D may be a network, or the formula of a `companion.mixture.Mixture`.
-The noise levels that they visit are in `companion.schedules`.
+All of them work with x = x0 + sigma * noise, the form of Karras et al. (EDM, arXiv 2206.00364), and get an estimate of
+x0 from a denoiser D(x, sigma). They solve dx / dsigma = (x - D(x, sigma)) / sigma, equation 3 of that paper, from a
+large sigma down; stochastic samplers add noise on the way. D may be a network, or the formula of a
+`companion.mixture.Mixture`. The noise levels that they visit are in `companion.schedules`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from companion.schedules import Levels, check_sigmas, nearest, schedule
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, StableDiffusionPipeline
 
-#: D(x, sigma): what it takes x0 to be, in the shape of x (N, ...), when the noise in x has standard deviation sigma.
+#: D(x, sigma): an estimate of x0, in the shape of x (N, ...), when the noise in x has standard deviation sigma.
 Model = Callable[[Tensor, float], Tensor]
 #: Standard normal numbers in the shape of x, for the step from one sigma to a smaller one.
 Noise = Callable[[float, float], Tensor]
@@ -41,9 +41,9 @@ class SolverStep(NamedTuple):
 
     Attributes:
         index: 0, 1, ...
-        sigma: the noise level of `x`, at which the step ended.
-        x: (N, ...).
-        x0: (N, ...), the denoiser's last answer.
+        sigma: the noise level at the end of the step.
+        x: (N, ...), at that level.
+        x0: (N, ...), the denoiser's estimate at the start of the step.
     """
 
     index: int
@@ -52,13 +52,13 @@ class SolverStep(NamedTuple):
     x0: Tensor
 
 
-# ---- Noise for the samplers that want it -----------------------------------------------------------------------------
+# ---- Noise for the samplers that add it ------------------------------------------------------------------------------
 
 
 class Independent:
-    """Fresh noise at every call, from one generator a picture: what ancestral samplers draw.
+    """Fresh noise at every call, from one generator per picture, for ancestral samplers.
 
-    The generator's first numbers are passed over, since the stock pipelines make the starting noise of them.
+    Each generator's first numbers are skipped, since the stock pipelines make the starting noise from them.
     """
 
     def __init__(self, x: Tensor, seeds: Sequence[int]) -> None:
@@ -74,17 +74,18 @@ class Independent:
 
 
 class Brownian:
-    """Noise from one Brownian path a picture, over log sigma: the same seed gives the same path to any schedule.
+    """Noise from one Brownian path per picture, over log sigma: a seed gives the same path for every schedule.
 
-    The path is never stored. Its value is found by halving the interval, as in the virtual Brownian tree (Li et al.,
-    arXiv 2001.01328): the middle of a bridge is the mean of its ends plus noise, which its seed and place decide.
+    The path is never stored. Its value is found by halving the interval `depth` times, as in the virtual Brownian tree
+    (Li et al., arXiv 2001.01328): the midpoint of a bridge is the mean of its ends plus noise, which depends only on
+    the seed and the midpoint. Calls raise ValueError unless `low` <= t < s <= `high`.
     """
 
     def __init__(self, x: Tensor, seeds: Sequence[int], low: float = 1e-3, high: float = 1e3, depth: int = 18) -> None:
         self._seeds, self._like, self._depth = _as_many(seeds, x), x, depth
         self._ends = math.log(low), math.log(high)
         self._generator = torch.Generator("cpu")
-        self.at = lru_cache(maxsize=8)(self._at)  # a step begins where the last one ended
+        self.at = lru_cache(maxsize=8)(self._at)  # a step starts where the last one ended
 
     def _normal(self, node: int) -> Tensor:
         shape = (1, *self._like.shape[1:])
@@ -121,14 +122,14 @@ def _as_many(seeds: Sequence[int], x: Tensor) -> list[int]:
 
 
 def silent(s: float, t: float) -> Tensor:
-    """The noise of a sampler that was given none. Raises ValueError: it was asked to add some all the same."""
+    """The default source of noise, for samplers that add none. Calling it raises ValueError."""
     raise ValueError("this sampler adds noise: give it a source of noise, such as Independent or Brownian")
 
 
 # ---- The samplers ----------------------------------------------------------------------------------------------------
 #
-# In all of them s is the noise level that a step begins at, t the one it ends at, h = log(s / t), and x0 what the model
-# says. (x - x0) / s is the noise that it sees, and the slope of the path.
+# In all of them s is the noise level at the start of a step, t the one at its end, h = log(s / t), and x0 the model's
+# estimate. (x - x0) / s is the noise that this implies, and the slope of the path.
 
 
 def _steps(sigmas: Tensor) -> Iterator[tuple[int, tuple[float, float]]]:
@@ -136,18 +137,18 @@ def _steps(sigmas: Tensor) -> Iterator[tuple[int, tuple[float, float]]]:
 
 
 def ancestral(s: float, t: float, eta: float) -> tuple[float, float]:
-    """How low to go, and how much noise to add after it to be at t: down^2 + up^2 = t^2.
+    """The noise level to go down to, and how much noise to add there to reach t: (down, up), down^2 + up^2 = t^2.
 
-    eta = 0 adds none; eta = 1 as much as one step of DDPM's own chain from t = s (arXiv 2006.11239) does.
+    eta = 0 adds none; eta = 1 adds as much as DDPM's step from s to t (its posterior, arXiv 2006.11239, equation 7).
     """
     up = min(t, eta * t * (s**2 - t**2) ** 0.5 / s)
     return max(t**2 - up**2, 0.0) ** 0.5, up
 
 
 def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0) -> Iterator[SolverStep]:
-    """Straight on along the slope (EDM, arXiv 2206.00364, algorithm 1); with eta > 0, ancestral.
+    """A straight step along the slope (EDM, arXiv 2206.00364, algorithm 1 without lines 6 to 8); ancestral if eta > 0.
 
-    DDIM (arXiv 2010.02502, equation 12) is the same in other coordinates, its eta included.
+    DDIM (arXiv 2010.02502, equation 12) is the same in other coordinates, including eta.
     """
     for i, (s, t) in _steps(sigmas):
         x0 = model(x, s)
@@ -159,7 +160,7 @@ def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta
 
 
 def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
-    """Euler's step, then the mean of the slopes at both of its ends (EDM, algorithm 1, lines 6 to 8)."""
+    """Euler's step, repeated with the mean of the slopes at both of its ends (EDM, algorithm 1, lines 6 to 8)."""
     for i, (s, t) in _steps(sigmas):
         x0 = model(x, s)
         d = (x - x0) / s
@@ -171,7 +172,7 @@ def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iter
 
 
 def dpm_2(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0) -> Iterator[SolverStep]:
-    """The slope at the middle of log sigma, used for the whole step (after DPM-Solver-2, arXiv 2206.00927)."""
+    """The slope at the midpoint of log sigma, used for the whole step (after DPM-Solver-2, arXiv 2206.00927)."""
     for i, (s, t) in _steps(sigmas):
         x0 = model(x, s)
         d, (down, up) = (x - x0) / s, ancestral(s, t, eta)
@@ -190,7 +191,7 @@ def adams(
 ) -> Iterator[SolverStep]:
     """Integrate the polynomial through the last `order` slopes (Adams and Bashforth, 1883).
 
-    LMS takes it in sigma; DEIS (arXiv 2204.13902, tAB with rho in logarithm) in log sigma, where slopes bend less.
+    It is in sigma for LMS, and for DEIS (arXiv 2204.13902; diffusers' "logrho") in log sigma, where slopes bend less.
     """
     nodes, weights = np.polynomial.legendre.leggauss(12)  # exact enough for any of these polynomials
     f = np.log if log else np.asarray
@@ -199,7 +200,7 @@ def adams(
     total = len(sigmas) - 1
     for i, (s, t) in _steps(sigmas):
         x0 = model(x, s)
-        k = 1 if log and (t == 0 or (i == total - 1 and total < 15)) else order  # log 0 is no number
+        k = 1 if log and (t == 0 or (i == total - 1 and total < 15)) else order  # log 0 is undefined
         slopes, past = [(x - x0) / s, *slopes][:order], [s, *past][:order]
         at = (s + t) / 2 + (t - s) / 2 * nodes
         for j, slope in enumerate(slopes[:k]):
@@ -212,8 +213,8 @@ def adams(
 def plms(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
     """Adams and Bashforth's coefficients for even steps on the predicted noise (PNDM, arXiv 2202.09778, equation 12).
 
-    The steps are even in the timestep and not in sigma, hence the "pseudo" of the paper's title. The first step asks
-    twice, as Heun's does.
+    The coefficients are for even steps in sigma, but the steps are even in the timestep: a "pseudo" numerical method,
+    as the paper calls it. The first step evaluates the model twice, as Heun's does.
     """
     coefficients = ([1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
     slopes: list[Tensor] = []
@@ -231,7 +232,7 @@ def plms(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iter
 def dpmpp_2s(
     model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 1.0
 ) -> Iterator[SolverStep]:
-    """Believe the x0 at the middle of log sigma for the whole step (DPM-Solver++ 2S, arXiv 2211.01095, algorithm 1)."""
+    """Use x0 at the midpoint of log sigma for the whole step (DPM-Solver++ 2S, arXiv 2211.01095, algorithm 1)."""
     for i, (s, t) in _steps(sigmas):
         x0 = belief = model(x, s)
         down, up = ancestral(s, t, eta)
@@ -247,7 +248,7 @@ def dpmpp_2s(
 def dpmpp_sde(
     model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 1.0
 ) -> Iterator[SolverStep]:
-    """Like 2S, with noise in both of its half-ways: k-diffusion's solver of the reverse SDE by DPM-Solver++."""
+    """Like 2S, with noise added at the midpoint too: k-diffusion's DPM-Solver++ for the reverse SDE."""
     for i, (s, t) in _steps(sigmas):
         x0 = belief = model(x, s)
         if t:
@@ -265,7 +266,7 @@ def dpmpp_sde(
 def dpmpp_2m(
     model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0
 ) -> Iterator[SolverStep]:
-    """Go on with the line through the last two x0, over log sigma (DPM-Solver++ 2M, arXiv 2211.01095, algorithm 2).
+    """Extrapolate the line through the last two x0, over log sigma (DPM-Solver++ 2M, arXiv 2211.01095, algorithm 2).
 
     eta = 1 solves the SDE: SDE-DPM-Solver++(2M), equation 19 with the multistep difference of algorithm 2.
     """
@@ -288,7 +289,7 @@ def dpmpp_2m(
 def dpmpp_3m(
     model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 1.0
 ) -> Iterator[SolverStep]:
-    """Like 2M, with the parabola through the last three x0 (after DPM-Solver-3's expansion, arXiv 2211.01095)."""
+    """Like 2M, with the parabola through the last three x0 (after the expansion in DPM-Solver++, arXiv 2211.01095)."""
     past: list[tuple[Tensor, float]] = []  # x0 and the step h that followed it, newest first
     for i, (s, t) in _steps(sigmas):
         x0 = model(x, s)
@@ -314,9 +315,10 @@ def dpmpp_3m(
 
 
 def unipc(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, order: int = 2) -> Iterator[SolverStep]:
-    """Predict from the last x0's; redo the step once the model has spoken at its end (UniPC, arXiv 2302.04867).
+    """Predict from the last `order` x0; correct the step once the model is known at its end (UniPC, arXiv 2302.04867).
 
-    The corrector costs no evaluation: what it asks for is what the next step begins with. B(h) = e^h - 1, "bh2".
+    The corrector costs no evaluation, since it uses the one that the next step starts with. B(h) = e^-h - 1, which
+    diffusers calls "bh2".
     """
     past: list[tuple[float, Tensor]] = []  # (sigma, x0), newest first
     begin, p = x, 0
@@ -326,13 +328,13 @@ def unipc(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, ord
         if i:
             x = _unipc_step(begin, past[:p], s, [(s, x0)])
         past = [(s, x0), *past][:order]
-        p = min(len(past), total - i)  # the end is taken with care
+        p = min(len(past), total - i)  # lower orders for the last steps, as in diffusers
         begin, x = x, _unipc_step(x, past[:p], t, [])
         yield SolverStep(i, t, x, x0)
 
 
 def _unipc_step(x: Tensor, past: list[tuple[float, Tensor]], t: float, ahead: list[tuple[float, Tensor]]) -> Tensor:
-    """UniP (`ahead` empty) and UniC: from past[0] to the noise level t, with the differences to the other x0's."""
+    """UniP (`ahead` empty) or UniC: a step from past[0] to noise level t that uses the differences to the other x0."""
     (s, x0), others = past[0], [*past[1:], *ahead]
     if not t:
         return x0
@@ -343,16 +345,16 @@ def _unipc_step(x: Tensor, past: list[tuple[float, Tensor]], t: float, ahead: li
     for k in range(1, len(r) + 1):
         wanted.append(phi * math.factorial(k) / b)
         phi = phi / -h - 1 / math.factorial(k + 1)
-    # One unknown cannot meet its condition for every h: the paper takes 1/2, its limit.
+    # A single coefficient would depend on h: the paper takes 1/2, its limit for small h.
     rho = [0.5] if len(r) == 1 else np.linalg.solve(np.vander(r, increasing=True).T, wanted)
     x = t / s * x - b * x0
     return x - b * sum(float(c) / float(q) * (other - x0) for c, q, (_, other) in zip(rho, r, others, strict=True))
 
 
 def dpm_solver(model: Model, x: Tensor, s: float, t: float, order: int) -> tuple[list[Tensor], Tensor]:
-    """One step by DPM-Solver-1, -2 and -3 (arXiv 2206.00927, equations 3.7, 4.1, 4.2), as far as `order`; and x0.
+    """One step by DPM-Solver-1, -2 and -3 (arXiv 2206.00927, equations 3.7, 4.1, 4.2) to `order`, and x0 at its start.
 
-    An order takes the evaluations of the lower ones and one more, so the lower solutions come for free.
+    Each order needs the evaluations of the lower ones and one more, so the lower solutions come for free.
     """
     h = math.log(s / t)
     r1, r2 = (1 / 2 if order == 2 else 1 / 3), 2 / 3
@@ -383,10 +385,10 @@ def dpm_1(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Ite
 
 
 def dpm_fast(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
-    """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many third-order steps as the evaluations pay for.
+    """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many third-order steps as the evaluations allow.
 
-    Of the schedule it takes the ends and the number of steps n, which it spends as evaluations; its own steps are even
-    in log sigma, and the last ends at the lowest level above 0.
+    From the schedule it takes only the highest level, the lowest above 0 and the number of steps n, which becomes the
+    number of evaluations. Its own steps are even in log sigma. Raises ValueError for fewer than two levels above 0.
     """
     high, low, n = _ends(sigmas)
     orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
@@ -411,17 +413,17 @@ def dpm_adaptive(
 ) -> Iterator[SolverStep]:
     """Steps as long as two neighbouring orders agree (DPM-Solver-12 and -23, arXiv 2206.00927, appendix C).
 
-    The step's length follows the error by k-diffusion's rule, whose defaults these are. Of the schedule only the ends
-    are used. A batch has one step length: a picture drawn alone takes other steps than among others.
+    The step length follows the error by k-diffusion's rule and defaults. Only the ends of the schedule are used. A
+    batch shares one step length, so a picture drawn alone takes other steps than in a batch.
 
     Args:
         order: 2 or 3.
-        rtol, atol: what the two may differ by, relative to x and absolute: 0.0078 is one grey level of pixels.
-        h: the first step in log sigma.
-        most: evaluations after which it gives up.
+        rtol, atol: how much the two orders may differ, relative to x and absolute; 0.0078 is one grey level of pixels.
+        h: length of the first step, in log sigma.
+        most: evaluations after which a rejected step is an error.
     Raises:
-        ValueError: when the tolerances are not positive.
-        ArithmeticError: when `most` evaluations do not reach the end.
+        ValueError: for another order, rtol < 0, atol <= 0, or fewer than two noise levels above 0.
+        ArithmeticError: when a step is rejected after `most` evaluations.
     """
     if order not in (2, 3) or rtol < 0 or atol <= 0:
         raise ValueError(f"order={order}, rtol={rtol}, atol={atol}: give order 2 or 3, rtol >= 0 and atol > 0")
@@ -445,7 +447,7 @@ def dpm_adaptive(
 
 
 def _ends(sigmas: Tensor) -> tuple[float, float, int]:
-    """The highest level, the lowest above 0, and the number of steps, for the samplers that choose their own levels."""
+    """The highest level, the lowest above 0 and the number of steps, for samplers that choose their own levels."""
     values = check_sigmas(sigmas)
     positive = [value for value in values if value]
     if len(positive) < 2:
@@ -458,18 +460,19 @@ def _ends(sigmas: Tensor) -> tuple[float, float, int]:
 
 @dataclass(frozen=True)
 class Sampler:
-    """One name of the web interfaces.
+    """One sampler, under its name in the web interfaces.
 
     Attributes:
         function: called as function(model, x, sigmas, noise, **options); yields `SolverStep`s.
-        order: how the error falls with the step h: as h^order. For stochastic ones, that of the solver without noise.
-        about, paper: one line, and where it is from.
-        per_step: evaluations of the model a step, 0 when it chooses its steps itself.
-        stochastic: whether it adds noise on the way; `brownian` whether that comes from one path.
+        order: order of convergence: the error falls as h^order with the step h (for stochastic ones, without noise).
+        about, paper: what it does, in one line, and where it is from.
+        per_step: evaluations of the model per step; 0 when only the run decides how many.
+        stochastic: whether it adds noise on the way; `brownian`: whether that comes from one Brownian path.
         levels: the schedule that the name stands for.
-        karras: whether Karras' noise levels make sense for it; `why_not` says it when they do not.
-        ends_low: it stops at the training's lowest noise level instead of 0.
-        scheduler, settings: the diffusers class that is the same algorithm, and how to set it; "" where none is.
+        karras: whether Karras' noise levels make sense for it; if not, `why_not` says why.
+        ends_low: whether it stops at the lowest noise level of the training instead of at 0.
+        scheduler, settings: the diffusers class of the same algorithm ("" if there is none), and its settings.
+        options: keyword arguments for the function, such as eta.
     """
 
     name: str
@@ -489,20 +492,20 @@ class Sampler:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def evaluations(self, steps: int) -> int | None:
-        """Model evaluations that `steps` steps take on its own schedule; None when it decides on the way."""
+        """Model evaluations for `steps` steps on its own schedule; None when only the run decides."""
         if not self.per_step:
             return None
-        # The last step of those that ask twice goes to sigma 0, where there is nothing to ask.
+        # With two evaluations per step, the last step needs only one: it ends at sigma 0, where there is no slope.
         return 2 * steps - 1 if self.per_step == 2 else steps + (self.function is plms)
 
     def steps_for(self, evaluations: int) -> int:
-        """The most steps that `evaluations` pay for, 1 at least; what it decides itself is taken as it comes."""
+        """The most steps that `evaluations` allow, at least 1; `evaluations` itself when only the run decides."""
         return max(1, (evaluations + 1) // 2 if self.per_step == 2 else evaluations - (self.function is plms))
 
     def stock(self, config: Mapping[str, Any]) -> SchedulerMixin:
-        """Its diffusers scheduler, with the betas (and the offset of the steps) of `config`, another scheduler's.
+        """The diffusers scheduler of the same algorithm, with the betas, prediction type and steps offset of `config`.
 
-        Raises ValueError when diffusers has none that is the same algorithm, or none with Karras' levels.
+        Raises ValueError when diffusers has no such scheduler, or none with Karras' levels where they are needed.
         """
         import diffusers
 
@@ -510,7 +513,7 @@ class Sampler:
             raise ValueError(f"diffusers has no scheduler that is {self.name}; use companion.samplers.solve for it")
         kind = getattr(diffusers, self.scheduler)
         keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-        keys += ("steps_offset",)  # only "leading" steps have one, but pipelines warn of a scheduler that has none
+        keys += ("steps_offset",)  # only "leading" steps use it, but pipelines warn when it is not set
         settings = {key: config[key] for key in keys if key in config} | dict(self.settings)
         if self.levels == "karras":
             import inspect
@@ -537,7 +540,7 @@ def _both(*samplers: Sampler) -> list[Sampler]:
     return [*samplers, *map(_with_karras, samplers)]
 
 
-#: Every sampler of the guide, by its name.
+#: Every sampler of the guide (stable-diffusion-art.com/samplers), by its name.
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in [
@@ -716,7 +719,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def find_sampler(name: str | Sampler) -> Sampler:
-    """The sampler of that name. "Karras" may be appended to any that can use Karras' noise levels.
+    """The sampler with this name. "Karras" may be appended to any that can use Karras' noise levels.
 
     Raises ValueError for an unknown name, with the nearest ones, and when Karras' levels make no sense for it.
     """
@@ -737,10 +740,9 @@ def _check_karras(sampler: Sampler) -> None:
 
 
 def sigmas_for(name: str | Sampler, levels: Levels, steps: int, schedule_name: str | None = None) -> Tensor:
-    """The noise levels (steps + 1,) that a sampler's name stands for, or those of another schedule.
+    """The noise levels (steps + 1,) of the sampler's usual schedule, or of the one called `schedule_name`.
 
-    Raises ValueError as `find_sampler` and `schedule` do, and when a sampler that makes no sense on Karras' levels is
-    asked for them.
+    Raises ValueError as `find_sampler` and `schedule` do, and for "karras" with a sampler that cannot use it.
     """
     sampler = find_sampler(name)
     if schedule_name == "karras":
@@ -759,19 +761,19 @@ def solve(
     noise: Noise = silent,
     **options: Any,
 ) -> Iterator[SolverStep]:
-    """Solve the equation from x (N, ...) at noise level sigmas[0] to the last of the levels, yielding each step.
+    """Run a sampler from x (N, ...) at noise level sigmas[0] to the last of the levels, yielding each step.
 
     Args:
         model: D(x, sigma), such as a `Denoiser` or a `companion.mixture.Mixture`.
-        x: noisy by sigmas[0], such as `start` makes it.
-        sigmas: falling noise levels, such as `sigmas_for` gives.
+        x: with noise of level sigmas[0], such as from `start`.
+        sigmas: falling noise levels, such as from `sigmas_for`.
         sampler: one of `SAMPLERS`, or its name.
         seeds: one for each of N, for samplers that add noise; 0, 1, ... by default.
-        noise: a source of noise instead of the sampler's own: `Independent`, `Brownian` or your own function.
-        options: the keyword arguments of the sampler's function, such as eta.
+        noise: a source of noise instead of the sampler's usual one: `Independent`, `Brownian` or your own function.
+        options: keyword arguments of the sampler's function, such as eta.
     Raises:
-        ValueError: for an unknown sampler, sigmas that do not fall, an option that the sampler does not have.
-        FloatingPointError: when the model's answer is not a number; the message says at which step.
+        ValueError: for an unknown sampler or option, sigmas that do not fall, or a wrong number of seeds.
+        FloatingPointError: when the model's answer holds NaN or infinity; the message says at which step.
     """
     sampler = find_sampler(sampler)
     check_sigmas(sigmas)
@@ -803,13 +805,13 @@ def solve(
 
 
 class Denoiser:
-    """A stock pipeline as D(x, sigma): U-Net, text, guidance; `evaluations` counts the questions for each picture.
+    """A stock pipeline as D(x, sigma), with its text and guidance; `evaluations` counts the calls.
 
     Args:
         prompts: one for all pictures, or one for each.
-        guidance_scale: above 1, the U-Net is asked twice for each picture, with and without the words.
-        batch: pictures that go through the U-Net together.
-        unet: asked instead of the pipeline's own (see `diffusion.noise_predictor`), such as `fast.Fast.noise_pred`.
+        guidance_scale: of classifier-free guidance; above 1, the U-Net runs twice per picture, with and without text.
+        batch: how many pictures go through the U-Net together.
+        unet: used instead of the pipeline's own (see `diffusion.noise_predictor`), such as `fast.Fast.noise_pred`.
     """
 
     def __init__(
@@ -828,7 +830,7 @@ class Denoiser:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """x0 (N, C, h, w) of x; `sigma` is one number, or one for each picture (N,).
+        """The estimate of x0 for x (N, C, h, w), in its shape; `sigma` is one number, or one for each picture (N,).
 
         Raises ValueError when there are neither one nor N prompts.
         """
@@ -836,19 +838,19 @@ class Denoiser:
         sigmas = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x))
         t = self.levels.timestep(sigmas).to(x.device, torch.float32)
         s = sigmas.to(x.device, x.dtype).view(-1, 1, 1, 1)
-        # The U-Net was shown signal and noise of variance 1 together.
+        # The U-Net was trained on signal and noise with a total variance of 1.
         out = self._predict((x / (s**2 + 1).sqrt()).to(self._dtype), t).to(x.dtype)
         if self._kind == "epsilon":
             return x - s * out
         if self._kind == "v_prediction":  # arXiv 2202.00512, appendix D
             return x / (s**2 + 1) - s / (s**2 + 1).sqrt() * out
-        return out  # "sample": the network names x0 itself
+        return out  # "sample": the network predicts x0 itself
 
 
 def start(pipe: StableDiffusionPipeline, seeds: int | Sequence[int], sigmas: Tensor) -> Tensor:
-    """The noisy latents (N, C, h, w) that drawing begins with, in x = x0 + sigma * noise.
+    """The random latents (N, C, h, w) that drawing starts from, at noise level sigmas[0].
 
-    Their size is that of data of variance 1 under such noise, sqrt(1 + sigma^2), as in DDIM's pipeline.
+    Their standard deviation is sqrt(1 + sigma^2), that of data of variance 1 with such noise, as in DDIM's pipeline.
     """
     first = float(sigmas[0])
     return starting_noise(pipe, seeds).float() * (1 + first**2) ** 0.5
@@ -865,7 +867,7 @@ def pictures_by(
     schedule_name: str | None = None,
     **options: Any,
 ) -> Tensor:
-    """Pictures (N, 3, H, W) in [-1, 1], drawn with one of `SAMPLERS`.
+    """Pictures (N, 3, H, W) in [-1, 1], drawn with the sampler `name`.
 
     Prompts and guidance are as in `Denoiser`, seeds as in `start`, schedules as in `sigmas_for`, options as in `solve`.
     """

@@ -47,12 +47,12 @@ class Levels:
         return float(self.sigmas[-1])
 
     def sigma(self, timesteps: ArrayLike) -> Tensor:
-        """The noise levels of timesteps. Between two whole timesteps, log sigma is interpolated linearly."""
+        """The noise levels at timesteps. Between two whole timesteps, log sigma is interpolated linearly."""
         t = np.asarray(timesteps, dtype=float)
         return torch.as_tensor(np.exp(np.interp(t, np.arange(len(self.sigmas)), self.sigmas.log().numpy())))
 
     def timestep(self, sigmas: ArrayLike) -> Tensor:
-        """The timesteps of noise levels, the inverse of `sigma`. Levels outside the range get its nearest end."""
+        """The timesteps at noise levels, the inverse of `sigma`. Levels outside the range get its nearest end."""
         u = np.log(np.maximum(np.asarray(sigmas, dtype=float), 1e-12))
         return torch.as_tensor(np.interp(u, self.sigmas.log().numpy(), np.arange(len(self.sigmas), dtype=float)))
 
@@ -110,7 +110,7 @@ def schedule(name: str, levels: Levels, steps: int, last: float | None = 0.0) ->
 
     Args:
         name: one of `SCHEDULES`.
-        levels: the noise levels of the network's training, between which the schedule is laid.
+        levels: the noise levels of the network's training, which bound the schedule.
         steps: 1 to as many as there are levels.
         last: the level at which the sampler ends. With None it is left out, and `steps` levels are returned.
     Raises:
@@ -127,7 +127,7 @@ def schedule(name: str, levels: Levels, steps: int, last: float | None = 0.0) ->
 
 
 def check_sigmas(sigmas: Tensor) -> list[float]:
-    """The noise levels as a list of floats, once they are known to make a schedule.
+    """Check that noise levels form a schedule, and return them as a list of floats.
 
     Raises:
         ValueError: unless there are two or more, each is finite, not negative and below the one before it.

@@ -1,4 +1,4 @@
-"""What notebook 00 shows beside pictures: the course's map, and a prompt beside what the judge reads."""
+"""The tables of notebook 00: the map of the course, and a prompt compared with what the judge reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COURSE = (
 
 
 def course_map(folder: Path | None = None) -> Table:
-    """The nine notebooks, each with a link when it is there. `folder` is where they lie, notebooks/ by default."""
+    """The nine notebooks, with a link to each that is in `folder`, by default notebooks/."""
     folder = folder or companion.ROOT / "notebooks"
     there = {name: (folder / f"{name}.ipynb").is_file() for name, _ in COURSE}
     rows = [(name, about, "here" if there[name] else "planned") for name, about in COURSE]
@@ -35,9 +35,9 @@ def course_map(folder: Path | None = None) -> Table:
 
 
 def asked_and_read(prompt: str, picture: Image.Image | Any) -> Table:
-    """What a prompt asks for beside what the judge reads in a picture of 128 pixels, attribute by attribute.
+    """What a prompt asks for beside what the judge reads in a picture of 128 x 128 pixels, attribute by attribute.
 
-    Raises ValueError for a prompt that names no thing of the miniature world.
+    Raises ValueError for a prompt that does not name one or two things of the miniature world.
     """
     from companion.tabletop.caption import parse
     from companion.tabletop.measures import read

@@ -1,12 +1,11 @@
-"""The training loop of everything that is trained here: a generator that can be killed at any moment and goes on
-exactly where it stopped.
+"""The training loop for all models here: a generator that can be killed at any moment and resumes from a checkpoint.
 
     for progress in train(model, loss, optimizer, 1000, checkpoint=path, ema=ema):
         ...
 
 All randomness of a step comes from a generator that is seeded with the step's number, so a run that was killed and
-resumed computes what an unbroken run computes. What does not train (parameters without `requires_grad`) is neither
-averaged nor saved. The same loop runs on one CPU, and under `accelerate launch` on several processes or GPUs.
+resumed computes the same as an uninterrupted one. Frozen parameters (without `requires_grad`) are neither averaged nor
+saved. The same loop runs on one CPU and, under `accelerate launch`, on several processes or GPUs.
 """
 
 from __future__ import annotations
@@ -46,18 +45,17 @@ def noise_loss(
     min_snr: float | None = None,
     weight: Callable[[Tensor], Tensor] | Tensor | None = None,
 ) -> Tensor:
-    """The mean squared error of what a network predicts of noised latents (DDPM, arXiv 2006.11239, equation 14).
+    """The mean squared error of a network's prediction for noised latents (DDPM, arXiv 2006.11239, equation 14).
 
-    Noise and timesteps are drawn from the generator on the CPU, noise first, so that every device gets the same.
+    Noise and timesteps are drawn from the generator on the CPU, noise first, so that they are the same on every device.
 
     Args:
         predict: (noisy (N, C, h, w), t (N,)) to the network's answer (N, C, h, w).
-        scheduler: has the noise schedule, and says whether the answer is noise, velocity or the picture itself.
+        scheduler: has the noise schedule, and says whether the network predicts noise, velocity or x0.
         x0: clean, scaled latents (N, C, h, w).
-        timesteps: (N,), instead of uniform ones.
-        min_snr: weigh each picture's error by min(SNR, min_snr) / SNR (Hang et al., arXiv 2303.09556; for velocity
-            divided by SNR + 1, so that it means the same errors of the noise).
-        weight: weights of the squared errors, of a shape that fits (N, C, h, w), or a function of t that gives them.
+        timesteps: (N,), instead of uniformly random ones.
+        min_snr: weigh each picture's error by `min_snr_weight` with this limit (Hang et al., arXiv 2303.09556).
+        weight: weights for the squared errors, broadcast to (N, C, h, w), or a function of t that returns them.
     """
     noise = torch.randn(x0.shape, generator=generator).to(x0.device, x0.dtype)
     if timesteps is None:
@@ -78,7 +76,7 @@ def noise_loss(
 
 
 def min_snr_weight(scheduler: Any, timesteps: Tensor, at_most: float = 5.0) -> Tensor:
-    """min(SNR, at_most) / SNR of timesteps (N,): Hang et al.'s weight for predicted noise (arXiv 2303.09556)."""
+    """Weights of timesteps (N,): min(SNR, at_most), over SNR for noise and SNR + 1 for velocity (arXiv 2303.09556)."""
     snr = compute_snr(scheduler, timesteps)
     by = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[scheduler.config.prediction_type]
     return snr.clamp(max=at_most) / by
@@ -88,22 +86,20 @@ def min_snr_weight(scheduler: Any, timesteps: Tensor, at_most: float = 5.0) -> T
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by its name in the state dictionary: parameters that require a gradient, and buffers."""
+    """What training changes, by name in the state dictionary: parameters that require a gradient, and buffers."""
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def ema_copy(model: M) -> M:
-    """A copy of a model, in eval mode, to hold its exponential moving average; it shares what is frozen."""
+    """A copy of a model, in eval mode, for its exponential moving average; both share the frozen parameters."""
     shared = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, shared).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def ema_update(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """ema <- d ema + (1 - d) model, with d = min(decay, (1 + step) / (10 + step)) so that the start is soon
-    forgotten.
-    """
+    """ema <- d ema + (1 - d) model; d = min(decay, (1 + step) / (10 + step)), so that the start is soon forgotten."""
     d = min(decay, (1 + step) / (10 + step))
     pairs = [(a, b) for a, b in zip(ema.parameters(), model.parameters(), strict=True) if b.requires_grad]
     averages: list[Tensor] = [a for a, _ in pairs]
@@ -121,7 +117,7 @@ def _save(path: Path, tensors: dict[str, Tensor], meta: dict) -> None:
 def save_checkpoint(
     path: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer, meta: dict
 ) -> None:
-    """Write what trains, its moving average and the optimiser's state to one safetensors file, whole or not at all."""
+    """Write the trained state, its EMA, the optimiser's state and `meta` to a safetensors file, whole or not at all."""
     state = trained_state(model)
     tensors = {f"model.{k}": v for k, v in state.items()}
     if ema is not None:
@@ -133,22 +129,22 @@ def save_checkpoint(
 
 
 def save_start(path: Path, model: nn.Module) -> None:
-    """Write a checkpoint of step 0 that a run begins from: the weights, as model and as moving average."""
+    """Write a checkpoint at step 0 from which a run can start, with the weights as model and as moving average."""
     state = model.state_dict()
     _save(path, {f"{part}.{k}": v for part in ("model", "ema") for k, v in state.items()}, {"step": 0, "seconds": 0.0})
 
 
 def read_meta(path: Path) -> dict:
-    """The figures (step, seconds, ...) kept in a checkpoint, also while a run is replacing it."""
-    with safe_open(path, "np") as f:  # which opens the file once, while "pt" opens it again to map its weights
+    """The figures (step, seconds, ...) in a checkpoint; this works even while a run is replacing it."""
+    with safe_open(path, "np") as f:  # "np" opens the file once; "pt" would open it again to map the weights
         return json.loads(f.metadata()["meta"])
 
 
 def load_weights(path: Path, model: M, which: str = "ema") -> M:
     """Load the `ema` or the `model` weights of a checkpoint into a model, and return it.
 
-    What is frozen may be missing from the checkpoint, and stays as it is. Raises KeyError when something that trains is
-    missing, with its name.
+    Frozen parameters may be missing from the checkpoint, and stay as they are. Raises KeyError, which names one, when
+    the checkpoint lacks buffers, or parameters that require a gradient.
     """
     with safe_open(path, "pt") as f:
         found = {k[len(which) + 1 :]: f.get_tensor(k) for k in f.keys() if k.startswith(f"{which}.")}
@@ -159,14 +155,14 @@ def load_weights(path: Path, model: M, which: str = "ema") -> M:
 
 
 def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: torch.optim.Optimizer) -> dict:
-    """Restore what `save_checkpoint` wrote; returns its figures."""
+    """Restore what `save_checkpoint` wrote, and return its `meta`."""
     load_weights(path, model, "model")
     if ema is not None:
         load_weights(path, ema, "ema")
     with safe_open(path, "pt") as f:
         for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             state = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith(f"optimizer.{i}.")}
-            if state:  # counters stay where torch's optimisers keep them, on the CPU
+            if state:  # step counters stay on the CPU, where torch's optimisers keep them
                 optimizer.state[p] = {k: v if v.ndim == 0 else v.to(p.device) for k, v in state.items()}
         return json.loads(f.metadata()["meta"])
 
@@ -176,8 +172,8 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module | None, optimiz
 
 @dataclass
 class Progress:
-    """What the loop knows after a step: `loss` is that step's, `lr` the first group's learning rate, and `seconds` the
-    training time over all sittings.
+    """The state after `step` of `steps` steps: that step's loss, the first group's learning rate, and the seconds of
+    training over all sessions.
     """
 
     step: int
@@ -188,8 +184,8 @@ class Progress:
 
 
 def lr_factor(step: int, steps: int, warmup: int = 100, decay: float = 0.3) -> float:
-    """Warm-up, plateau, and a fall along a quarter of a cosine's period to zero over the last `decay` of the steps:
-    what each group's learning rate is multiplied with, in [0, 1].
+    """The factor in [0, 1] for each group's learning rate: linear warm-up, a plateau, and a fall along half a cosine's
+    period to zero over the last fraction `decay` of the steps.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -221,18 +217,17 @@ def train(
 
     Args:
         loss: (model, generator, step) to a scalar; all its randomness must come from the generator, which is seeded by
-            the step (and the process).
+            `seed`, the step and the process.
         optimizer: each of its groups keeps its own learning rate; the schedule multiplies them all (`lr_factor`).
-        accumulate: how many times the loss is asked before each step of the optimiser, which follows the mean.
-        ema: a copy (`ema_copy`) that follows the model.
+        accumulate: how many times the loss is computed for each step of the optimiser, which uses the mean.
+        ema: a copy (`ema_copy`) that becomes the model's moving average, with `ema_decay`.
         clip: largest norm of the gradient.
-        checkpoint: a file; when it exists the run goes on from it, and it is rewritten each `every` seconds and at the
-            end.
-        log: a file of JSON lines, one a hundred steps; lines of steps that a kill lost are cut off.
-        accelerator: its precision and its processes. Model and loss are to use its device. Each process draws batches
-            of its own, and all follow the mean gradient; the first writes the files.
+        checkpoint: a file; if it exists, the run resumes from it. It is rewritten every `every` seconds and at the end.
+        log: a file of JSON lines, one per 100 steps. A resumed run removes the lines later than its checkpoint.
+        accelerator: sets the precision and the processes; model and loss must use its device. Each process draws its
+            own batches, all use the mean gradient, and the first writes the files.
     Raises:
-        FloatingPointError: when the loss is not finite, with the step.
+        FloatingPointError: when the loss is not finite; the message says at which step.
     """
     if accelerator is None:
         from accelerate import Accelerator
@@ -305,16 +300,16 @@ def train_averaged(
     steps: int,
     **options: Any,
 ) -> Iterator[tuple[Progress, M]]:
-    """`train` with a moving average, which is yielded beside the progress; `options` are those of `train`."""
+    """`train` with a moving average, which is yielded with the progress; `options` are those of `train`."""
     ema = ema_copy(model)
     for progress in train(model, loss, optimizer, steps, ema=ema, **options):
         yield progress, ema
 
 
 def _mean_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter], loss: float) -> Tensor:
-    """Replace each process's gradients by their mean over all, in one message, and return the mean loss.
+    """Replace each process's gradients by their mean over all, in one all-reduce, and return the mean loss.
 
-    torch's own wrapper would do the same, but only for models that are called as a whole; a loss may call parts.
+    torch's DistributedDataParallel does the same, but only for models called as a whole; a loss may call parts.
     """
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     flat = torch.cat([torch.tensor([loss], device=grads[0].device), *(g.flatten().float() for g in grads)])

@@ -1,7 +1,7 @@
-"""What a picture and a training cost: parameters, operations, bytes, seconds; and so what fits where.
+"""What drawing a picture and training cost (parameters, operations, bytes, seconds), and therefore what fits where.
 
-Costs are counted on torch's "meta" device, where tensors have shapes and no numbers: a model of any size is counted in
-seconds on any machine, and nothing is downloaded. Speeds are measured here where they can be, else taken from a
+Costs are counted on torch's "meta" device, where tensors have shapes but no values: a model of any size is counted in
+seconds on any machine, and nothing is downloaded. Speeds are measured here where possible, and otherwise taken from a
 published benchmark; a formula connects the two, and the notebook shows how far it can be trusted.
 """
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
 GB = 1e9
-#: Bytes of a number: computed with on a GPU, and on a CPU.
+#: Bytes per number: in half precision, as used on GPUs, and in single precision, as used on CPUs.
 HALF, SINGLE = 2, 4
 #: Bytes that CUDA and its libraries take before the first tensor. An assumption: about half a gigabyte.
 OVERHEAD = 0.5 * GB
-#: The share of a memory that can be counted on; fragments and copies take the rest. An assumption, too.
+#: The share of a memory that can be used; fragmentation and copies take the rest. Also an assumption.
 MARGIN = 0.9
 
 
@@ -44,13 +44,13 @@ MARGIN = 0.9
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """A latent diffusion model without its numbers.
+    """A latent diffusion model without its weights.
 
     Attributes:
         pixels: side of its pictures.
-        parts: name to a function that makes the part, such as "unet".
-        tokens, width: of the text that the U-Net is given.
-        added: further inputs of the U-Net, name to the shape for one picture (SDXL has two).
+        parts: for each part, such as "unet", a function that makes it.
+        tokens, width: of the text embeddings (tokens, width) that the U-Net is given.
+        added: further inputs of the U-Net (SDXL has two), each with its shape for one picture.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Shape:
     added: Mapping[str, tuple[int, ...]] | None = None
 
     def part(self, name: str) -> nn.Module:
-        """One part on the meta device, for inference."""
+        """One part on the meta device, in eval mode."""
         with torch.device("meta"):
             return self.parts[name]().eval()
 
@@ -91,7 +91,7 @@ def _clip_text(hidden: int, layers: int, heads: int, projection: int | None = No
 def sd15_unet(narrower: int = 1) -> UNet2DConditionModel:
     """A U-Net with the shape of Stable Diffusion 1.5's, its channels divided by `narrower`, with random weights.
 
-    Raises ValueError when 320 channels cannot be divided so.
+    Raises ValueError unless `narrower` is 1, 2, 4, 5 or 10.
     """
     from diffusers import UNet2DConditionModel
 
@@ -139,7 +139,7 @@ SDXL = Shape(
 
 
 def shape_of(pipe: StableDiffusionPipeline, name: str) -> Shape:
-    """The shape of a pipeline that is loaded."""
+    """The shape of a loaded pipeline, under the given name."""
 
     def again(part: Any) -> Callable[[], nn.Module]:
         is_hub = hasattr(part, "from_config")
@@ -154,7 +154,7 @@ def shape_of(pipe: StableDiffusionPipeline, name: str) -> Shape:
 
 
 class _Live(TorchDispatchMode):
-    """Follows the bytes of tensors that are alive: `now`, and `peak`."""
+    """Tracks the bytes of live tensors created in this mode: at present (`now`) and at most (`peak`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class _Live(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):  # weights and inputs were there before
+        for leaf in tree_leaves((args, kwargs)):  # weights and inputs, which existed before
             if isinstance(leaf, Tensor):
                 self._seen.add(leaf.untyped_storage()._cdata)
         out = func(*args, **(kwargs or {}))
@@ -173,7 +173,7 @@ class _Live(TorchDispatchMode):
 
     def _see(self, storage: Any) -> None:
         key = storage._cdata
-        if key in self._seen:  # a view, or changed in place
+        if key in self._seen:  # a view, or modified in place
             return
         self._seen.add(key)
         size = storage.nbytes()
@@ -187,12 +187,12 @@ class _Live(TorchDispatchMode):
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What fused attention leaves in memory: its result, and never the matrix of all places by all places."""
+    """Takes as much memory as fused attention: for the result, but never for the attention matrix."""
     return query * 1.0
 
 
 def operations(module: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """Floating-point operations of one call, on the meta device; a multiplication with its addition counts as two."""
+    """Floating-point operations of a call (matrix products, convolutions, attention); a multiply-add counts as two."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(*args, **kwargs)
     return counter.get_total_flops()
@@ -201,11 +201,11 @@ def operations(module: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 def peak_bytes(
     module: Callable[..., Any], *args: Any, fused: bool = True, learning: bool = False, **kwargs: Any
 ) -> int:
-    """Bytes of activations that one call holds at its highest, on the meta device.
+    """Peak bytes of activations during one call, counted on the meta device.
 
     Args:
-        fused: attention that never stores its matrix, as torch's on a GPU; False counts the matrix too.
-        learning: keep what the backward pass will need.
+        fused: whether attention avoids storing its matrix, as torch's does on a GPU.
+        learning: whether to keep what the backward pass will need.
     """
     attention = _fused if fused else F.scaled_dot_product_attention
     with torch.set_grad_enabled(learning), patch.object(F, "scaled_dot_product_attention", attention), _Live() as live:
@@ -223,15 +223,15 @@ def _unet_inputs(shape: Shape, batch: int, pixels: int, dtype: torch.dtype) -> t
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs, in its own size of pictures.
+    """What a model costs at its own picture size.
 
     Attributes:
-        parameters: of each part.
+        parameters: number for each part.
         step: operations of the U-Net for one picture and one step, with guidance (two passes).
         decoding: operations of the decoder for one picture.
-        drawing: bytes of activations at their highest while a picture is drawn, in half precision.
+        drawing: peak bytes of activations while a picture is drawn, in half precision.
         plain: the same, if attention stored its matrices.
-        learning: bytes of activations that the U-Net keeps to learn from one picture, in half precision.
+        learning: bytes of activations that the U-Net keeps to train on one picture, in half precision.
         adapter: parameters of a LoRA of rank 4 on the U-Net's attention.
     """
 
@@ -251,11 +251,11 @@ class Cost:
         return sum(self.parameters.values())
 
     def picture(self, steps: int) -> int:
-        """Operations of a picture of `steps` steps, the text encoder's left out (less than one per cent)."""
+        """Operations of a picture of `steps` steps, without the text encoder's (less than one per cent)."""
         return steps * self.step + self.decoding
 
     def memory(self, pixels: int | None = None, batch: int = 1, bytes_each: int = HALF) -> float:
-        """Bytes to draw `batch` pictures at once: the weights, and activations in proportion to pixels and batch."""
+        """Bytes to draw `batch` pictures of side `pixels`: weights, and activations in proportion to area and batch."""
         places = ((pixels or self.pixels) / self.pixels) ** 2
         return bytes_each * self.total + self.drawing * places * batch * bytes_each / HALF
 
@@ -265,7 +265,7 @@ def cost(shape: Shape) -> Cost:
     """Count a model on the meta device. It takes some seconds for the large ones."""
     parameters = {name: _count(shape.part(name)) for name in shape.parts}
     half = torch.float16
-    # Past the warning of diffusers, which is about numbers that these parts do not have.
+    # diffusers' own `to` would warn about the precision of weights, which have no values here.
     unet = nn.Module.to(shape.part("unet"), half)
     vae = cast("AutoencoderKL", nn.Module.to(shape.part("vae"), half))
     args, kwargs = _unet_inputs(shape, 2, shape.pixels, half)
@@ -294,13 +294,13 @@ def _count(module: nn.Module) -> int:
 
 
 def lora_parameters(unet: nn.Module, rank: int) -> int:
-    """Parameters of a LoRA on the attention's four projections: `rank` x (numbers in + numbers out) for each."""
+    """Parameters of a LoRA on the attention's four projections: `rank` x (inputs + outputs) for each."""
     ends = ("to_q", "to_k", "to_v", "to_out.0")
     layers = [m for name, m in unet.named_modules() if name.endswith(ends) and isinstance(m, nn.Linear)]
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
-#: Bytes for each number that learns, and for each that does not. Adam keeps two moments beside number and gradient.
+#: Bytes per trained parameter and per frozen one. Besides the parameter and its gradient, Adam keeps two moments.
 METHODS = {
     "everything, Adam": (16, HALF),
     "everything, 8-bit Adam": (4 + 4 + 2, HALF),
@@ -309,11 +309,10 @@ METHODS = {
 
 
 def learning_memory(cost: Cost, method: str, checkpointing: bool = False) -> float:
-    """Bytes to teach the U-Net with a batch of one: every number's own bytes, and the activations.
+    """Bytes to train the U-Net with a batch of one: those of all parameters (see `METHODS`), and the activations.
 
-    Gradient checkpointing keeps about the square root of the activations' layers; a tenth is assumed here.
-
-    Raises ValueError for a method that is not in `METHODS`.
+    Gradient checkpointing keeps the activations of about the square root of the number of layers (Chen et al., arXiv
+    1604.06174); a tenth of the bytes is assumed here. Raises ValueError for a method that is not in `METHODS`.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; there are {', '.join(METHODS)}.")
@@ -332,8 +331,8 @@ class Machine:
 
     Attributes:
         memory: bytes for the model.
-        steps: published steps a second, by model: one picture at once, half precision, with guidance.
-        dollars: an hour, on Hugging Face Spaces; None where it is not offered there.
+        steps: published steps per second, by model: one picture at a time, half precision, with guidance.
+        dollars: per hour on Hugging Face Spaces; None where it is not offered there.
     """
 
     name: str
@@ -342,8 +341,8 @@ class Machine:
     dollars: float | None = None
 
 
-#: Steps a second: the diffusers documentation, "Accelerated PyTorch 2.0 support" (version 0.21), PyTorch 2.0 without
-#: compiling, batch 1. Prices: the hub documentation, "Using GPU Spaces"; both may have changed, so look again.
+#: Steps per second: the diffusers documentation, "Accelerated PyTorch 2.0 support" (version 0.21), PyTorch 2.0 without
+#: compiling, batch 1. Prices: the hub documentation, "Using GPU Spaces". Both may have changed since.
 MACHINES = (
     Machine("T4", 16 * GB, {"SD 1.5": 6.9, "SDXL": 1.15}, 0.40),
     Machine("V100", 16 * GB, {"SD 1.5": 18.99}),
@@ -354,12 +353,12 @@ MACHINES = (
 
 
 def rate(machine: Machine, cost: Cost) -> float:
-    """Operations a second that a machine reached with a model, from its published steps a second."""
+    """Operations per second that a machine reached with a model, from its published steps per second."""
     return machine.steps[cost.name] * cost.step
 
 
 def seconds_per_picture(machine: Machine, cost: Cost, known: Cost, steps: int) -> float:
-    """Seconds for a picture: from the published speed of this model, else from the rate reached with a `known` one."""
+    """Seconds for a picture: from the published speed of this model, or else from that of the model `known`."""
     if cost.name in machine.steps:
         return cost.picture(steps) / rate(machine, cost)
     return cost.picture(steps) / rate(machine, known)
@@ -370,16 +369,16 @@ def seconds_per_picture(machine: Machine, cost: Cost, known: Cost, steps: int) -
 
 @torch.no_grad()
 def core_seconds(call: Callable[[], Any], repeats: int = 3) -> float:
-    """Seconds that one core works for a call, the best of some; on a GPU, where cores do not count, plain seconds.
+    """CPU seconds that a call takes on one core, the least of `repeats`; with CUDA, wall-clock seconds instead.
 
-    A core's own time does not grow when other programs want the machine too, so it can be measured on a busy one.
+    CPU time does not count the time that other programs take, so it can be measured on a busy machine.
     """
     cuda = torch.cuda.is_available()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     clock = time.perf_counter if cuda else time.thread_time
     try:
-        call()  # the first call allocates, and chooses algorithms
+        call()  # the first call allocates memory and chooses algorithms
         best = math.inf
         for _ in range(repeats):
             begin = clock()
@@ -411,8 +410,8 @@ RESULT = "sd15_step.json"
 def full_step(repeats: int = 2) -> dict[str, Any]:
     """Measure a step of a U-Net with all of Stable Diffusion 1.5's 860 million parameters, random ones, on the CPU.
 
-    It takes 4 GB of memory and some minutes: `python -m companion.where_to_run` does it, and keeps the result in
-    data/results/sd15_step.json.
+    It takes 4 GB of memory and some minutes. `python -m companion.where_to_run` runs it, and stores the result in
+    data/results/sd15_step.json. A U-Net with a quarter of the channels is measured too.
     """
     torch.manual_seed(0)
     unet = sd15_unet().eval()
@@ -433,7 +432,7 @@ def full_step(repeats: int = 2) -> dict[str, Any]:
 
 
 def kept_step() -> dict[str, Any]:
-    """The result of `full_step` that is kept in data/results/."""
+    """The stored result of `full_step`, from data/results/."""
     return json.loads((companion.DATA / "results" / RESULT).read_text(encoding="utf-8"))
 
 
@@ -443,7 +442,7 @@ NO = "does not fit"
 
 
 def this_machine(device: torch.device, speed: float) -> tuple[str, float, float]:
-    """This machine's name, free bytes, and operations a second, when those of one core (or its GPU) are `speed`."""
+    """Name, bytes (a GPU's total, else what is free) and operations per second; `speed` is for the GPU, or one core."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory, speed
     import os
@@ -455,7 +454,7 @@ def this_machine(device: torch.device, speed: float) -> tuple[str, float, float]
 
 
 def fits(needed: float, memory: float) -> bool:
-    """Whether so many bytes fit into a memory, with a margin."""
+    """Whether `needed` bytes fit into `memory` bytes, with the margin `MARGIN`."""
     return needed <= MARGIN * memory
 
 
@@ -469,10 +468,10 @@ def decision(
     """What fits where, and how long it takes: a row for each model and each thing to do with it.
 
     Args:
-        known: the model whose published speeds stand for those that were not published. For a model with less than
-            a tenth of its work they stand for nothing (a GPU would mostly wait), and no time is given.
+        known: the model from whose published speeds those of others are estimated. No time is given on GPUs for a
+            model with a tenth of its work or less, for which a GPU would mostly wait.
         here: name, memory and speed of this machine, see `this_machine`.
-        steps: of a picture.
+        steps: sampling steps for a picture.
     """
     name, memory, speed = here
     rows = []

@@ -44,7 +44,7 @@ FIELDS = (
     Field("lr_scheduler", ("lr_scheduler",), "how the learning rate changes over the steps"),
     Field("lr_warmup_steps", ("lr_warmup_steps",), "steps in which it rises from 0"),
 )
-#: The settings that stood beside `input` in 2022, and where each of them goes today.
+#: The settings beside `input` in 2022, and where each of them goes today.
 BESIDE = {
     "model": "destination",
     "trainer_version": "the version in the request's address",
@@ -107,8 +107,8 @@ def translate(fields: Mapping[str, Any], schema: Mapping[str, Mapping[str, Any]]
         schema: the trainer's inputs, which are the `properties` of its OpenAPI description.
 
     Raises:
-        ValueError: for a name that is neither of 2022 nor the trainer's, for a value that the trainer would refuse, and
-            when the trainer takes no pictures.
+        ValueError: for a name that is neither of 2022 nor the trainer's, for a value that the trainer would refuse,
+            when the recipe names no `instance_data` or the trainer takes none, and where `rare_word` raises it.
     """
     known = {f.name: f.today for f in FIELDS}
     names: dict[str, str] = {}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Width and height in pixels of the pictures that Stable Diffusion 1.x learns from, and that its img2img starts from.
 SIZE = 512
-#: The endings of the files that are taken for pictures.
+#: The suffixes of the files that are taken as pictures.
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
@@ -38,7 +38,7 @@ class Packed:
 
 
 def square_jpeg(picture: Image.Image, size: int = SIZE) -> bytes:
-    """The middle of an RGB picture as a JPEG of `size` x `size` pixels, without what the camera noted in the file.
+    """The middle of an RGB picture as a JPEG of `size` x `size` pixels, without the file's metadata.
 
     Raises `companion.pictures.PictureError` for a size that is not a multiple of 8.
     """

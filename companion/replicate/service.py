@@ -147,7 +147,7 @@ def rehearsal(
 
     Args:
         schema: the trainer's inputs (see `translate`); those of `TRAINERS` when left out.
-        prompt: what the first picture shall show.
+        prompt: what the first picture should show.
 
     Raises ValueError where `translate` does, and for a trainer that `TRAINERS` does not have.
     """
@@ -237,7 +237,7 @@ class Receipt:
             temporary.write_text(self._text(), encoding="utf-8")
 
     def drop(self) -> None:
-        """Delete the receipt, since nothing was started."""
+        """Delete the receipt, so that the job can be started (again)."""
         self.path.unlink(missing_ok=True)
         self.state = ""
 
@@ -247,7 +247,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a training when it was asked for.
+    """The state of a training when Replicate was asked for it.
 
     Attributes:
         status: "starting", "processing", or one of `DONE`.
@@ -310,7 +310,7 @@ class Service:
         """Make a request, repeat it while that may help and does no harm, and give the client's answer.
 
         Args:
-            what: what Replicate is asked to do, for the error's message.
+            what: what Replicate is asked to do, for error messages.
             call: makes the request.
             repeatable: False for what costs money. Then the request is repeated only when Replicate cannot have acted
                 on it: when no connection was made, or when the answer was 429, "too many requests".
@@ -402,7 +402,7 @@ class Service:
         for one with the addresses of these uploads, which no other training has.
 
         Args:
-            again: start it although an equal job was started before.
+            again: start it even if an equal job was started before.
 
         Raises:
             ServiceError: nothing was started, or an earlier request cannot be looked up at the moment.

@@ -2,9 +2,9 @@
 
 MODEL      folders or repositories, separated by commas, tried in this order; "model", beside this file, when not set
 HF_TOKEN   a secret: for a private repository
-PLACES     how many may wait in the queue before the next one is sent away (40)
+PLACES     how many may wait in the queue before others are turned away (40)
 PROMPT     what the first picture shows
-STEPS, GUIDANCE   what the sliders begin with
+STEPS, GUIDANCE   where the sliders start
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from studio import MAX_STEPS, MAX_WORDS, Studio
 
 PLACES = int(os.environ.get("PLACES", "40"))
 SIDE = 384  # of a picture on the page
-# Small pictures fill their frame too.
+# Small pictures are enlarged to fill their frame.
 STYLE = ".image-frame, .image-frame img { width: 100%; height: 100%; object-fit: contain }"
-# One at a time, whatever the tab: a second drawing would only make both slow.
+# One drawing at a time, whatever the tab: a second one would only slow both down.
 ONE = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
 def page(studio: Studio, prompt: str) -> gr.Blocks:
-    """All tabs. The model draws the first picture when the Space starts, which warms it up."""
+    """The page with all tabs. The model draws the first picture when the Space starts, which warms it up."""
     first, _ = studio.draw(prompt, steps=studio.steps, guidance=studio.guidance, seed=0)
     with gr.Blocks(title="Stable Diffusion", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gr.Markdown(
@@ -68,7 +68,7 @@ def inpainting(studio: Studio, prompt: str, first: Image.Image) -> None:
         mask = Image.new("L", background.size)
         for layer in layers:
             mask.paste(255, mask=layer.convert("RGBA").getchannel("A").resize(background.size))
-        # See-through parts of an upload would be black.
+        # Transparent parts of an upload would otherwise be black.
         paper = Image.new("RGBA", background.size, "white")
         return studio.fill(Image.alpha_composite(paper, background.convert("RGBA")), mask, *given)
 
@@ -92,7 +92,7 @@ def inpainting(studio: Studio, prompt: str, first: Image.Image) -> None:
     _on(button, words, fill, [editor, words, strength, *rest], [picture, seed], "inpainting")
 
 
-#: A tab is a function that fills a row; a ControlNet's would be the fourth.
+#: Each tab is a function that fills a row; add another function for a fourth tab, such as a ControlNet.
 TABS: dict[str, Callable[[Studio, str, Image.Image], None]] = {
     "Text to image": text_to_image,
     "Image to image": image_to_image,
@@ -126,7 +126,7 @@ def _on(
     def told(*given: Any) -> Any:
         try:
             return draw(*given)
-        except ValueError as error:  # what a visitor can mend; other errors are for the log
+        except ValueError as error:  # a visitor can correct these; other errors go to the log
             raise gr.Error(str(error), print_exception=False) from None
 
     button.click(told, inputs, outputs, api_name=api_name, **ONE)

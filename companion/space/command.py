@@ -1,6 +1,6 @@
-"""Build the Space's folder, run it here, push it to Hugging Face: with hardware, secrets, or as a copy of another one.
+"""Build the Space's folder, run it here, push it to Hugging Face with hardware and secrets, or duplicate another Space.
 
-What is sent to the hub goes through huggingface_hub, which finds the token in HF_TOKEN or where `hf auth login` put it.
+The hub is reached through huggingface_hub, which finds the token in HF_TOKEN or where `hf auth login` stored it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import companion
 from companion.models import CATALOGUE, check_folder, find
 
 HERE = Path(__file__).parent
-#: Copied as they are.
+#: Copied unchanged.
 FILES = ("app.py", "studio.py")
 #: What the Space installs, at the versions that the tests run with.
 PACKAGES = ("accelerate", "diffusers", "pillow", "safetensors", "torch", "transformers")
 FREE = "cpu-basic"
-#: A paid Space that nobody uses for so many seconds stops, and stops costing.
+#: Seconds without a visitor after which a paid Space stops, and stops costing money.
 SLEEP = 900
 
 
@@ -35,10 +35,10 @@ def build(out: Path, model: str = "tabletop", title: str = "Stable Diffusion, th
     """Write the Space into `out`, a new or empty folder: page, packages, description, and the model if it is here.
 
     Args:
-        model: a name of the catalogue, a pipeline's folder, or a repository of the hub (owner/name). Models of the hub
-            are not copied: the Space fetches them.
+        model: a name in the catalogue, a pipeline's folder, or a repository on the hub (owner/name). Models on the hub
+            are not copied: the Space downloads them.
 
-    Raises ValueError when `out` is in use, or the model is none.
+    Raises ValueError when `out` is in use, or `model` is none of these.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -48,7 +48,7 @@ def build(out: Path, model: str = "tabletop", title: str = "Stable Diffusion, th
     for name in FILES:
         shutil.copy(HERE / name, out / name)
     if folder:
-        # What a faster runtime draws with is of no use to a stock pipeline.
+        # The faster runtime's graphs are of no use to a stock pipeline.
         shutil.copytree(folder, out / "model", ignore=shutil.ignore_patterns("*.onnx*"))
     pins = _pins()
     (out / "requirements.txt").write_text("".join(f"{name}=={pins[name]}\n" for name in PACKAGES), encoding="utf-8")
@@ -57,7 +57,7 @@ def build(out: Path, model: str = "tabletop", title: str = "Stable Diffusion, th
 
 
 def _where(model: str) -> tuple[list[str], Path | None]:
-    """The repositories of a model, or its folder here."""
+    """The hub repositories of a model, and its folder on this machine; one of the two is empty."""
     if model not in CATALOGUE and re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).is_dir():
         return [model], None
     entry = find(model)
@@ -73,7 +73,7 @@ def _pins() -> dict[str, str]:
 
 
 def _description(title: str, gradio: str, names: list[str], model: str) -> str:
-    """The README of a Space: its first lines are its settings."""
+    """The README of a Space, whose first lines are the settings."""
     models = "".join(f"  - {name}\n" for name in names)
     return f"""---
 title: {title}
@@ -111,7 +111,7 @@ def push(
     variables: Mapping[str, str] | None = None,
     api: Any = None,
 ) -> str:
-    """Make the Space `repo`, set it up, upload the folder, and give its address. Doing it again updates it.
+    """Make the Space `repo`, set it up, upload the folder, and return its address. A second call updates it.
 
     Args:
         hardware: such as "cpu-basic", which is free, or "t4-small", which is paid by the hour.
@@ -119,7 +119,7 @@ def push(
     """
     api = api or _api()
     url = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-    # Before the files: their arrival starts the Space, which reads these.
+    # Before the files, whose arrival starts the Space, which reads these.
     for key, value in (secrets or {}).items():
         api.add_space_secret(repo, key, value)
     for key, value in (variables or {}).items():
@@ -142,7 +142,7 @@ def duplicate(
     variables: Mapping[str, str] | None = None,
     api: Any = None,
 ) -> str:
-    """Copy the Space `source` of someone to `repo` of yours, with your own hardware, secrets and variables."""
+    """Copy someone's Space `source` to your `repo`, with your hardware, secrets and variables; returns its address."""
     api = api or _api()
     options: dict[str, Any] = {"private": private}
     listed = {"secrets": secrets, "variables": variables}
@@ -241,7 +241,7 @@ def _pairs(items: list[str]) -> Iterator[tuple[str, str]]:
 
 def _secrets(names: list[str]) -> Iterator[tuple[str, str]]:
     for name in names:
-        if "=" in name:  # it would stand in the shell's history
+        if "=" in name:  # the value would stay in the shell's history
             raise ValueError(f"--secret takes a name alone, such as {name.partition('=')[0]}; its value is asked for.")
         value = os.environ.get(name) or (getpass.getpass(f"{name} (it is not shown): ") if sys.stdin.isatty() else "")
         if not value:

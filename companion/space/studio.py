@@ -1,6 +1,6 @@
 """What the Space draws with: one pipeline used three ways, and the limits that let a room full of people share it.
 
-Nothing here knows of the page, or of the course: this file is copied into the Space as it is.
+Nothing here depends on the page or the course: this file is copied into the Space unchanged.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-#: The most that one visitor may ask for.
+#: The most steps, and characters in a prompt, that a visitor may ask for.
 MAX_STEPS, MAX_WORDS = 50, 300
 SEEDS = 2**31
-#: The guidance scale for a small model, and where a caller gives none.
+#: The default guidance scale, and the one proposed for a small model.
 GUIDANCE = 3.0
 
 
 class Studio:
-    """Draws from text, from a picture, and into a hole of a picture, with one Stable Diffusion of any family.
+    """Draws from text, from a picture, and into a hole in a picture, with one Stable Diffusion of any family.
 
-    The three pipelines share their parts, so that the model is in memory once; and they take turns, since a scheduler
-    remembers how far it is.
+    The three pipelines share their parts, so that the model is in memory only once. They take turns, since a scheduler
+    keeps state while it draws.
 
     Args:
-        models: folders or repositories of a hub, tried in this order; or a pipeline that is loaded already.
+        models: folders or repositories on the hub, tried in this order (OSError if none loads); or a loaded pipeline.
         token: for a private repository.
-        device: the GPU when CUDA has one, else the CPU.
-        steps, guidance: what to propose; by the size of its pictures when left out.
+        device: by default the GPU if CUDA has one, or else the CPU.
+        steps, guidance: the values to propose; by default they depend on the model's picture size.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Studio:
             else:
                 self.text, self.device, dtype = models, models.device.type, models.dtype
             self.text.set_progress_bar_config(disable=True)
-            # from_pipe would make its own guess at the precision, and convert the shared parts to it.
+            # from_pipe would otherwise guess the precision, and convert the shared parts to it.
             self.image = AutoPipelineForImage2Image.from_pipe(self.text, **_precision(dtype))
             self.hole = AutoPipelineForInpainting.from_pipe(self.text, **_precision(dtype))
         for pipe in (self.image, self.hole):
@@ -69,7 +69,7 @@ class Studio:
     def draw(
         self, prompt: str, negative: str = "", steps: int = 20, guidance: float = GUIDANCE, seed: int = -1
     ) -> tuple[Image.Image, int]:
-        """A picture from text, and its seed; -1 takes one by chance."""
+        """A picture from text, and its seed (-1: a random one). Raises ValueError, like the others, for unfit input."""
         return self._run(self.text, prompt, negative, steps, guidance, seed)
 
     def vary(
@@ -82,7 +82,7 @@ class Studio:
         guidance: float = GUIDANCE,
         seed: int = -1,
     ) -> tuple[Image.Image, int]:
-        """A picture that begins with another one, of which strength 0 keeps all and strength 1 nothing."""
+        """A picture drawn from another one, and its seed. Strength, 0.05 to 1, is how much changes; 1 keeps nothing."""
         given = {"image": self.fit(image), "strength": _strength(strength, steps)}
         return self._run(self.image, prompt, negative, steps, guidance, seed, **given)
 
@@ -97,7 +97,7 @@ class Studio:
         guidance: float = GUIDANCE,
         seed: int = -1,
     ) -> tuple[Image.Image, int]:
-        """The picture, drawn anew where the mask is white; elsewhere it stays exactly as it is."""
+        """The picture, cropped by `fit`, redrawn where the mask is white and unchanged elsewhere; and its seed."""
         kept = self.fit(image)
         hole = self.fit(mask, what="mask").convert("L").point(lambda value: 255 * (value > 127))
         if hole.getextrema() == (0, 0):
@@ -105,11 +105,11 @@ class Studio:
         given = {"image": kept, "mask_image": hole, "strength": _strength(strength, steps)}
         given |= {"height": self.size, "width": self.size}
         drawn, seed = self._run(self.hole, prompt, negative, steps, guidance, seed, **given)
-        # The decoder changes every pixel a little; what was to stay is put back.
+        # The decoder changes every pixel a little, so the pixels outside the hole are put back.
         return Image.composite(drawn, kept, hole), seed
 
     def fit(self, image: Image.Image | None, what: str = "picture") -> Image.Image:
-        """The middle square of a picture, in the model's size."""
+        """The middle square of a picture, resized for the model. Raises ValueError when there is no picture."""
         if image is None:
             raise ValueError(f"There is no {what}: upload one.")
         return ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.LANCZOS)
@@ -146,7 +146,7 @@ def _within(name: str, value: float, low: float, high: float) -> float:
 
 
 def _strength(strength: float, steps: int) -> float:
-    """The strength, when both it and the steps do, and leave at least one step to take."""
+    """Check that strength and steps are in range and leave at least one step to take; returns the strength."""
     if int(_within("steps", steps, 1, MAX_STEPS) * _within("strength", strength, 0.05, 1.0)) < 1:
         raise ValueError(f"{steps} steps at strength {strength} leave none to take: take more steps.")
     return strength
@@ -154,7 +154,7 @@ def _strength(strength: float, steps: int) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Importing every pipeline there is warns of packages that none of ours needs."""
+    """Silences the warnings about packages we do not need that come from importing every pipeline."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -168,17 +168,17 @@ def _quiet() -> Iterator[None]:
 def _precision(dtype: Any) -> dict[str, Any]:
     import diffusers
 
-    new = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40)  # it had another name before
+    new = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40)  # the older name is torch_dtype
     return {"dtype" if new else "torch_dtype": dtype}
 
 
 def _load(models: Sequence[str], dtype: Any, token: str | None) -> Any:
-    """The first of these models that can be had. Raises OSError when none can, with the reason of each."""
+    """The first of these models that can be loaded. Raises OSError when none can, with the reason for each."""
     from diffusers import AutoPipelineForText2Image
 
     reasons = []
     for model in models:
-        # A repository may hold its weights in half precision only, or in full precision only.
+        # A repository may have its weights only in half precision, or only in full precision.
         for variant in ("fp16", None):
             try:
                 return AutoPipelineForText2Image.from_pretrained(

@@ -28,13 +28,13 @@ def png(image: Image.Image) -> bytes:
 
 
 def small(data: bytes) -> bytes:
-    """A PNG with at most 256 colours, about a third of the size: what a notebook's file keeps of a panel."""
+    """A PNG reduced to at most 256 colours, about a third of the size, to keep in a notebook's file."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return png(image.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2))
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Pictures of one height in a row on white, a title above each."""
+    """Pictures in a row on white, with a title above each."""
     font = ImageFont.load_default(13)
     width = sum(image.width for image in images) + MARGIN * (len(images) - 1)
     sheet = Image.new("RGB", (width, LINE + max(image.height for image in images)), PAPER)
@@ -53,7 +53,7 @@ class Panel(widgets.VBox):
     """
 
     def __init__(self, controls: Sequence[widgets.Widget], width: int, height: int) -> None:
-        # Fixed sizes, so that nothing jumps while a new picture is on its way.
+        # Fixed sizes, so that nothing moves when a new picture arrives.
         self.picture = widgets.Image(format="png", layout=widgets.Layout(width=f"{width}px", height=f"{height}px"))
         self.message = widgets.HTML(layout=widgets.Layout(width="auto", min_height="3em"))
         super().__init__([self.picture, self.message, *controls])
@@ -64,7 +64,7 @@ class Panel(widgets.VBox):
         self.message.value = text
 
     def watch(self, control: widgets.Widget, action: Callable[[], None], name: str = "value") -> None:
-        """Call `action` when the control changes; what it raises is shown in the line of text."""
+        """Call `action` when the control changes; an error that it raises is shown in the line of text."""
         control.observe(lambda change: self.attempt(action), name)
 
     def attempt(self, action: Callable[[], None]) -> None:
@@ -85,7 +85,7 @@ class Panel(widgets.VBox):
         return data
 
     def still(self) -> bytes:
-        """What is kept of the panel in the notebook's file, PNG: its picture, unless there is more to see."""
+        """The PNG that the notebook's file keeps of the panel: its picture, unless a panel has more to show."""
         return bytes(self.picture.value)
 
     if widgets.__version__.startswith("7."):
@@ -98,6 +98,6 @@ class Panel(widgets.VBox):
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, in one sentence; one that says nothing gives its name."""
+    """An error's message on one line, after the name of its type unless it is a ValueError with a message."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,4 +1,4 @@
-"""The editor's panels: a mask painted by mouse or finger, a live strength, before and after under one slider."""
+"""Panels for editing: a mask painted by mouse or finger, a slider for strength, and one between before and after."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PAINT = (230, 30, 140)  # as in mask_painter.js
 class MaskPainter(anywidget.AnyWidget):
     """A picture to paint a mask on: brush, eraser (or Shift), undo, clear; mouse, pen and touch.
 
-    `array` is the mask as booleans (H, W) in the picture's pixels, there after each stroke. It can be set as well, so a
-    notebook runs without a mouse. Undo in the browser goes back over 50 strokes.
+    `array` is the mask as booleans (H, W) in the picture's pixels, updated after each stroke. It can also be set, so a
+    notebook runs without a mouse. The browser can undo the last 50 strokes.
 
     Args:
         picture: PIL, uint8 (H, W, 3), or floats (3, H, W) in [-1, 1].
-        mask: booleans (H, W) to begin with; nothing is painted when it is None.
-        brush: its diameter in pixels of the picture.
+        mask: the initial mask (H, W): booleans, uint8 (128 and up count) or floats (0.5 and up); empty by default.
+        brush: its diameter in pixels of the picture; an eighth of the width by default.
         side: width on the screen, in pixels.
     Raises:
         ValueError: for a mask of another size than the picture's.
@@ -42,7 +42,7 @@ class MaskPainter(anywidget.AnyWidget):
 
     _esm = Path(__file__).parent / "mask_painter.js"
     _css = Path(__file__).parent / "mask_painter.css"
-    # CBytes: what comes from the browser is a memoryview.
+    # CBytes, since a memoryview comes from the browser.
     picture = traitlets.CBytes().tag(sync=True)
     mask = traitlets.CBytes().tag(sync=True)
     width = traitlets.Int(1).tag(sync=True)
@@ -66,7 +66,7 @@ class MaskPainter(anywidget.AnyWidget):
 
     @classmethod
     def from_array(cls, picture: Any, mask: Any, **options: Any) -> MaskPainter:
-        """A painter whose mask (H, W) is painted already."""
+        """A painter that starts with a mask (H, W)."""
         return cls(picture, mask, **options)
 
     @traitlets.validate("mask")
@@ -110,12 +110,12 @@ class MaskPainter(anywidget.AnyWidget):
 class Inpainter(Panel):
     """Paint a mask, and something new is drawn inside it; outside, the picture stays as it was, pixel for pixel.
 
-    Draws anew after each stroke and for each change of the prompt, strength, seed or feather.
+    It redraws after each stroke and each change of the prompt, strength, seed or feather.
 
     Args:
-        pipe: with a U-Net of 4 channels, or of 9 (trained to inpaint).
+        pipe: its U-Net has 4 input channels, or 9 if it was trained to inpaint.
         picture: (3, H, W) in [-1, 1]; both sides multiples of 8.
-        mask: (H, W), painted already.
+        mask: the initial mask (H, W).
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Inpainter(Panel):
         self.feather = widgets.IntSlider(0, 0, 8, description="feather", **options)
         controls = [self.seed, self.strength, self.prompt, self.feather]
         super().__init__(controls, SIDE, SIDE)
-        # Side by side, so that one sees what one's brush does.
+        # Side by side, so that the effect of the brush is in view.
         self.children = (widgets.HBox([self.painter, self.picture]), self.message, *controls)
         self.watch(self.painter, self.draw, "mask")
         for control in controls:
@@ -149,7 +149,7 @@ class Inpainter(Panel):
         self.attempt(self.draw)
 
     def draw(self) -> None:
-        """Draw inside the mask; `result` is the picture (3, H, W), and the source where there is no mask."""
+        """Draw inside the mask. `result` is the picture (3, H, W), or the source when nothing is painted."""
         from companion.diffusion import decode
         from companion.img2img_inpainting import as_mask, composite, inpaint
 
@@ -166,7 +166,7 @@ class Inpainter(Panel):
                 strength=self.strength.value,
                 steps=self._steps,
                 guidance_scale=self._guidance,
-                cover="any",  # thin strokes count; compositing takes away what goes too far
+                cover="any",  # thin strokes count; compositing removes what is drawn beyond them
             )
             drawn = decode(self._pipe, last.latents)
             self.result = composite(self._source[None], drawn, mask, self.feather.value)[0]
@@ -181,7 +181,7 @@ class Inpainter(Panel):
 
 
 class StrengthSlider(Panel):
-    """img2img live: the source, and what becomes of it at the strength that the slider stands at.
+    """img2img live: the source, and the result at the strength that the slider sets.
 
     Args:
         picture: (3, H, W) in [-1, 1]; both sides multiples of 8.
@@ -211,7 +211,7 @@ class StrengthSlider(Panel):
         self.attempt(self.draw)
 
     def draw(self) -> None:
-        """Draw with the controls as they stand; too little strength for a single step leaves the source."""
+        """Draw with the controls as they stand. The result is the source if the strength is too low for one step."""
         from companion.diffusion import decode
         from companion.img2img_inpainting import img2img
 
@@ -234,7 +234,7 @@ class StrengthSlider(Panel):
 
 
 class Comparison(Panel):
-    """Two pictures of one size in one frame: the first left of a line, the second right of it; the slider moves it."""
+    """Two pictures of equal proportions (else ValueError) in one frame, left and right of a line that can be moved."""
 
     def __init__(self, before: Any, after: Any, titles: Sequence[str] = ("before", "after"), side: int = 384) -> None:
         self.before, self.after = as_pil(before, side), as_pil(after, side)

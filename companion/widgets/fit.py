@@ -1,4 +1,4 @@
-"""The fit panel: how much memory some models need for pictures of any size, against the GPUs there are."""
+"""The fit panel: how much memory models need for pictures of any size, compared with what GPUs have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 640, 300
 
 
 class FitPanel(Panel):
-    """Draws anew when the size of the pictures or their number changes; says which GPU is large enough.
+    """Memory for pictures of the size and number that the sliders set, and which GPUs have enough.
 
     Args:
         costs: the models, as `companion.where_to_run.cost` counts them.

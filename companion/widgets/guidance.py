@@ -1,4 +1,4 @@
-"""The guidance slider: one prompt, one seed, every strength of guidance."""
+"""The guidance slider: one prompt and one seed at several guidance scales."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SIDE = 288
 
 
 class GuidanceSlider(Panel):
-    """The picture at each of some guidance scales, beside the picture without guidance.
+    """The picture at each of several guidance scales, beside the picture without guidance.
 
-    All are drawn as one batch when the prompt or the seed changes; the slider then answers without delay.
+    All are drawn together when the prompt or the seed changes. Raises ValueError for fewer than two scales.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GuidanceSlider(Panel):
         self.choose()
 
     def choose(self) -> None:
-        """Show the scale that the slider stands at."""
+        """Show the picture at the scale that the slider is at."""
         scale = self.scales[self.slider.value]
         sheet = side_by_side(
             [self.plain, self.pictures[self.slider.value]], ["guidance 1 (none)", f"guidance {scale:g}"]

@@ -1,4 +1,4 @@
-"""The playground: a prompt and three sliders, and what the judge reads in the picture."""
+"""The playground: a prompt, three sliders, and what the judge reads in the picture."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ SIDE = 384  # pixels on the screen
 
 
 class Playground(Panel):
-    """Draws anew when the prompt, the seed, the number of steps or the guidance changes.
+    """Redraws the picture when the prompt, the seed, the number of steps or the guidance changes.
 
     Args:
-        pipe: a stock pipeline; with the miniature's size of picture, the judge says what it sees.
-        prompt, seed, steps, guidance: what to begin with.
+        pipe: a stock pipeline. If it draws 128 pixels, as the miniature does, the judge reads its pictures.
+        prompt, seed, steps, guidance: initial values.
     """
 
     def __init__(
         self, pipe: StableDiffusionPipeline, prompt: str, seed: int = 0, steps: int = 20, guidance: float = GUIDANCE
     ) -> None:
         wide = widgets.Layout(width="34em")
-        # continuous_update=False: a picture when the slider is let go, not for each point on its way.
+        # continuous_update=False: draw when the slider is released, not at each point on the way.
         options = {"continuous_update": False, "layout": wide}
         self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
@@ -54,7 +54,7 @@ class Playground(Panel):
         self.attempt(self.draw)
 
     def surprise(self) -> None:
-        """Ask for a scene of the miniature world by chance; setting the prompt draws it."""
+        """Set the prompt to a random scene of the miniature world, which also draws it."""
         first, count = SPLITS["test"]
         self.prompt.value = caption(sample_scene(first + random.randrange(count)))
 
@@ -79,7 +79,7 @@ class Playground(Panel):
         seen = html.escape(describe(reading))
         try:
             wish = parse(self.prompt.value)
-        except ValueError:  # a prompt from outside its world: the judge still says what it sees
+        except ValueError:  # a prompt outside the judge's world: it still says what it sees
             return (
                 f"The judge reads: {seen}. The prompt does not name one or two things it knows, so it cannot compare."
             )
@@ -89,7 +89,7 @@ class Playground(Panel):
 
 
 def describe(reading: Reading | Wish) -> str:
-    """A reading or a wish in words: "a red ball, a blue cube, on grass, by day"; what it does not say is left out."""
+    """A reading or a wish in words: "a red ball, a blue cube, on grass, by day"; unknown parts are left out."""
     things = []
     for finish, kind in zip(reading.finishes, reading.kinds, strict=True):
         text = " ".join(word for word in (finish, kind) if word)

@@ -26,7 +26,7 @@ SIDE = 256
 
 
 class ScheduleExplorer(Panel):
-    """Noise levels by step for two schedules; the sliders choose how many steps, and the axis."""
+    """Noise levels by step for two schedules; controls choose them, the number of steps, and the axis."""
 
     def __init__(self, levels: Levels, names: Sequence[str] = ("linspace", "karras"), steps: int = 12) -> None:
         wide = widgets.Layout(width="34em")
@@ -43,7 +43,7 @@ class ScheduleExplorer(Panel):
         self.attempt(self.draw)
 
     def draw(self) -> None:
-        """Draw the two schedules, and say how large their last steps are."""
+        """Draw the two schedules, and say how many of their levels are below 1."""
         n = self.steps.value
         found = {name: schedule(name, self._levels, n, last=None) for name in (self.first.value, self.second.value)}
         figure = curves(
@@ -62,9 +62,9 @@ class ScheduleExplorer(Panel):
 
 
 class SamplerComparison(Panel):
-    """The same noise and prompt through two samplers, drawn live at as many steps as the slider says.
+    """Two samplers side by side, drawn live from the same noise and prompt with the same number of steps.
 
-    Below them stands how far their latents are apart, and how far each would move with one step fewer.
+    The text below gives the RMS distance between their latents, and how far each moves with one step fewer.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class SamplerComparison(Panel):
         self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
         self._model = lru_cache(maxsize=1)(self._denoiser)
-        self.latents = lru_cache(maxsize=128)(self._latents)  # going back to a step shows it at once
+        self.latents = lru_cache(maxsize=128)(self._latents)  # so that going back shows a picture at once
         controls = [self.steps, self.first, self.second, self.prompt, self.seed]
         super().__init__(controls, 2 * SIDE + MARGIN, SIDE + LINE)
         for control in controls:
@@ -104,7 +104,7 @@ class SamplerComparison(Panel):
         return last.x
 
     def draw(self) -> None:
-        """Draw with both, and compare."""
+        """Draw with both samplers, and compare them."""
         names, rest = [self.first.value, self.second.value], (self.prompt.value, self.seed.value)
         now = [self.latents(name, self.steps.value, *rest) for name in names]
         pictures = [as_pil(picture, SIDE) for picture in decode(self._pipe, torch.cat(now))]

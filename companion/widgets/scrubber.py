@@ -24,11 +24,11 @@ SIDE = 224
 class Scrubber(Panel):
     """A slider over the steps of `companion.diffusion.sample`: latents, what they decode to, and predicted x0.
 
-    All frames are made when the panel is made, so the slider answers without delay. The last frame is the result.
+    All frames are made together with the panel, so the slider answers without delay. The last frame is the result.
 
     Args:
         pipe: decodes the latents.
-        steps: what `sample` yielded, for one picture (of a batch, the first is shown).
+        steps: what `sample` yielded (ValueError if empty); only the first picture of a batch is shown.
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, steps: Sequence[Step]) -> None:
@@ -59,12 +59,12 @@ class Scrubber(Panel):
         self.scrub()
 
     def scrub(self) -> None:
-        """Show the step that the slider names."""
+        """Show the step that the slider is at."""
         self.show(self.frames[self.slider.value], self._labels[self.slider.value])
 
 
 def channels(latents: Tensor, side: int = SIDE, limit: float = 3.0) -> Image.Image:
-    """The first four channels (C, h, w) as four grey squares, from -limit (black) to limit (white)."""
+    """The first four channels of latents (C, h, w) as grey squares, from -limit (black) to limit (white)."""
     z = latents.detach().float().cpu().numpy()[:4]
     z = np.concatenate([z, np.zeros((4 - len(z), *z.shape[1:]), z.dtype)])
     grey = ((z / limit).clip(-1, 1) * 127.5 + 127.5).astype(np.uint8)
