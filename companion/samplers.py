@@ -110,7 +110,8 @@ class Brownian:
     def __call__(self, s: float, t: float) -> Tensor:
         a, b = math.log(s), math.log(t)
         if not self._ends[0] <= b < a <= self._ends[1]:
-            raise ValueError(f"from sigma {s:g} to {t:g} there is no path: it goes from 1000 down to 0.001")
+            low, high = map(math.exp, self._ends)
+            raise ValueError(f"from sigma {s:g} to {t:g} there is no path: it goes from {high:g} down to {low:g}")
         return ((self.at(b) - self.at(a)) / (a - b) ** 0.5).to(self._like.device)
 
 
@@ -420,16 +421,18 @@ def dpm_adaptive(
         order: 2 or 3.
         rtol, atol: how much the two orders may differ, relative to x and absolute; 0.0078 is one grey level of pixels.
         h: length of the first step, in log sigma.
-        most: evaluations after which a rejected step is an error.
+        most: evaluations after which no further step is tried.
     Raises:
         ValueError: for another order, rtol < 0, atol <= 0, or fewer than two noise levels above 0.
-        ArithmeticError: when a step is rejected after `most` evaluations.
+        ArithmeticError: when the end is not reached in `most` evaluations.
     """
     if order not in (2, 3) or rtol < 0 or atol <= 0:
         raise ValueError(f"order={order}, rtol={rtol}, atol={atol}: give order 2 or 3, rtol >= 0 and atol > 0")
     high, low, _ = _ends(sigmas)
     s, before, spent, i = high, x, 0, 0
     while s > low * (1 + 1e-5):
+        if spent >= most:
+            raise ArithmeticError(f"after {spent} evaluations sigma is still {s:g}; allow a larger error than {rtol=}")
         t = max(s * math.exp(-h), low)
         solutions, x0 = dpm_solver(model, x, s, t, order)
         lower, higher = solutions[-2:]
@@ -442,8 +445,6 @@ def dpm_adaptive(
             before, x, s = lower, higher, t
             yield SolverStep(i, t, x, x0)
             i += 1
-        elif spent >= most:
-            raise ArithmeticError(f"after {spent} evaluations sigma is still {s:g}; allow a larger error than {rtol=}")
 
 
 def _ends(sigmas: Tensor) -> tuple[float, float, int]:

@@ -140,15 +140,15 @@ def read_meta(path: Path) -> dict:
         return json.loads(f.metadata()["meta"])
 
 
-def load_weights(path: Path, model: M, which: str = "ema") -> M:
+def load_weights(path: Path, model: M, which: str = "ema", trained: nn.Module | None = None) -> M:
     """Load the `ema` or the `model` weights of a checkpoint into a model, and return it.
 
     Frozen parameters may be missing from the checkpoint, and stay as they are. Raises KeyError, which names one, when
-    the checkpoint lacks buffers, or parameters that require a gradient.
+    the checkpoint lacks buffers, or parameters that require a gradient in `trained` (by default, in the model itself).
     """
     with safe_open(path, "pt") as f:
         found = {k[len(which) + 1 :]: f.get_tensor(k) for k in f.keys() if k.startswith(f"{which}.")}
-    if missing := trained_state(model).keys() - found.keys():
+    if missing := trained_state(model if trained is None else trained).keys() - found.keys():
         raise KeyError(f"{path} has no {which} weights of {sorted(missing)[0]} ({len(missing)} are missing)")
     model.load_state_dict(model.state_dict() | found)
     return model
@@ -158,7 +158,7 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module | None, optimiz
     """Restore what `save_checkpoint` wrote, and return its `meta`."""
     load_weights(path, model, "model")
     if ema is not None:
-        load_weights(path, ema, "ema")
+        load_weights(path, ema, "ema", trained=model)  # of an average, nothing requires a gradient
     with safe_open(path, "pt") as f:
         for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             state = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith(f"optimizer.{i}.")}

@@ -149,6 +149,9 @@ def test_checkpoints_and_averages_hold_what_trains_alone(tmp_path):
     assert torch.equal(again[1].weight, ema[1].weight) and torch.equal(again[0].weight, model[0].weight)
     with pytest.raises(KeyError, match="has no ema weights of 0.bias"):
         load_weights(path, two_parts().requires_grad_(True))
+    list(train(model, squares, optimizer, 6, checkpoint=path))  # without an average
+    with pytest.raises(KeyError, match="has no ema weights of 1.bias"):
+        next(train(model, squares, optimizer, 7, ema=ema, checkpoint=path))
 
 
 def test_an_adapters_checkpoint_is_small(tmp_path):

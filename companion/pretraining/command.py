@@ -283,17 +283,20 @@ def judge(
     folder: Folder = BUILD,
     threads: Threads = 0,
     every: float = 120.0,
-    batch: int = 20,
+    batch: int = 24,
     bfloat16: Bfloat16 = False,
+    few: Annotated[int, typer.Option(help="Scenes to rebuild, empty and spoil; drawn empty and swapped too.")] = 2000,
 ) -> None:
-    """Train the judge, on training renders and on renders of the withheld pairs."""
-    from companion.pretraining.judge import judge_accuracy, train_judge
+    """Train the judge, on training renders, on renders of the withheld pairs, and on spoiled and empty ones."""
+    from companion.pretraining.judge import Spoilable, judge_accuracy, train_judge
+    from companion.pretraining.latents import trained_vae
 
     _threads(threads)
     run = train_judge(
         folder / "renders",
         count,
         steps,
+        Spoilable(folder / "renders", "train", trained_vae(folder), few),
         **_files(folder, "judge"),
         batch=batch,
         bfloat16=bfloat16,

@@ -84,6 +84,15 @@ def chimera(pictures: Tensor, other: Tensor, masks: Tensor, generator: torch.Gen
     return torch.lerp(pictures, other, torch.sigmoid(ys - seam))
 
 
+def patchwork(pictures: Tensor, other: Tensor, generator: torch.Generator, bumps: int = 4) -> Tensor:
+    """Mix two pictures of the same scene with things of different kinds, in smooth random patches of each."""
+    n, _, high, wide = pictures.shape
+    field = torch.randn(n, 1, bumps, bumps, generator=generator).to(pictures)
+    field = F.interpolate(field, size=(high, wide), mode="bicubic", align_corners=True)
+    middle = field.flatten(1).median(1).values.view(n, 1, 1, 1)
+    return torch.lerp(pictures, other, torch.sigmoid((field - middle) * 12))
+
+
 def low_pass(pictures: Tensor, masks: Tensor, sigma: float) -> Tensor:
     """Things out of focus: blurred by `sigma` pixels."""
     return torch.lerp(pictures, blur(pictures, sigma), around(masks))
@@ -95,3 +104,53 @@ def noisy_latents(
     """Decode latents (N, C, h, w) with noise of `level` (N,), in standard deviations, on things' cells (N, h, w)."""
     noise = torch.randn(latents.shape, generator=generator).to(latents) * latents.std()
     return decode(latents + level.view(-1, 1, 1, 1) * cells[:, None] * noise)
+
+
+#: Ways to spoil a thing, and for each the strengths that leave it clear to an eye, and those that do not. Strengths
+#: are pixels, or for "noise" standard deviations; None is a way that has only one.
+WAYS: dict[str, tuple[tuple[float, float] | None, tuple[float, float] | None]] = {
+    "warp": ((0.0, 1.5), (4.0, 8.0)),
+    "melt": ((0.0, 1.0), (4.0, 8.0)),
+    "blur": ((0.0, 1.5), (3.0, 6.0)),
+    "noise": ((0.0, 0.35), (0.8, 1.6)),
+    "cut": (None, None),
+    "chimera": (None, None),
+    "patchwork": (None, None),
+}
+
+
+def spoil(
+    way: str,
+    strength: float,
+    scenes: dict[str, Tensor],
+    masks: Tensor,
+    decode: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+) -> Tensor:
+    """Pictures (N, 3, H, W) in [-1, 1] whose things in `masks` (N, 1, H, W) were spoiled in one of the `WAYS`.
+
+    Args:
+        scenes: "picture", "empty" (without things) and "swapped" (things of other kinds), each (N, 3, H, W);
+            "swapped_mask" (N, 1, H, W); "latents" (N, C, h, w) of "picture".
+        decode: latents to pictures.
+    Raises:
+        ValueError: for an unknown way.
+    """
+    x, empty, other = scenes["picture"], scenes["empty"], scenes["swapped"]
+    either = torch.maximum(masks, scenes["swapped_mask"])
+    factor = x.shape[-1] // scenes["latents"].shape[-1]
+    amount = torch.full((len(x),), strength)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "warp": lambda: warp(x, masks, amount, generator),
+        "melt": lambda: melt(x, masks, empty, strength) if strength else x,
+        "blur": lambda: low_pass(x, masks, strength),
+        "noise": lambda: noisy_latents(
+            scenes["latents"], F.max_pool2d(masks, factor)[:, 0], amount, decode, generator
+        ).clamp(-1, 1),
+        "cut": lambda: cut(x, masks, empty, generator),
+        "chimera": lambda: chimera(x, other, either, generator),
+        "patchwork": lambda: patchwork(x, other, generator),
+    }
+    if way not in ways:
+        raise ValueError(f"{way!r} is no way to spoil a thing; the ways are {', '.join(WAYS)}")
+    return ways[way]()

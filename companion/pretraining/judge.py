@@ -8,25 +8,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from companion.metrics import pictures_to_tensor
+from companion.pretraining.distortions import WAYS, spoil
+from companion.pretraining.latents import encode
 from companion.pretraining.muon import muon
 from companion.tabletop import dataset
-from companion.tabletop.judge import FAR_INVERSE, FRONT, GLOBAL, NEAR_INVERSE, SLOT, Judge, find_joints
+from companion.tabletop.judge import COUNTS, FAR_INVERSE, FRONT, GLOBAL, NEAR_INVERSE, SLOT, UNCLEAR, Judge, find_joints
 from companion.tabletop.scene import FINISHES, KINDS, PLACES, TIMES
 from companion.training import Progress, train_averaged
 
 
 def targets(columns: dict, scenes: list) -> dict[str, Tensor]:
-    """The judge's targets for renders, from `columns` as `tabletop.dataset.read` gives them, and their scenes."""
+    """The judge's targets for renders, from `columns` as `tabletop.dataset.read` gives them, and their scenes; and
+    "order" (N, 2): which of its scene's things stands in the left slot, and which in the right.
+    """
     t: dict[str, list] = {k: [] for k in (*GLOBAL, *SLOT)}
     order = []
     for s in scenes:
         things = s.left_to_right()
         index = [s.things.index(th) for th in things] + [1] * (2 - len(things))
         order.append(index)
-        t["count"].append(len(things) - 1)
+        t["count"].append(COUNTS.index(len(things)))
         front = FRONT.index("neither")
         if s.relation in ("in front of", "behind"):
             nearest = min(things, key=lambda th: th.y)
@@ -38,6 +44,7 @@ def targets(columns: dict, scenes: list) -> dict[str, Tensor]:
         t["kind"].append([KINDS.index(th.kind) for th in things] + missing)
         t["finish"].append([FINISHES.index(th.finish) for th in things] + missing)
     out = {k: torch.tensor(v) for k, v in t.items()}
+    out["order"] = torch.tensor(order)
     rows = torch.arange(len(scenes))[:, None]
     out["boxes"] = torch.as_tensor(columns["boxes"])[rows, torch.tensor(order)] / columns["segments"].shape[-1]
     label = torch.tensor(
@@ -60,9 +67,13 @@ def _half(x: Tensor, size: int) -> Tensor:
     return x[:, step // 2 :: step, step // 2 :: step]
 
 
-def judge_loss(judge: Judge, pictures: Tensor, target: dict[str, Tensor], bfloat16: bool = False) -> Tensor:
-    """Cross-entropies of the attributes plus the errors of the maps, for pictures (B, 3, H, W) in [-1, 1] and
+def judge_loss(
+    judge: Judge, pictures: Tensor, target: dict[str, Tensor], bfloat16: bool = False, mapped: int | None = None
+) -> Tensor:
+    """Cross-entropies of the attributes plus the errors of the boxes and maps, for pictures (B, 3, H, W) in [-1, 1] and
     `targets` of renders at 128 px.
+
+    mapped: how many of the pictures, from the first, have boxes and maps to learn from; by default all.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         out = judge(pictures)
@@ -72,6 +83,7 @@ def judge_loss(judge: Judge, pictures: Tensor, target: dict[str, Tensor], bfloat
     loss = loss + F.cross_entropy(out["front"], target["front"], reduction="sum") / len(pictures)
     for k in SLOT:
         loss = loss + F.cross_entropy(out[k].flatten(0, 1), target[k].flatten(), reduction="sum") / len(pictures)
+    out, target = ({k: v[:mapped] for k, v in values.items()} for values in (out, target))
     there = (target["kind"] >= 0)[..., None]
     loss = loss + 4 * ((out["boxes"] - target["boxes"]).abs() * there).mean()
     size = out["segments"].shape[-1]
@@ -100,12 +112,92 @@ def joint_loss(logits: Tensor, joints: Tensor, full: int = 128, sigma: float = 1
 
 
 COLUMNS = ("picture", "depth", "normals", "segments", "joints", "boxes")
+HEADS = (*GLOBAL, *SLOT)
+
+
+class Spoilable:
+    """Renders whose things can be spoiled or taken away, since their scenes were also drawn empty and with other kinds.
+
+    Args:
+        renders: the folder of renders, with the splits `split`, `split`-empty and `split`-swapped.
+        vae: rebuilds them (encoded and decoded), and decodes noisy latents.
+        count: how many scenes.
+    """
+
+    def __init__(self, renders: Path, split: str, vae: AutoencoderKL, count: int):
+        columns = dataset.read(renders, split, COLUMNS, count)
+        self.target = targets(columns, dataset.scenes(renders, split, count))
+        self.segments = torch.as_tensor(columns["segments"])
+        swapped = dataset.read(renders, f"{split}-swapped", ("picture", "segments"), count)
+        self.swapped, self.swapped_segments = (torch.as_tensor(swapped[k]) for k in ("picture", "segments"))
+        self.empty = torch.as_tensor(dataset.read(renders, f"{split}-empty", ("picture",), count)["picture"])
+        self.rendered, self.vae = torch.as_tensor(columns["picture"]), vae
+        self.latents = encode(vae, self.rendered)
+        self.rebuilt = torch.cat([_bytes(self.decode(z.float())) for z in self.latents.split(50)])
+
+    def __len__(self) -> int:
+        return len(self.rendered)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] of scaled latents (N, C, h, w)."""
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample.clamp(-1, 1)
+
+    def answers(self, index: Tensor) -> dict[str, Tensor]:
+        """The attributes of renders."""
+        return {k: self.target[k][index].clone() for k in HEADS}
+
+    def without_things(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures of the empty scenes, and what is right to say of them."""
+        right = self.answers(index)
+        right["count"][:] = COUNTS.index(0)
+        for k in ("front", *SLOT):
+            right[k][:] = -100
+        return pictures_to_tensor(self.empty[index]), right
+
+    def spoiled(
+        self, index: Tensor, way: str, strong: bool, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Pictures with some things spoiled, what is right to say of them, and which slots (N, 2) were spoiled.
+
+        strong: so much that the right answer is "unclear"; else so little that it stays what it was.
+        """
+        right, n = self.answers(index), len(index)
+        there = right["kind"] >= 0
+        some = there & (torch.rand(n, 2, generator=generator) < 0.6)
+        some = torch.where(some.any(1, keepdim=True) & (way not in EVERY), some, there)
+        label = torch.where(some, 2 + self.target["order"][index], -1)  # of the chosen things, in the segments
+        segments = self.segments[index]
+        mask = (segments[:, None] == label[:, :, None, None]).any(1, keepdim=True).float()
+        other = (self.swapped_segments[index] >= 2)[:, None].float()
+        drawn = torch.where(
+            torch.rand(n, 1, 1, 1, generator=generator) < 0.5, self.rendered[index], self.rebuilt[index]
+        )
+        scenes = {"picture": drawn, "empty": self.empty[index], "swapped": self.swapped[index]}
+        given = {k: pictures_to_tensor(v) for k, v in scenes.items()}
+        given |= {"swapped_mask": other, "latents": self.latents[index].float()}
+        between = WAYS[way][strong]
+        low, high = between or (0.0, 0.0)
+        strength = low + (high - low) * float(torch.rand(1, generator=generator))
+        if strong:
+            right["kind"][some] = KINDS_READ.index(UNCLEAR)
+        return spoil(way, strength, given, mask, self.decode, generator), right, some
+
+
+EVERY = ("chimera", "patchwork")  # ways that spoil all things of a picture
+GENTLE = tuple(way for way, (mild, _) in WAYS.items() if mild)
+KINDS_READ = (*KINDS, UNCLEAR)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
 
 def train_judge(
     renders: Path,
     count: int,
     steps: int,
+    spoilable: Spoilable,
     *,
     lr: float = 1e-3,
     batch: int = 24,
@@ -115,6 +207,9 @@ def train_judge(
 ) -> Iterator[tuple[Progress, Judge]]:
     """Train on `count` renders of "train" and all of "pairs" in the folder `renders`; yields progress and the moving
     average.
+
+    Half of each batch are renders, and a quarter are renders that the autoencoder rebuilt. One picture of the rest is
+    empty, and the others are spoiled: so much that a thing is "unclear", or so little that it is not.
     """
     splits = [("train", count)] + [("pairs", None)] * dataset.shard_path(renders, "pairs", 0).exists()
     columns = [dataset.read(renders, split, COLUMNS, n) for split, n in splits]
@@ -125,13 +220,82 @@ def train_judge(
     judge = Judge()
 
     def loss(model: Judge, generator: torch.Generator, step: int) -> Tensor:
-        index = torch.randint(len(pictures), (batch,), generator=generator)
-        x = pictures[index].permute(0, 3, 1, 2).float() / 127.5 - 1
+        def some(n: int, among: int) -> Tensor:
+            return torch.randint(among, (n,), generator=generator)
+
+        quarter, few = batch // 4, len(spoilable)
+        plain, again = some(2 * quarter, len(pictures)), some(quarter, few)
+        way = list(WAYS)[int(some(1, len(WAYS)))]
+        strong = way not in GENTLE or bool(some(1, 2))
+        spoiled, right, _ = spoilable.spoiled(some(batch - 3 * quarter - 1, few), way, strong, generator)
+        empty, nothing = spoilable.without_things(some(1, few))
+        x = torch.cat(
+            [pictures_to_tensor(pictures[plain]), pictures_to_tensor(spoilable.rebuilt[again]), spoiled, empty]
+        )
+        # Renders come first: they, and they rebuilt, have maps.
+        known = {k: torch.cat([v[plain], spoilable.target[k][again]]) for k, v in target.items()}
+        every = known | {k: torch.cat([known[k], right[k], nothing[k]]) for k in HEADS}
         x = x + augment(x, generator)
-        return judge_loss(model, x, {k: v[index] for k, v in target.items()}, bfloat16)
+        return judge_loss(model, x, every, bfloat16, mapped=len(plain) + len(again))
 
     optimizer = muon(judge, lr, exclude=("stem", "heads", "head.", "query", "where"), weight_decay=0.01)
     return train_averaged(judge, loss, optimizer, steps, ema_decay=0.998, seed=seed, **options)
+
+
+@torch.no_grad()
+def broadened(judge: Judge) -> Judge:
+    """The same judge, with answers that it did not know: other counts and "unclear". It does not give them yet."""
+    new = Judge()
+    state = new.state_dict() | judge.state_dict()
+    for name, old, known in (
+        ("whole_heads.count", judge.counts, new.counts),
+        ("slot_heads.kind", judge.kinds, new.kinds),
+    ):
+        at = [known.index(answer) for answer in old]
+        for part, missing in (("weight", 0.0), ("bias", -5.0)):
+            rows = torch.full_like(new.state_dict()[f"{name}.{part}"], missing)
+            rows[at] = state[f"{name}.{part}"]
+            state[f"{name}.{part}"] = rows
+    new.load_state_dict(state)
+    return new.eval()
+
+
+@torch.no_grad()
+def logits(judge: Judge, pictures: Tensor, batch: int = 50) -> dict[str, Tensor]:
+    """The judge's logits for the attributes of pictures (N, 3, H, W) in [-1, 1]."""
+    parts = [judge(x, maps=False) for x in pictures.split(batch)]
+    return {k: torch.cat([p[k] for p in parts]) for k in HEADS}
+
+
+def examination(spoilable: Spoilable, seed: int = 0) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+    """Pictures of every sort, and what is right to say of them: "rendered", "rebuilt", "empty", and each of the `WAYS`.
+
+    Spoiled pictures are all spoiled strongly, and only in scenes with one thing, which is then "unclear".
+    """
+    generator, every = torch.Generator().manual_seed(seed), torch.arange(len(spoilable))
+    alone = every[spoilable.target["count"] == COUNTS.index(1)]
+    sorts = {
+        name: (pictures_to_tensor(getattr(spoilable, name)), spoilable.answers(every))
+        for name in ("rendered", "rebuilt")
+    }
+    sorts["empty"] = spoilable.without_things(every)
+    for way in WAYS:
+        parts = [spoilable.spoiled(some, way, True, generator)[:2] for some in alone.split(10)]
+        sorts[way] = torch.cat([x for x, _ in parts]), {k: torch.cat([right[k] for _, right in parts]) for k in HEADS}
+    return sorts
+
+
+def calibrate(judge: Judge, spoilable: Spoilable) -> Judge:
+    """Set the judge's temperatures to those under which the right answers of an `examination` are most likely."""
+    sorts = examination(spoilable).values()
+    found = logits(judge, torch.cat([x for x, _ in sorts]))
+    for i, head in enumerate(HEADS):
+        right = torch.cat([answers[head] for _, answers in sorts]).flatten()
+        given, known = found[head].flatten(0, -2), right >= 0
+        grid = torch.logspace(-1, 1, 81)
+        losses = [F.cross_entropy(given[known] / t, right[known]) for t in grid]
+        judge.temperatures[i] = grid[int(torch.stack(losses).argmin())]
+    return judge
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -161,6 +325,8 @@ def accuracy(judge: Judge, columns: dict, scenes: list, batch: int = 50) -> dict
     for i in range(0, len(scenes), batch):
         x = torch.as_tensor(columns["picture"][i : i + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
         out, t = judge(x), {k: v[i : i + batch] for k, v in target.items()}
+        # Judges may tell other numbers of things apart.
+        out["count"] = F.pad(out["count"], (COUNTS.index(judge.counts[0]), 0), value=-torch.inf)
         for k in (*GLOBAL, *SLOT):
             asked = t[k] >= 0
             note(k, (out[k].argmax(-1) == t[k])[asked])

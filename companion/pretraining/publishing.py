@@ -16,9 +16,10 @@ from companion.fast import write_graphs
 from companion.files import write_checksums, written
 from companion.pretraining import pipeline
 from companion.pretraining.clip import make_clip, text_tower, trained_tokenizer
+from companion.pretraining.judge import Spoilable, broadened, calibrate
 from companion.pretraining.latents import cached, trained_vae
 from companion.pretraining.report import LOGS
-from companion.pretraining.unet import Conditioned, make_unet
+from companion.pretraining.unet import Conditioned, deepened, make_unet
 from companion.pretraining.vae import make_vae
 from companion.tabletop import dataset, samples
 from companion.tabletop.judge import Judge
@@ -26,6 +27,7 @@ from companion.training import load_weights, read_meta, save_start
 
 MODELS = DATA / "models"
 NEXT = MODELS / "next"
+EXAMINED = 250  # held-out scenes on which the judge is calibrated
 Maker = Callable[[], torch.nn.Module]
 
 
@@ -35,11 +37,11 @@ def parts(folder: Path) -> dict[str, tuple[Path, Maker, Maker]]:
     makers: dict[str, tuple[Maker, Maker]] = {
         "vae": (make_vae, lambda: AutoencoderKL.from_pretrained(pipe / "vae")),
         "clip": (lambda: make_clip(trained_tokenizer(folder)), lambda: CLIPModel.from_pretrained(MODELS / "clip")),
-        "judge": (Judge, lambda: Judge.load(MODELS / "judge")),
+        "judge": (Judge, lambda: broadened(Judge.load(MODELS / "judge"))),
         "unet16": (
             lambda: Conditioned(make_unet(), text_tower(make_clip(trained_tokenizer(folder)))),
             lambda: Conditioned(
-                UNet2DConditionModel.from_pretrained(pipe / "unet"),
+                deepened(UNet2DConditionModel.from_pretrained(pipe / "unet"), make_unet().config.layers_per_block),
                 CLIPTextModel.from_pretrained(pipe / "text_encoder"),
             ),
         ),
@@ -115,10 +117,12 @@ def publish(folder: Path) -> Iterator[str]:
     pipeline.save(pipeline.pipeline(vae, model.text_encoder, text, model.unet), MODELS / "tabletop")
     yield from write_graphs(MODELS / "tabletop")
     pipeline.save_clip(towers, text, MODELS / "clip")
+    for split, count in (("val", 500), ("val-empty", EXAMINED), ("val-swapped", EXAMINED)):
+        for name in dataset.build(folder / "renders", split, count):
+            yield f"drawn {name}"
     if (folder / "judge.safetensors").exists():
-        load_weights(folder / "judge.safetensors", Judge()).save(MODELS / "judge")
-    for name in dataset.build(folder / "renders", "val", 500):
-        yield f"drawn {name}"
+        judge = load_weights(folder / "judge.safetensors", Judge()).eval()
+        calibrate(judge, Spoilable(folder / "renders", "val", vae, EXAMINED)).save(MODELS / "judge")
     held = dataset.read(folder / "renders", "val", ("picture",), 256)["picture"]
     samples.save_held_out(held, dataset.scenes(folder / "renders", "val", 256))
     few = 1500

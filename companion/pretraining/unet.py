@@ -69,8 +69,9 @@ def make_unet(seed: int = 0, **changes) -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def deepened(unet: UNet2DConditionModel, layers: Sequence[int]) -> UNet2DConditionModel:
-    """A U-Net with more layers in each level's blocks, finest level first, that predicts what `unet` predicts.
+def deepened(unet: UNet2DConditionModel, layers: int | Sequence[int]) -> UNet2DConditionModel:
+    """A U-Net with more layers in its blocks (a number for all levels, or one for each, the finest first) that predicts
+    what `unet` predicts.
 
     The new layers begin as the identity: they add the output of a convolution or a projection that is zero, which
     training changes (T. Chen et al., "Net2Net", ICLR 2016, arXiv 1511.05641).
@@ -78,7 +79,7 @@ def deepened(unet: UNet2DConditionModel, layers: Sequence[int]) -> UNet2DConditi
     Raises:
         ValueError: when a level would have fewer layers than it has.
     """
-    deep = make_unet(**{**unet.config, "layers_per_block": tuple(layers)})
+    deep = make_unet(**{**unet.config, "layers_per_block": layers})
     for name in ("conv_in", "time_embedding", "mid_block", "conv_norm_out", "conv_out"):
         getattr(deep, name).load_state_dict(getattr(unet, name).state_dict())
     for part in ("down_blocks", "up_blocks"):

@@ -2,12 +2,15 @@
 
 It reads how many things there are, their kinds and finishes from left to right, which is in front, the place, the time
 and where each thing is, and predicts dense maps (segments, depth, normals, key points). It is trained only on renders,
-so it can measure generated pictures without ever having seen one.
+so it can measure generated pictures without ever having seen one. Some of the renders were spoiled on purpose, and some
+show no thing at all, so it can also say that a thing is "unclear", or that there is none.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +26,14 @@ from companion.tabletop.scene import FINISHES, JOINTS, KINDS, PLACES, TIMES
 SEGMENTS = ("sky", "ground", *KINDS)
 #: Which thing is in front, when two are not side by side.
 FRONT = ("neither", "left thing", "right thing")
+UNCLEAR = "unclear"  # what the judge calls a thing whose shape is that of no kind
+COUNTS = (0, 1, 2)
 #: Attribute heads and their number of classes; the pairs ("kind", "finish") are read once for each slot, left to right.
-GLOBAL = {"count": 2, "front": len(FRONT), "place": len(PLACES), "time": len(TIMES)}
-SLOT = {"kind": len(KINDS), "finish": len(FINISHES)}
+GLOBAL = {"count": len(COUNTS), "front": len(FRONT), "place": len(PLACES), "time": len(TIMES)}
+SLOT = {"kind": len(KINDS) + 1, "finish": len(FINISHES)}
 WIDTHS = (24, 48, 96, 160)
 FAR_INVERSE = 1 / 30.0
-NEAR_INVERSE = 1 / 4.5  # nothing stands nearer than 4.5 units
+NEAR_INVERSE = 1 / 1.8  # nothing is nearer than 1.8 units
 
 
 @dataclass
@@ -36,10 +41,10 @@ class Reading:
     """What the judge saw in a picture, things from left to right.
 
     Attributes:
-        kinds, finishes: one entry per thing.
+        kinds, finishes: one entry per thing, if there are any. A kind may be `UNCLEAR`.
         front: "neither", "left thing" or "right thing".
         boxes: for each thing left, top, right, bottom as fractions of the picture.
-        confidence: the smallest probability among the answers given, in [0, 1].
+        confidence: the probability, in [0, 1], that all of these answers are right: the product of theirs.
     """
 
     kinds: tuple[str, ...]
@@ -109,14 +114,19 @@ class Judge(nn.Module):
     """Reads pictures (B, 3, H, W) in [-1, 1]; H and W are multiples of 16 (128 in training).
 
     `forward` returns a dictionary: the heads' logits "count" (B, 2), "front" (B, 3), "place" (B, 5), "time" (B, 3),
-    "kind" (B, 2, 10), "finish" (B, 2, 11); "boxes" (B, 2, 4) in [0, 1]; maps at half the picture's size: "segments"
+    "kind" (B, 2, 11), "finish" (B, 2, 11); "boxes" (B, 2, 4) in [0, 1]; maps at half the picture's size: "segments"
     (B, 12, H/2, W/2) logits, "depth" (B, 1, ...) as inverse depth from 0 (far) to 1 (near), "normals" (B, 3, ...),
     "joints" (B, 11, ...) logits; and "features" (B, 160).
+
+    Args:
+        counts: the numbers of things that it tells apart.
+        kinds: the kinds that it tells apart, in the order of its logits.
     """
 
-    def __init__(self):
+    def __init__(self, counts: Sequence[int] = COUNTS, kinds: Sequence[str] = (*KINDS, UNCLEAR)):
         super().__init__()
-        w = WIDTHS
+        self.counts, self.kinds = tuple(counts), tuple(kinds)
+        w, sizes = WIDTHS, {**GLOBAL, **SLOT, "count": len(counts), "kind": len(kinds)}
         self.stem = nn.Conv2d(3, w[0], 3, stride=2, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(w[:-1], w[1:], strict=True))
         self.blocks = nn.ModuleList(nn.Sequential(*(Residual(b) for _ in range(2))) for b in w[1:])
@@ -126,8 +136,11 @@ class Judge(nn.Module):
         self.where = nn.Linear(2, w[-1])
         self.look = nn.MultiheadAttention(w[-1], 4, batch_first=True)
         self.slot = nn.Sequential(nn.LayerNorm(w[-1]), nn.Linear(w[-1], w[-1]), nn.SiLU())
-        self.whole_heads = nn.ModuleDict({k: nn.Linear(2 * w[-1], n) for k, n in GLOBAL.items()})
-        self.slot_heads = nn.ModuleDict({k: nn.Linear(w[-1], n) for k, n in SLOT.items()})
+        self.whole_heads = nn.ModuleDict({k: nn.Linear(2 * w[-1], sizes[k]) for k in GLOBAL})
+        self.slot_heads = nn.ModuleDict({k: nn.Linear(w[-1], sizes[k]) for k in SLOT})
+        # Logits are divided by these before they are read as probabilities (C. Guo et al., "On Calibration of Modern
+        # Neural Networks", arXiv 1706.04599), one for each head.
+        self.register_buffer("temperatures", torch.ones(len(GLOBAL) + len(SLOT)))
         self.box_head = nn.Linear(w[-1], 4)
         self.up = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(w[:0:-1], w[-2::-1], strict=True))
         self.dense = nn.Sequential(nn.GroupNorm(8, w[0]), nn.SiLU(), nn.Conv2d(w[0], w[0], 3, padding=1), nn.SiLU())
@@ -164,20 +177,20 @@ class Judge(nn.Module):
         readings = []
         for i in range(0, len(pictures), batch):
             out = self(pictures[i : i + batch], maps=False)
-            p = {k: out[k].softmax(-1).max(-1) for k in (*GLOBAL, *SLOT)}
+            p = {k: (out[k] / t).softmax(-1).max(-1) for k, t in zip((*GLOBAL, *SLOT), self.temperatures, strict=True)}
             for j in range(len(out["count"])):
-                n = 1 + int(p["count"].indices[j])
+                n = self.counts[int(p["count"].indices[j])]
                 sure = [float(p[k].values[j]) for k in GLOBAL if n == 2 or k != "front"]
                 sure += [float(v) for k in SLOT for v in p[k].values[j, :n]]
                 readings.append(
                     Reading(
-                        tuple(KINDS[k] for k in p["kind"].indices[j, :n].tolist()),
+                        tuple(self.kinds[k] for k in p["kind"].indices[j, :n].tolist()),
                         tuple(FINISHES[k] for k in p["finish"].indices[j, :n].tolist()),
                         FRONT[int(p["front"].indices[j])] if n == 2 else FRONT[0],
                         PLACES[int(p["place"].indices[j])],
                         TIMES[int(p["time"].indices[j])],
                         tuple(tuple(round(v, 3) for v in box) for box in out["boxes"][j, :n].tolist()),
-                        min(sure),
+                        math.prod(sure),
                     )
                 )
         return readings
@@ -194,7 +207,7 @@ class Judge(nn.Module):
         with written(Path(folder) / "model.safetensors") as temporary:
             save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, temporary)
         with written(Path(folder) / "config.json") as temporary:
-            about = {"class": f"{__name__}.Judge", "widths": WIDTHS}
+            about = {"class": f"{__name__}.Judge", "widths": WIDTHS, "counts": self.counts, "kinds": self.kinds}
             temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -205,8 +218,10 @@ class Judge(nn.Module):
             raise FileNotFoundError(
                 f"no judge in {folder}; restore data/models/judge from the repository, or run: companion build judge"
             )
-        judge = cls()
-        judge.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        about = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+        # The first judge, which could not say no, had no such lists, and no temperatures.
+        judge = cls(about.get("counts", (1, 2)), about.get("kinds", KINDS))
+        judge.load_state_dict(judge.state_dict() | {k: v.float() for k, v in load_file(path).items()})
         return judge.eval()
 
 

@@ -90,3 +90,40 @@ def test_noise_is_on_the_cells_of_things():
     made = d.noisy_latents(latents, cells, torch.tensor([0.0, 0.5]), lambda z: z, seeded(1)) - latents
     assert made[0].abs().max() == 0 and (made[1][:, cells[1] == 0] == 0).all()
     assert made[1][:, 2:4, 2:4].std().item() == pytest.approx(0.5 * latents.std().item(), rel=0.6)
+
+
+def test_a_patchwork_has_half_of_each_picture():
+    one, other = torch.ones(3, 3, SIZE, SIZE), -torch.ones(3, 3, SIZE, SIZE)
+    mixed = d.patchwork(one, other, seeded())
+    assert mixed.mean((1, 2, 3)).abs().max() < 0.05 and (mixed.abs() > 0.9).float().mean() > 0.6
+    assert not torch.equal(mixed[0], mixed[1]) and torch.equal(mixed, d.patchwork(one, other, seeded()))
+
+
+@pytest.mark.parametrize("way", d.WAYS)
+def test_every_way_spoils_things_alone_and_more_when_strong(way):
+    other = torch.lerp(EMPTY, torch.full((), 0.5), square(26))
+    scenes = {"picture": PICTURE, "empty": EMPTY, "swapped": other, "swapped_mask": square(26)}
+    scenes["latents"] = torch.nn.functional.avg_pool2d(PICTURE, 8)
+    changes = []
+    for between in d.WAYS[way]:
+        strength = sum(between) / 2 if between else 0.0
+        x = d.spoil(
+            way, strength, scenes, MASK, lambda z: torch.nn.functional.interpolate(z, scale_factor=8.0), seeded()
+        )
+        assert x.shape == PICTURE.shape and x.abs().max() <= 1
+        far = torch.nn.functional.max_pool2d(torch.maximum(MASK, square(26)), 41, 1, 20) == 0
+        assert not far.any() or (x - PICTURE).abs()[far.expand_as(x)].max() < 0.05
+        changes.append(float((x - PICTURE).abs().mean()))
+    assert changes[1] > 0.01 and (d.WAYS[way][0] is None or changes[0] < changes[1])
+
+
+def test_an_unknown_way_is_refused():
+    with pytest.raises(ValueError, match="'crush' is no way to spoil a thing; the ways are warp, melt"):
+        d.spoil(
+            "crush",
+            1.0,
+            dict.fromkeys(("picture", "empty", "swapped", "swapped_mask", "latents"), EMPTY),
+            MASK,
+            lambda z: z,
+            seeded(),
+        )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from companion.tabletop.caption import parse
-from companion.tabletop.judge import FRONT, Judge, Reading, find_joints
+from companion.tabletop.judge import FRONT, UNCLEAR, Judge, Reading, find_joints
 
 
 def reading(kinds, finishes, front="neither", place="grass", time="day") -> Reading:
@@ -43,7 +43,7 @@ def test_the_judge_gives_what_it_says_and_survives_saving(tmp_path):
     out = judge(x)
     shapes = {k: tuple(v.shape) for k, v in out.items()}
     assert shapes["segments"] == (3, 12, 64, 64) and shapes["normals"] == (3, 3, 64, 64)
-    assert shapes["kind"] == (3, 2, 10) and shapes["features"] == (3, 160)
+    assert shapes["kind"] == (3, 2, 11) and shapes["count"] == (3, 3) and shapes["features"] == (3, 160)
     judge.save(tmp_path)
     again = Judge.load(tmp_path)(x)
     assert all(torch.allclose(out[k], again[k], atol=0.02) for k in out)
@@ -57,3 +57,31 @@ def test_joints_are_found_at_the_peaks():
     logits[0, 4, 10, 20] = 9
     x, y, p = find_joints(logits)[0, 4].tolist()
     assert (x, y) == (41.0, 21.0) and p > 0.99
+
+
+def test_a_judge_that_can_say_no_says_it():
+    judge = Judge().eval()
+    with torch.no_grad():
+        for head, answer in ((judge.whole_heads["count"], 1), (judge.slot_heads["kind"], judge.kinds.index(UNCLEAR))):
+            head.weight.zero_()
+            head.bias.copy_(10 * torch.nn.functional.one_hot(torch.tensor(answer), len(head.bias)))
+    x = torch.zeros(1, 3, 128, 128)
+    (unclear,) = judge.read(x)
+    assert unclear.kinds == (UNCLEAR,) and not unclear.meets(parse("a ball"))["kind"]
+    judge.whole_heads["count"].bias.data[0] = 99
+    (nothing,) = judge.read(x)
+    assert nothing.kinds == nothing.finishes == nothing.boxes == () and nothing.front == "neither"
+    assert not nothing.meets(parse("a red ball on grass"))["count"]
+
+
+def test_confidence_is_the_product_of_what_the_temperatures_leave():
+    judge, x = Judge().eval(), torch.zeros(1, 3, 128, 128)
+    with torch.no_grad():
+        out = judge(x, maps=False)
+    (reading,) = judge.read(x)
+    heads = {"count": 1, "place": 1, "time": 1, "kind": len(reading.kinds), "finish": len(reading.kinds)}
+    heads |= {"front": 1} if len(reading.kinds) == 2 else {}
+    best = [out[k][0].softmax(-1).view(-1, out[k].shape[-1])[:n] for k, n in heads.items()]
+    assert reading.confidence == pytest.approx(float(torch.cat([b.max(-1).values for b in best]).prod()), rel=1e-4)
+    judge.temperatures.fill_(100.0)  # everything is equally likely
+    assert judge.read(x)[0].confidence < reading.confidence
