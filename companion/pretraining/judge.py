@@ -143,6 +143,11 @@ class Spoilable:
         """Pictures (N, 3, H, W) in [-1, 1] of scaled latents (N, C, h, w)."""
         return self.vae.decode(latents / self.vae.config.scaling_factor).sample.clamp(-1, 1)
 
+    @torch.no_grad()
+    def rebuild(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1], encoded and decoded."""
+        return self.vae.decode(self.vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
+
     def answers(self, index: Tensor) -> dict[str, Tensor]:
         """The attributes of renders."""
         return {k: self.target[k][index].clone() for k in HEADS}
