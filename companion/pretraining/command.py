@@ -6,6 +6,7 @@
     decoder    its decoder alone, further                 build/decoder.safetensors
     clip       the two towers                             build/clip.safetensors
     judge      the judge                                  build/judge.safetensors
+    shape      what tells how bent things are             build/shape.safetensors
     unet       the noise predictor, 8 x 8 then 16 x 16    build/unet8.safetensors, build/unet16.safetensors
     keep       half-trained parts, for another machine    data/models/next/
     publish    the finished parts                         data/models/, data/tabletop/
@@ -307,6 +308,31 @@ def judge(
         return ", ".join(f"{k} {v:.3f}" for k, v in judge_accuracy(ema, folder, "val").items())
 
     _follow(run, steps, "judge", show, 250)
+
+
+@app.command()
+def shape(
+    steps: Steps = 1500,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    few: Annotated[int, typer.Option(help="Scenes whose things are bent; drawn empty and swapped too.")] = 1500,
+) -> None:
+    """Train the network that tells by how many pixels drawn things are bent."""
+    from companion.pretraining.judge import Spoilable
+    from companion.pretraining.latents import trained_vae
+    from companion.pretraining.shape import bent, scale, train_shape
+
+    _threads(threads)
+    vae = trained_vae(folder)
+    shown = bent(Spoilable(folder / "renders", "train", vae, few))
+    held = Spoilable(folder / "renders", "val", vae, min(few, 250))
+
+    def show(step: int, ema) -> str:
+        found = scale(ema, held, (0.0, 1.0, 2.0, 4.0))
+        return f"bent by 0, 1, 2, 4 it says {', '.join(f'{v:.2f}' for v in found.said)}; error {found.error:.2f} px"
+
+    _follow(train_shape(shown, steps, **_files(folder, "shape"), every=every), steps, "shape", show, 250)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,13 +60,17 @@ class ShapeError(nn.Module):
         return F.softplus(self.head(torch.cat([y.mean((2, 3)), y.amax((2, 3))], 1)))[:, 0] / CROP
 
 
-@torch.no_grad()
-def bent(spoilable: Spoilable, seed: int = 0, amplitude: float | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One thing of each render, bent and rebuilt: crops (N, 3, 64, 64), their sides (N,), the amplitudes (N,) in pixels,
-    and the kinds (N,), as numbers.
+class Bent(NamedTuple):
+    """Crops (N, 3, 64, 64) of bent things, the crops' sides (N,), and by how much each is bent (N,), both in pixels."""
 
-    amplitude: the same for all, instead of up to `MOST` at random.
-    """
+    crops: Tensor
+    sides: Tensor
+    amplitudes: Tensor
+
+
+@torch.no_grad()
+def bent(spoilable: Spoilable, seed: int = 0, amplitude: float | None = None) -> Bent:
+    """One thing of each render, bent by `amplitude` pixels (None: up to `MOST`, at random) and rebuilt."""
     generator, n = torch.Generator().manual_seed(seed), len(spoilable)
     count = (spoilable.target["kind"] >= 0).sum(1)
     slot = (torch.rand(n, generator=generator) * count).long()
@@ -79,7 +84,7 @@ def bent(spoilable: Spoilable, seed: int = 0, amplitude: float | None = None) ->
         x = warp(pictures_to_tensor(spoilable.rendered[some]), mask[some], amount[some], generator)
         parts.append(crops(spoilable.rebuild(x), box_of(mask[some])))
     cut, side = (torch.cat(p) for p in zip(*parts, strict=True))
-    return cut, side, amount, spoilable.target["kind"][rows, slot]
+    return Bent(cut, side, amount)
 
 
 def box_of(masks: Tensor) -> Tensor:
@@ -96,16 +101,16 @@ def box_of(masks: Tensor) -> Tensor:
 
 
 def train_shape(
-    data: tuple[Tensor, Tensor, Tensor, Tensor],
+    shown: Bent,
     steps: int,
     *,
     lr: float = 1e-3,
     batch: int = 64,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> Iterator[tuple[Progress, ShapeError]]:
-    """Train on what `bent` gives; yields progress and the moving average."""
-    cut, side, amount, _ = data
+    """Train on bent things; yields progress and the moving average."""
+    cut, side, amount = shown
     torch.manual_seed(seed)
     model = ShapeError()
 
@@ -152,7 +157,7 @@ def scale(model: ShapeError, spoilable: Spoilable, amplitudes: Sequence[float] =
     """The network's scale, measured on renders that it was not trained on."""
     said, errors = [], []
     for i, amplitude in enumerate(amplitudes):
-        cut, side, amount, _ = bent(spoilable, i, amplitude)
+        cut, side, amount = bent(spoilable, i, amplitude)
         found = say(model, cut, side)
         said.append(float(found.mean()))
         errors.append(float((found - amount).abs().mean()))
@@ -163,7 +168,7 @@ def scale(model: ShapeError, spoilable: Spoilable, amplitudes: Sequence[float] =
 def of_things(
     model: ShapeError, pictures: Tensor, boxes: Sequence[Sequence[float]], kinds: Sequence[str], measured: Scale
 ) -> dict[str, float]:
-    """How far the things of pictures (N, 3, 128, 128) are bent, one in each at its box: pixels, by kind and in "all"."""
+    """How far the things of pictures (N, 3, 128, 128) are bent, one in each at its box: in pixels, by kind and "all"."""
     said = say(model, *crops(pictures, torch.tensor([list(box) for box in boxes])))
     found = {"all": measured.pixels(float(said.mean()))}
     for kind in KINDS:

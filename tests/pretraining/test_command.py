@@ -61,6 +61,7 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
         ("vae", "--steps", str(steps), "--bfloat16", "--noise", "0.1", *count),
         ("clip", "--steps", str(steps), "--batch", "8", *count),
         ("judge", "--steps", str(steps), "--batch", "8", "--few", "16", *count),
+        ("shape", "--steps", str(steps), "--few", "16"),
         ("unet", "--size", "8", "--steps", str(steps), "--batch", "4", *count),
         ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", *more, *count),
         ("decoder", "--steps", str(steps), "--sharpness", "0.5", "--mend", *count),

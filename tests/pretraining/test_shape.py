@@ -19,7 +19,6 @@ from companion.pretraining.shape import (
     train_shape,
 )
 from companion.pretraining.vae import make_vae
-from companion.tabletop.scene import KINDS
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +43,18 @@ def test_a_crop_is_centred_on_its_box_and_as_large():
 
 
 def test_things_are_bent_by_the_amplitudes_told(spoilable):
-    cut, side, amount, kind = bent(spoilable, amplitude=0.0)
-    straight, again, _, _ = bent(spoilable, amplitude=5.0)
-    assert cut.shape == straight.shape == (24, 3, 64, 64) and torch.equal(side, again)
-    assert (amount == 0).all() and (kind >= 0).all() and (kind < len(KINDS)).all()
-    assert not torch.allclose(cut, straight, atol=0.05)
-    mixed = bent(spoilable)[2]
+    straight, crooked = bent(spoilable, amplitude=0.0), bent(spoilable, amplitude=5.0)
+    assert straight.crops.shape == (24, 3, 64, 64) and torch.equal(straight.sides, crooked.sides)
+    assert (straight.amplitudes == 0).all() and (crooked.amplitudes == 5).all()
+    assert not torch.allclose(straight.crops, crooked.crops, atol=0.05)
+    mixed = bent(spoilable).amplitudes
     assert (mixed == 0).any() and mixed.max() <= MOST and mixed.unique().numel() > 8
 
 
 def test_the_network_learns_to_tell_bent_from_straight(spoilable):
     """On the few renders that it has seen: a fault in the data or in the loss would show."""
     torch.manual_seed(0)
-    data = bent(spoilable)
-    *_, (_, model) = train_shape(data, 60, batch=24)
+    *_, (_, model) = train_shape(bent(spoilable), 60, batch=24)
     found = scale(model, spoilable, (0.0, 6.0))
     assert found.said[1] > found.said[0] + 1
 
