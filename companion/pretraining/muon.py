@@ -14,19 +14,24 @@ import torch
 from torch import Tensor, nn
 
 
-def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(g: Tensor, steps: int = 5, bfloat16: bool = False) -> Tensor:
     """The nearest semi-orthogonal matrices to g (B, m, n), roughly: singular values between about 0.7 and 1.2 after 5
-    Newton-Schulz steps with the coefficients of the paper, X <- a X + (b S + c S^2) X where S = X X^T."""
+    Newton-Schulz steps with the coefficients of the paper, X <- a X + (b S + c S^2) X where S = X X^T.
+
+    bfloat16: compute in it, as the paper does, where that is safe.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g / (g.norm(dim=(1, 2), keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     m, n = x.shape[1:]
     if n < 2 * m:
+        x = x.bfloat16() if bfloat16 else x
         for _ in range(steps):
             s = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
-    # All steps at once: X_k = P_k X, where P_k is a polynomial of the small matrix X X^T. Twice as fast on wide ones.
+    # All steps at once: X_k = P_k X, where P_k is a polynomial of the small matrix X X^T. Twice as fast on wide ones, but
+    # it squares their condition, for which bfloat16 is too coarse: singular values of 100 instead of 1 came out.
     else:
         gram = x @ x.mT
         p = torch.eye(m, dtype=x.dtype, device=x.device).expand_as(gram)
@@ -34,7 +39,7 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
             s = p @ gram @ p if i else gram
             p = torch.baddbmm(p, torch.baddbmm(s, s, s, beta=b, alpha=c), p, beta=a)
         x = p @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(g.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -61,7 +66,7 @@ class Muon(torch.optim.Optimizer):
     ):
         groups = [{"params": list(hidden), "muon": True}, {"params": list(rest), "muon": False}]
         super().__init__(groups, dict(lr=lr, ratio=ratio, momentum=momentum, betas=betas, weight_decay=weight_decay))
-        self.precision = torch.bfloat16 if bfloat16 else torch.float32
+        self.bfloat16 = bfloat16
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -81,9 +86,9 @@ class Muon(torch.optim.Optimizer):
                     alike.setdefault(tuple(g.shape), []).append((p, g))
                 for (rows, columns), some in alike.items():
                     scale = lr * group["ratio"] * max(1.0, rows / columns) ** 0.5
-                    found = orthogonalise(torch.stack([g for _, g in some]).to(self.precision))
+                    found = orthogonalise(torch.stack([g for _, g in some]), bfloat16=self.bfloat16)
                     for (p, _), o in zip(some, found, strict=True):
-                        p.sub_(o.view_as(p).to(p.dtype), alpha=scale)
+                        p.sub_(o.view_as(p), alpha=scale)
                 continue
             b1, b2 = group["betas"]
             for p in params:
