@@ -167,8 +167,8 @@ def as_mask(mask: Any, high: int, wide: int) -> Tensor:
         shape = " x ".join(map(str, reversed(mask.shape[-2:])))
         raise ValueError(f"the mask has {shape} pixels and the picture {wide} x {high}; make them equal")
     if float(mask.min()) < 0 or float(mask.max()) > 1:
-        low, high = float(mask.min()), float(mask.max())
-        raise ValueError(f"the mask has values from {low:g} to {high:g}; use booleans, or floats in [0, 1]")
+        least, most = float(mask.min()), float(mask.max())
+        raise ValueError(f"the mask has values from {least:g} to {most:g}; use booleans, or floats in [0, 1]")
     mask = (mask >= 0.5).float()
     if not mask.flatten(1).any(1).all():
         raise ValueError("the mask is empty: paint where something new is to be drawn")

@@ -10,6 +10,7 @@
     unet       the noise predictor, 8 x 8 then 16 x 16    build/unet8.safetensors, build/unet16.safetensors
     keep       half-trained parts, for another machine    data/models/next/
     publish    the finished parts                         data/models/, data/tabletop/
+    eye        sheets for an eye to judge, its verdicts   build/eye/, data/results/eye_verdicts.json
     report     the measures of what is published          data/models/report.json, README.md, sheet.png
     strip      what the weights of several commits draw   data/models/strip.png
 
@@ -289,7 +290,8 @@ def judge(
     few: Annotated[int, typer.Option(help="Scenes to rebuild, empty and spoil; drawn empty and swapped too.")] = 2000,
 ) -> None:
     """Train the judge, on training renders, on renders of the withheld pairs, and on spoiled and empty ones."""
-    from companion.pretraining.judge import Spoilable, judge_accuracy, train_judge
+    from companion.pretraining.examination import Spoilable
+    from companion.pretraining.judge import judge_accuracy, train_judge
     from companion.pretraining.latents import trained_vae
 
     _threads(threads)
@@ -319,7 +321,7 @@ def shape(
     few: Annotated[int, typer.Option(help="Scenes whose things are bent; drawn empty and swapped too.")] = 1500,
 ) -> None:
     """Train the network that tells by how many pixels drawn things are bent."""
-    from companion.pretraining.judge import Spoilable
+    from companion.pretraining.examination import Spoilable
     from companion.pretraining.latents import trained_vae
     from companion.pretraining.shape import bent, scale, train_shape
 
@@ -431,6 +433,31 @@ def _renders(folder: Path, split: str, n: int) -> tuple[np.ndarray, list[Scene],
 
 
 @app.command()
+def eye(
+    folder: Folder = BUILD,
+    verdicts: Annotated[
+        Path | None, typer.Argument(help='A text file with a line per prompt, such as "12 clear" or "97 clear wrong".')
+    ] = None,
+    by: Annotated[str, typer.Option(help="Who looked, and when.")] = "",
+) -> None:
+    """Draw the 120 pictures that an eye judges, as sheets without their prompts; or keep the eye's verdicts on them."""
+    from companion.pretraining import eye, report
+
+    prompts = eye.load_prompts()
+    pictures = list(report.drawn_bytes(report.load_tabletop(), [asked.prompt for asked in prompts]))
+    if verdicts is not None:
+        given = eye.parse_verdicts(verdicts.read_text(encoding="utf-8"), prompts, pictures)
+        eye.save_verdicts(given, {"by": by})
+        typer.echo(f"{len(given)} verdicts in {eye.VERDICTS}")
+        return
+    (folder / "eye").mkdir(parents=True, exist_ok=True)
+    for i, sheet in enumerate(eye.sheets(pictures)):
+        with written(folder / "eye" / f"{i:02d}.png") as image:
+            sheet.save(image, "PNG")
+    typer.echo(f"{len(pictures)} pictures in {folder / 'eye'}; look at them, then give your verdicts to this command")
+
+
+@app.command()
 def publish(folder: Folder = BUILD) -> None:
     """Put the finished parts into data/: pipeline, CLIP, judge, held-out renders, cached latents, the logs of their
     training, and the checksums.
@@ -460,11 +487,12 @@ def strip(
 def report(
     folder: Folder = BUILD,
     quick: Annotated[bool, typer.Option(help="A tenth of the pictures, nothing written.")] = False,
+    before: Annotated[str, typer.Option(help="The commit of earlier weights to compare shapes with.")] = "",
 ) -> None:
     """Measure what is published: writes data/models/report.json, the table in README.md and the sheet of 40 prompts."""
     from companion.pretraining.report import measure, write
 
-    found = measure(folder, 0.1 if quick else 1.0, typer.echo)
+    found = measure(folder, 0.1 if quick else 1.0, typer.echo, before)
     if not quick:
         write(found, folder)
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
 from companion.metrics import pictures_to_tensor
-from companion.pretraining.distortions import WAYS, spoil
-from companion.pretraining.latents import encode
+from companion.pretraining.distortions import WAYS
 from companion.pretraining.muon import muon
 from companion.tabletop import dataset
-from companion.tabletop.judge import COUNTS, FAR_INVERSE, FRONT, GLOBAL, NEAR_INVERSE, SLOT, UNCLEAR, Judge, find_joints
+from companion.tabletop.judge import COUNTS, FAR_INVERSE, FRONT, GLOBAL, NEAR_INVERSE, SLOT, Judge, find_joints
 from companion.tabletop.scene import FINISHES, KINDS, PLACES, TIMES
 from companion.training import Progress, train_averaged
+
+if TYPE_CHECKING:
+    from companion.pretraining.examination import Spoilable
 
 
 def targets(columns: dict, scenes: list) -> dict[str, Tensor]:
@@ -113,89 +114,7 @@ def joint_loss(logits: Tensor, joints: Tensor, full: int = 128, sigma: float = 1
 
 COLUMNS = ("picture", "depth", "normals", "segments", "joints", "boxes")
 HEADS = (*GLOBAL, *SLOT)
-
-
-class Spoilable:
-    """Renders whose things can be spoiled or taken away, since their scenes were also drawn empty and with other kinds.
-
-    Args:
-        renders: the folder of renders, with the splits `split`, `split`-empty and `split`-swapped.
-        vae: rebuilds them (encoded and decoded), and decodes noisy latents.
-        count: how many scenes.
-    """
-
-    def __init__(self, renders: Path, split: str, vae: AutoencoderKL, count: int):
-        columns = dataset.read(renders, split, COLUMNS, count)
-        self.target = targets(columns, dataset.scenes(renders, split, count))
-        self.segments = torch.as_tensor(columns["segments"])
-        swapped = dataset.read(renders, f"{split}-swapped", ("picture", "segments"), count)
-        self.swapped, self.swapped_segments = (torch.as_tensor(swapped[k]) for k in ("picture", "segments"))
-        self.empty = torch.as_tensor(dataset.read(renders, f"{split}-empty", ("picture",), count)["picture"])
-        self.rendered, self.vae = torch.as_tensor(columns["picture"]), vae
-        self.latents = encode(vae, self.rendered)
-        self.rebuilt = torch.cat([_bytes(self.decode(z.float())) for z in self.latents.split(50)])
-
-    def __len__(self) -> int:
-        return len(self.rendered)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in [-1, 1] of scaled latents (N, C, h, w)."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample.clamp(-1, 1)
-
-    @torch.no_grad()
-    def rebuild(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in [-1, 1], encoded and decoded."""
-        return self.vae.decode(self.vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
-
-    def answers(self, index: Tensor) -> dict[str, Tensor]:
-        """The attributes of renders."""
-        return {k: self.target[k][index].clone() for k in HEADS}
-
-    def without_things(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures of the empty scenes, and what is right to say of them."""
-        right = self.answers(index)
-        right["count"][:] = COUNTS.index(0)
-        for k in ("front", *SLOT):
-            right[k][:] = -100
-        return pictures_to_tensor(self.empty[index]), right
-
-    def spoiled(
-        self, index: Tensor, way: str, strong: bool, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Pictures with some things spoiled, what is right to say of them, and which slots (N, 2) were spoiled.
-
-        strong: so much that the right answer is "unclear"; else so little that it stays what it was.
-        """
-        right, n = self.answers(index), len(index)
-        there = right["kind"] >= 0
-        some = there & (torch.rand(n, 2, generator=generator) < 0.6)
-        some = torch.where(some.any(1, keepdim=True) & (way not in EVERY), some, there)
-        label = torch.where(some, 2 + self.target["order"][index], -1)  # of the chosen things, in the segments
-        segments = self.segments[index]
-        mask = (segments[:, None] == label[:, :, None, None]).any(1, keepdim=True).float()
-        other = (self.swapped_segments[index] >= 2)[:, None].float()
-        drawn = torch.where(
-            torch.rand(n, 1, 1, 1, generator=generator) < 0.5, self.rendered[index], self.rebuilt[index]
-        )
-        scenes = {"picture": drawn, "empty": self.empty[index], "swapped": self.swapped[index]}
-        given = {k: pictures_to_tensor(v) for k, v in scenes.items()}
-        given |= {"swapped_mask": other, "latents": self.latents[index].float()}
-        between = WAYS[way][strong]
-        low, high = between or (0.0, 0.0)
-        strength = low + (high - low) * float(torch.rand(1, generator=generator))
-        if strong:
-            right["kind"][some] = KINDS_READ.index(UNCLEAR)
-        return spoil(way, strength, given, mask, self.decode, generator), right, some
-
-
-EVERY = ("chimera", "patchwork")  # ways that spoil all things of a picture
-GENTLE = tuple(way for way, (mild, _) in WAYS.items() if mild)
-KINDS_READ = (*KINDS, UNCLEAR)
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+GENTLE = tuple(way for way, (mild, _) in WAYS.items() if mild)  # ways that can also spoil so little that nobody minds
 
 
 def train_judge(
@@ -270,37 +189,6 @@ def logits(judge: Judge, pictures: Tensor, batch: int = 50) -> dict[str, Tensor]
     """The judge's logits for the attributes of pictures (N, 3, H, W) in [-1, 1]."""
     parts = [judge(x, maps=False) for x in pictures.split(batch)]
     return {k: torch.cat([p[k] for p in parts]) for k in HEADS}
-
-
-def examination(spoilable: Spoilable, seed: int = 0) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
-    """Pictures of every sort, and what is right to say of them: "rendered", "rebuilt", "empty", and each of the `WAYS`.
-
-    Spoiled pictures are all spoiled strongly, and only in scenes with one thing, which is then "unclear".
-    """
-    generator, every = torch.Generator().manual_seed(seed), torch.arange(len(spoilable))
-    alone = every[spoilable.target["count"] == COUNTS.index(1)]
-    sorts = {
-        name: (pictures_to_tensor(getattr(spoilable, name)), spoilable.answers(every))
-        for name in ("rendered", "rebuilt")
-    }
-    sorts["empty"] = spoilable.without_things(every)
-    for way in WAYS:
-        parts = [spoilable.spoiled(some, way, True, generator)[:2] for some in alone.split(10)]
-        sorts[way] = torch.cat([x for x, _ in parts]), {k: torch.cat([right[k] for _, right in parts]) for k in HEADS}
-    return sorts
-
-
-def calibrate(judge: Judge, spoilable: Spoilable) -> Judge:
-    """Set the judge's temperatures to those under which the right answers of an `examination` are most likely."""
-    sorts = examination(spoilable).values()
-    found = logits(judge, torch.cat([x for x, _ in sorts]))
-    for i, head in enumerate(HEADS):
-        right = torch.cat([answers[head] for _, answers in sorts]).flatten()
-        given, known = found[head].flatten(0, -2), right >= 0
-        grid = torch.logspace(-1, 1, 81)
-        losses = [F.cross_entropy(given[known] / t, right[known]) for t in grid]
-        judge.temperatures[i] = grid[int(torch.stack(losses).argmin())]
-    return judge
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -30,8 +30,8 @@ def orthogonalise(g: Tensor, steps: int = 5, bfloat16: bool = False) -> Tensor:
         for _ in range(steps):
             s = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
-    # All steps at once: X_k = P_k X, where P_k is a polynomial of the small matrix X X^T. Twice as fast on wide ones, but
-    # it squares their condition, for which bfloat16 is too coarse: singular values of 100 instead of 1 came out.
+    # All steps at once: X_k = P_k X, where P_k is a polynomial of the small matrix X X^T. Twice as fast on wide ones.
+    # X X^T squares their condition, for which bfloat16 is too coarse: singular values of 100 came out instead of 1.
     else:
         gram = x @ x.mT
         p = torch.eye(m, dtype=x.dtype, device=x.device).expand_as(gram)

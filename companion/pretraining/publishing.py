@@ -16,9 +16,11 @@ from companion.fast import write_graphs
 from companion.files import write_checksums, written
 from companion.pretraining import pipeline
 from companion.pretraining.clip import make_clip, text_tower, trained_tokenizer
-from companion.pretraining.judge import Spoilable, broadened, calibrate
+from companion.pretraining.examination import Spoilable, calibrate
+from companion.pretraining.judge import broadened
 from companion.pretraining.latents import cached, trained_vae
 from companion.pretraining.report import LOGS
+from companion.pretraining.shape import ShapeError
 from companion.pretraining.unet import Conditioned, deepened, make_unet
 from companion.pretraining.vae import make_vae
 from companion.tabletop import dataset, samples
@@ -123,6 +125,10 @@ def publish(folder: Path) -> Iterator[str]:
     if (folder / "judge.safetensors").exists():
         judge = load_weights(folder / "judge.safetensors", Judge()).eval()
         calibrate(judge, Spoilable(folder / "renders", "val", vae, EXAMINED)).save(MODELS / "judge")
+    if (folder / "shape.safetensors").exists():
+        shape = load_weights(folder / "shape.safetensors", ShapeError()).half()
+        with written(MODELS / "shape" / "model.safetensors") as temporary:
+            save_file(shape.state_dict(), temporary)
     held = dataset.read(folder / "renders", "val", ("picture",), 256)["picture"]
     samples.save_held_out(held, dataset.scenes(folder / "renders", "val", 256))
     few = 1500

@@ -9,7 +9,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from matplotlib.figure import Figure
 
+    from companion.pretraining.examination import Spoilable
+
 MODELS = DATA / "models"
 #: key: (description, number format, goal, the least it must reach, whether more is better)
 BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
@@ -38,6 +41,17 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "vae_psnr_things_db": ("... of things alone", "{:.2f} dB", None, None, True),
     "vae_fine_contrast": ("... fine contrast left, of the renders'", "{:.0%}", None, None, True),
     "judge_min_attribute": ("Judge: its weakest attribute on held-out renders", "{:.1%}", 0.995, 0.99, True),
+    "judge_empty": ("... empty scenes read as empty", "{:.1%}", None, None, True),
+    "judge_accepts_spoiled": ("... things spoiled on purpose that it accepts", "{:.1%}", None, None, False),
+    "judge_accepts_wrong": (
+        "... things that an eye calls wrong and it accepts",
+        "{:.0%}",
+        0.15,
+        0.30,
+        False,
+    ),
+    "judge_rejects_clear": ("... things that an eye calls clear and it rejects", "{:.1%}", 0.03, 0.06, False),
+    "judge_calibration": ("... distance between its confidence and how often it is right", "{:.1%}", None, None, False),
     "clip_top1": ("CLIP: picture finds its caption among 256 held-out", "{:.1%}", None, None, True),
     "clip_near_miss": ("CLIP: own caption before one that is nearly right", "{:.1%}", None, None, True),
     "prompt_kind": ("One thing: kind", "{:.1%}", 0.98, 0.96, True),
@@ -46,9 +60,19 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "prompt_time": ("One thing: time of day", "{:.1%}", 0.99, 0.98, True),
     "prompt_pair": ("Two things: both kinds, both colours and the relation", "{:.1%}", 0.92, 0.80, True),
     "prompt_withheld": ("Pairs never seen in training: kind and colour", "{:.1%}", 0.88, 0.70, True),
+    "eye_clear": ("An eye: things that are clear", "{:.0%}", 0.95, 0.88, True),
+    "eye_worst_kind": ("... of the kind that is clear least often", "{:.0%}", 0.90, 0.80, True),
+    "shape_error_px": ("Things are bent as renders that were bent by", "{:.2f} px", None, None, False),
+    "shape_error_px_before": ("... those of the weights before", "{:.2f} px", None, None, False),
+    "shape_scale_error": ("... the network that says so is wrong by, on renders", "{:.2f} px", None, None, False),
+    "error_things_50": ("Error of the predicted noise on things, at t = 50", "{:.3f}", None, None, False),
+    "error_things_50_train": ("... on renders that it was trained on", "{:.3f}", None, None, False),
+    "error_things_100": ("Error of the predicted noise on things, at t = 100", "{:.3f}", None, None, False),
+    "error_things_100_train": ("... on renders that it was trained on", "{:.3f}", None, None, False),
     "frechet": ("Fréchet distance to held-out renders", "{:.3f}", None, None, False),
     "frechet_halves": ("... between two sets of held-out renders", "{:.3f}", None, None, False),
     "frechet_ratio": ("... the first over the second", "{:.1f}", 3.0, 6.0, False),
+    "frechet_things_ratio": ("... the same of patches of things", "{:.1f}", None, None, False),
     "fine_contrast": ("Fine contrast of pictures, of that of renders", "{:.0%}", None, None, True),
     "picture_seconds": ("A warm picture, 20 steps, stock pipeline", "{:.2f} s", None, 1.0, False),
     "fast_picture_seconds": ("A warm picture, 20 steps, `companion.fast`", "{:.2f} s", 0.5, 0.8, False),
@@ -79,18 +103,21 @@ def load_tabletop(folder: Path = MODELS / "tabletop"):
     return load(folder, device="cpu")
 
 
-def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print) -> dict[str, float]:
+def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print, before: str = "") -> dict[str, float]:
     """Measure what data/models holds. `folder` has (or gets) the held-out renders; `share` in (0, 1] uses part of the
-    pictures.
+    pictures; `before` is the commit of earlier weights, whose things' shapes are measured too.
     """
     from transformers import CLIPModel, CLIPTokenizer
 
     from companion.metrics import fine_contrast, frechet, psnr
+    from companion.pretraining import halfway
     from companion.pretraining.clip import halved, retrieval
+    from companion.pretraining.examination import Spoilable, examination, examine
     from companion.pretraining.judge import COLUMNS, accuracy
+    from companion.pretraining.unet import Conditioned
     from companion.pretraining.vae import rebuild
     from companion.tabletop.judge import Judge
-    from companion.tabletop.measures import prompt_accuracy
+    from companion.tabletop.measures import patch_features, prompt_accuracy
     from companion.tabletop.samples import held_out
 
     def take(n: int, unit: int = 1) -> int:
@@ -103,7 +130,9 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
             found[k] = round(float(v), 4)
             say(f"{k:24} {found[k]}")
 
-    for split, count in (("val", 500), ("test", take(2000, 500)), ("withheld", 250)):
+    few = take(500, 250)
+    splits = {"val": 500, "test": take(2000, 500), "test-empty": few, "test-swapped": few, "withheld": 250}
+    for split, count in splits.items():
         for name in dataset.build(folder / "renders", split, count):
             say(f"drawn {name}")
     pictures, scenes = held_out(take(256))
@@ -122,6 +151,15 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     read = accuracy(judge, columns, dataset.scenes(folder / "renders", "test", take(1000, 250)))
     names = ("count", "front", "place", "time", "kind", "finish")
     note(judge_min_attribute=min(read[k] for k in names), **{f"judge_{k}": v for k, v in read.items()})
+    spoilable = Spoilable(folder / "renders", "test", pipe.vae, take(500, 250))
+    exam = examine(judge, examination(spoilable))
+    note(
+        judge_rebuilt_kind=exam.read["rebuilt"],
+        judge_empty=exam.read["empty"],
+        judge_accepts_spoiled=float(np.mean(list(exam.accepted.values()))),
+        **{f"judge_accepts_{way}": v for way, v in exam.accepted.items()},
+        **({"judge_calibration": exam.calibration_error} if exam.counts else {}),
+    )
     rare = accuracy(
         judge,
         dataset.read(folder / "renders", "withheld", COLUMNS, 250),
@@ -176,6 +214,26 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
             frechet_halves=frechet(real[half:][: len(made)], real[:half][: len(made)]),
         )
         note(frechet_ratio=found["frechet"] / found["frechet_halves"])
+        made, real, other = (patch_features(x[: len(both)]) for x in (both, renders[:half], renders[half:]))
+        note(frechet_things_ratio=frechet(made, real) / frechet(other, real))
+
+    if (MODELS / "shape").is_dir():
+        bent = shapes(drawn["one"], spoilable)
+        note(shape_error_px=bent.pop("all"), shape_scale_error=bent.pop("scale_error"))
+        note(**{f"shape_error_px_{kind}": v for kind, v in bent.items()})
+        if before:
+            with weights_of(before) as old:
+                again = drawn_bytes(old, [caption(s) for s in prompt_scenes("test", 1, take(500))])
+            note(shape_error_px_before=shapes(again, spoilable)["all"])
+    model = Conditioned(pipe.unet, pipe.text_encoder)
+    for split, name in (("val", ""), ("train", "_train")):
+        if split == "train" and not dataset.shard_path(folder / "renders", split, 0).exists():
+            continue
+        seen = dataset.read(folder / "renders", split, ("picture", "segments"), 250)
+        asked = dataset.scenes(folder / "renders", split, 250)
+        errors = halfway.errors(model, pipe.vae, pipe.tokenizer, seen["picture"], asked, seen["segments"])
+        note(**{f"{k}{name}": errors[k] for k in ("error_things_50", "error_things_100")})
+    note(**eye_and_judge(pipe))
 
     prompt, settings = "a red ball on grass by day", find("tabletop").settings
     ways, times = {"picture_seconds": pipe, "fast_picture_seconds": Fast(pipe)}, {}
@@ -189,6 +247,44 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     weights = [p for p in MODELS.rglob("*.safetensors") if p.parent != MODELS / "next"]
     note(weights_mb=sum(p.stat().st_size for p in weights) / 1e6)
     return found
+
+
+def shapes(pictures: np.ndarray, spoilable: Spoilable) -> dict[str, float]:
+    """How far the things of pictures, uint8 (N, 128, 128, 3), are bent, in pixels, by kind and in "all"; in
+    "scale_error", by how much the network that says so is wrong about the renders of `spoilable`.
+    """
+    from companion.pretraining.shape import load_shape_error, of_things, scale
+    from companion.tabletop.measures import read
+
+    model = load_shape_error(MODELS / "shape")
+    measured, readings = scale(model, spoilable), read(pictures)
+    some = [i for i, reading in enumerate(readings) if reading.kinds]
+    boxes, kinds = [readings[i].boxes[0] for i in some], [readings[i].kinds[0] for i in some]
+    return {
+        **of_things(model, pictures_to_tensor(pictures[some]), boxes, kinds, measured),
+        "scale_error": measured.error,
+    }
+
+
+def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
+    """What an eye said of the pictures that `pipe` draws, and how the judge compares. Empty where no eye has judged
+    these very pictures.
+    """
+    from companion.pretraining import eye
+    from companion.tabletop.measures import read
+
+    if not eye.VERDICTS.exists():
+        return {}
+    prompts, verdicts = eye.load_prompts(), eye.load_verdicts()
+    pictures = drawn_bytes(pipe, [asked.prompt for asked in prompts])
+    if {v.picture for v in verdicts} != {eye.fingerprint(x) for x in pictures}:
+        return {}
+    kinds = {kind: clear / n for kind, (clear, n) in eye.by_kind(verdicts, prompts).items()}
+    clear = sum(v.word == "clear" for v in verdicts) / len(verdicts)
+    found = {f"eye_{kind}": share for kind, share in kinds.items()}
+    found |= {"eye_clear": clear, "eye_worst_kind": min(kinds.values())}
+    compared = eye.agreement(verdicts, prompts, read(pictures))
+    return found | {f"judge_{name}": k / n for name, (k, n) in compared.items() if n}
 
 
 def _load_seconds() -> float:
@@ -235,6 +331,19 @@ def table(found: dict[str, float]) -> str:
     return "\n".join(rows)
 
 
+@contextmanager
+def weights_of(commit: str) -> Iterator[StableDiffusionPipeline]:
+    """The pipeline that a commit published. Raises ValueError when git has no such weights (a full clone has them)."""
+    path = "data/models/tabletop"
+    packed = subprocess.run(["git", "archive", commit, path], cwd=ROOT, capture_output=True)
+    if packed.returncode:
+        raise ValueError(f"git has no {path} of commit {commit!r}: {packed.stderr.decode().strip()}")
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
+            tar.extractall(folder, filter="data")
+        yield load_tabletop(Path(folder) / path)
+
+
 STRIP_PROMPTS = (
     "a red ball on grass by day",
     "a gold robot on snow at sunset",
@@ -253,14 +362,8 @@ def strip(stages: dict[str, str]) -> Image.Image:
     """
     rows = []
     for commit in stages.values():
-        with tempfile.TemporaryDirectory() as folder:
-            path = "data/models/tabletop"
-            packed = subprocess.run(["git", "archive", commit, path], cwd=ROOT, capture_output=True)
-            if packed.returncode:
-                raise ValueError(f"git has no {path} of commit {commit!r}: {packed.stderr.decode().strip()}")
-            with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
-                tar.extractall(folder, filter="data")
-            rows.append(np.concatenate(list(drawn_bytes(load_tabletop(Path(folder) / path), list(STRIP_PROMPTS))), 1))
+        with weights_of(commit) as pipe:
+            rows.append(np.concatenate(list(drawn_bytes(pipe, list(STRIP_PROMPTS))), 1))
     size, band = rows[0].shape[0], 18
     out = Image.new("RGB", (rows[0].shape[1], len(rows) * (size + band)), "white")
     pen, font = ImageDraw.Draw(out), ImageFont.load_default(size=12)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion.metrics import pictures_to_tensor
 from companion.pretraining.distortions import warp
-from companion.pretraining.judge import Spoilable
+from companion.pretraining.examination import Spoilable
 from companion.pretraining.muon import muon
 from companion.tabletop.judge import Residual
 from companion.tabletop.scene import KINDS
@@ -89,15 +91,12 @@ def bent(spoilable: Spoilable, seed: int = 0, amplitude: float | None = None) ->
 
 def box_of(masks: Tensor) -> Tensor:
     """The boxes (N, 4) around masks (N, 1, H, W), as fractions; the whole picture where a mask is empty."""
-    found = []
+    high, wide = masks.shape[-2:]
+    boxes = []
     for mask in masks[:, 0] > 0:
-        high, wide = mask.shape
-        ys, xs = mask.any(1).nonzero(), mask.any(0).nonzero()
-        if len(ys):
-            found.append((xs.min() / wide, ys.min() / high, (xs.max() + 1) / wide, (ys.max() + 1) / high))
-        else:
-            found.append((0.0, 0.0, 1.0, 1.0))
-    return torch.tensor([[float(v) for v in box] for box in found])
+        ys, xs = (mask.any(i).nonzero()[:, 0].tolist() or [0, n - 1] for i, n in ((1, high), (0, wide)))
+        boxes.append([min(xs) / wide, min(ys) / high, (max(xs) + 1) / wide, (max(ys) + 1) / high])
+    return torch.tensor(boxes)
 
 
 def train_shape(
@@ -124,6 +123,14 @@ def train_shape(
 
     optimizer = muon(model, lr, exclude=("body.0.", "head."), weight_decay=0.01)
     return train_averaged(model, loss, optimizer, steps, ema_decay=0.995, seed=seed, **options)
+
+
+def load_shape_error(folder: Path) -> ShapeError:
+    """The network that `companion build publish` put into a folder."""
+    weights = load_file(folder / "model.safetensors")
+    model = ShapeError()
+    model.load_state_dict({k: v.float() for k, v in weights.items()})
+    return model.eval()
 
 
 AMPLITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
@@ -168,7 +175,7 @@ def scale(model: ShapeError, spoilable: Spoilable, amplitudes: Sequence[float] =
 def of_things(
     model: ShapeError, pictures: Tensor, boxes: Sequence[Sequence[float]], kinds: Sequence[str], measured: Scale
 ) -> dict[str, float]:
-    """How far the things of pictures (N, 3, 128, 128) are bent, one in each at its box: in pixels, by kind and "all"."""
+    """How far things are bent, in pixels, by kind and in "all": one in each picture (N, 3, 128, 128), at its box."""
     said = say(model, *crops(pictures, torch.tensor([list(box) for box in boxes])))
     found = {"all": measured.pixels(float(said.mean()))}
     for kind in KINDS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def deepened(unet: UNet2DConditionModel, layers: int | Sequence[int]) -> UNet2DC
     Raises:
         ValueError: when a level would have fewer layers than it has.
     """
-    deep = make_unet(**{**unet.config, "layers_per_block": layers})
+    deep = UNet2DConditionModel.from_config(unet.config, layers_per_block=layers)
     for name in ("conv_in", "time_embedding", "mid_block", "conv_norm_out", "conv_out"):
         getattr(deep, name).load_state_dict(getattr(unet, name).state_dict())
     for part in ("down_blocks", "up_blocks"):
@@ -88,7 +89,7 @@ def deepened(unet: UNet2DConditionModel, layers: int | Sequence[int]) -> UNet2DC
     return deep
 
 
-def _deepen(old: nn.Module, new: nn.Module, last: bool) -> None:
+def _deepen(old: Any, new: Any, last: bool) -> None:
     """Copy a block's layers into a deeper block, whose further layers become the identity.
 
     last: keep the old block's last layer the last. On the way up it takes the skip connection from before the level's

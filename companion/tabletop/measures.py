@@ -78,6 +78,25 @@ def picture_features(pictures) -> Tensor:
     return judge().features(pictures_to_tensor(pictures))
 
 
+@torch.no_grad()
+def patch_features(pictures, batch: int = 64) -> Tensor:
+    """The judge's features (M, 96) of all patches of 8 x 8 pixels that it sees mostly on things, for Fréchet distances
+    of things alone."""
+    found, layer = [], judge().blocks[1]
+    with_hook = layer.register_forward_hook(lambda _, __, out: found.append(out))
+    try:
+        parts = []
+        for x in pictures_to_tensor(pictures).split(batch):
+            segments = judge()(x)["segments"].argmax(1, keepdim=True)
+            features = found.pop()
+            size = features.shape[-2:]
+            share = F.adaptive_avg_pool2d((segments > SEGMENTS.index("ground")).float(), size)[:, 0]
+            parts.append(features.permute(0, 2, 3, 1)[share > 0.5])
+        return torch.cat(parts)
+    finally:
+        with_hook.remove()
+
+
 def diversity(pictures) -> float:
     """Mean distance between the judge's features of all pairs of pictures: 0 when all are the same."""
     f = picture_features(pictures)

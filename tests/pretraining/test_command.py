@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from companion.pretraining import eye, report
 from companion.pretraining.command import app
 from companion.pretraining.latents import trained_vae
 from companion.pretraining.publishing import trained_unet
@@ -51,6 +54,21 @@ def run_build(folder: Path, *args: str, kill_after: int | None = None) -> None:
 def name_of(command: tuple[str, ...]) -> str:
     """What a command's checkpoint is called."""
     return f"unet{command[command.index('--size') + 1]}" if command[0] == "unet" else command[0]
+
+
+def test_an_eye_s_sheets_and_verdicts(tmp_path, monkeypatch):
+    pictures = np.zeros((120, 128, 128, 3), np.uint8)
+    monkeypatch.setattr(report, "drawn_bytes", lambda pipe, texts: pictures[: len(texts)])
+    monkeypatch.setattr(eye, "VERDICTS", tmp_path / "verdicts.json")
+    monkeypatch.setattr(eye, "save_verdicts", partial(eye.save_verdicts, path=tmp_path / "verdicts.json"))
+    drawn = CliRunner().invoke(app, ["eye", "--folder", str(tmp_path)])
+    assert drawn.exit_code == 0 and len(list((tmp_path / "eye").glob("*.png"))) == 10
+    given = tmp_path / "given.txt"
+    lines = [f"{i} {' '.join(['clear'] * len(asked.kinds))}" for i, asked in enumerate(eye.load_prompts())]
+    given.write_text("\n".join(lines), encoding="utf-8")
+    kept = CliRunner().invoke(app, ["eye", str(given), "--folder", str(tmp_path), "--by", "a test"])
+    assert kept.exit_code == 0 and "160 verdicts in" in kept.output.replace("\n", "")
+    assert len(eye.load_verdicts(tmp_path / "verdicts.json")) == 160
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from companion.metrics import pictures_to_tensor
-from companion.pretraining.judge import Spoilable
+from companion.pretraining.examination import Spoilable
 from companion.pretraining.shape import (
     MOST,
     Scale,
@@ -14,6 +15,7 @@ from companion.pretraining.shape import (
     bent,
     box_of,
     crops,
+    load_shape_error,
     of_things,
     scale,
     train_shape,
@@ -57,6 +59,13 @@ def test_the_network_learns_to_tell_bent_from_straight(spoilable):
     *_, (_, model) = train_shape(bent(spoilable), 60, batch=24)
     found = scale(model, spoilable, (0.0, 6.0))
     assert found.said[1] > found.said[0] + 1
+
+
+def test_a_published_network_is_loaded(tmp_path):
+    model = ShapeError()
+    save_file({k: v.half() for k, v in model.state_dict().items()}, tmp_path / "model.safetensors")
+    again, x = load_shape_error(tmp_path), torch.rand(2, 3, 64, 64)
+    assert torch.allclose(again(x), model(x), atol=1e-3) and not again.training
 
 
 def test_what_it_says_is_put_as_the_amplitude_of_renders():

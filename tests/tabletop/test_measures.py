@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from companion.metrics import pictures_to_tensor
 from companion.tabletop.caption import Wish, caption
-from companion.tabletop.measures import diversity, met, prompt_accuracy, read
+from companion.tabletop.measures import diversity, met, patch_features, prompt_accuracy, read, thing_masks
 from companion.tabletop.samples import held_out
 
 
@@ -42,3 +43,12 @@ def test_pictures_that_are_all_the_same_have_no_diversity():
     pictures = pictures_to_tensor(held_out(4)[0])
     assert diversity(pictures[:1].expand(4, -1, -1, -1)) == pytest.approx(0, abs=1e-4)
     assert diversity(pictures) > 0.01
+
+
+def test_patches_are_those_of_things():
+    pictures = pictures_to_tensor(held_out(6)[0])
+    found = patch_features(pictures, batch=4)
+    share = float(thing_masks(pictures, 0).mean())
+    assert found.shape[1] == 96 and len(found) == pytest.approx(share * 6 * 16 * 16, rel=0.25)
+    alone = patch_features(pictures[4:])
+    assert torch.allclose(found[-len(alone) :], alone, atol=1e-4)
