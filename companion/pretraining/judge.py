@@ -132,8 +132,8 @@ def train_judge(
     """Train on `count` renders of "train" and all of "pairs" in the folder `renders`; yields progress and the moving
     average.
 
-    Half of each batch are renders, and a quarter are renders that the autoencoder rebuilt. One picture of the rest is
-    empty, and the others are spoiled: so much that a thing is "unclear", or so little that it is not.
+    A quarter of each batch are renders, and a quarter are renders that the autoencoder rebuilt. One picture of the rest
+    is empty, and the others are spoiled: so much that a thing is "unclear", or so little that it is not.
     """
     splits = [("train", count)] + [("pairs", None)] * dataset.shard_path(renders, "pairs", 0).exists()
     columns = [dataset.read(renders, split, COLUMNS, n) for split, n in splits]
@@ -148,17 +148,17 @@ def train_judge(
             return torch.randint(among, (n,), generator=generator)
 
         quarter, few = batch // 4, len(spoilable)
-        plain, again = some(2 * quarter, len(pictures)), some(quarter, few)
-        way = list(WAYS)[int(some(1, len(WAYS)))]
-        strong = way not in GENTLE or bool(some(1, 2))
-        spoiled, right, _ = spoilable.spoiled(some(batch - 3 * quarter - 1, few), way, strong, generator)
-        empty, nothing = spoilable.without_things(some(1, few))
-        x = torch.cat(
-            [pictures_to_tensor(pictures[plain]), pictures_to_tensor(spoilable.rebuilt[again]), spoiled, empty]
-        )
+        plain, again = some(quarter, len(pictures)), some(quarter, few)
+        parts = [spoilable.without_things(some(1, few))]
+        for n in (quarter, batch - 3 * quarter - 1):
+            way = list(WAYS)[int(some(1, len(WAYS)))]
+            strong = way not in GENTLE or bool(some(1, 2))
+            parts.append(spoilable.spoiled(some(n, few), way, strong, generator)[:2])
         # Renders come first: they, and they rebuilt, have maps.
+        rendered = [pictures_to_tensor(v) for v in (pictures[plain], spoilable.rebuilt[again])]
+        x = torch.cat([*rendered, *(pictures for pictures, _ in parts)])
         known = {k: torch.cat([v[plain], spoilable.target[k][again]]) for k, v in target.items()}
-        every = known | {k: torch.cat([known[k], right[k], nothing[k]]) for k in HEADS}
+        every = known | {k: torch.cat([known[k], *(right[k] for _, right in parts)]) for k in HEADS}
         x = x + augment(x, generator)
         return judge_loss(model, x, every, bfloat16, mapped=len(plain) + len(again))
 
