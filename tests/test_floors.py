@@ -15,6 +15,7 @@ FLOORS = (
     ("diffusion", "schedules", "mixture"),
     ("training", "fast"),
     ("tabletop",),
+    ("conditions",),
     ("pretraining",),
     ("start_here", "latent_diffusion", "samplers", "sampler_sweeps", "img2img_inpainting", "where_to_run"),
     ("exercises", "widgets", "space", "replicate"),
