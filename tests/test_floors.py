@@ -17,7 +17,15 @@ FLOORS = (
     ("tabletop",),
     ("conditions",),
     ("pretraining",),
-    ("start_here", "latent_diffusion", "samplers", "sampler_sweeps", "img2img_inpainting", "where_to_run"),
+    (
+        "start_here",
+        "latent_diffusion",
+        "samplers",
+        "sampler_sweeps",
+        "img2img_inpainting",
+        "controlnet",
+        "where_to_run",
+    ),
     ("exercises", "widgets", "space", "replicate"),
     ("run", "doctor", "badges", "cli"),
 )

@@ -1,0 +1,154 @@
+"""ControlNets: a picture as a condition (L. Zhang, A. Rao, M. Agrawala, arXiv 2302.05543).
+
+A ControlNet is a copy of the U-Net's encoder that looks at a control picture, and adds what it finds to the U-Net's
+skip connections, through convolutions that begin as zero. Here is how a U-Net listens to one or several of them,
+written as another U-Net (`Controlled`), and how a new one is made from a U-Net (`controlnet_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+EMBEDDER = (16, 16, 32, 32)  # channels on the way from a control picture to latents: three halvings, as the autoencoder
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet and what it is shown.
+
+    Attributes:
+        net: a ControlNet of the U-Net that is to listen.
+        pictures: control pictures (N, 3, H, W) in [0, 1], one for each picture, or one for all (see `as_controls`).
+        scale: what its residuals are multiplied by.
+        start, end: the part of drawing, from 0 (pure noise) to 1 (the picture), in which it is heard.
+    """
+
+    net: ControlNetModel
+    pictures: Tensor
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+class Controlled:
+    """A U-Net that listens to ControlNets: the `unet` of `diffusion.noise_predictor`, `sample` and `draw`.
+
+    Args:
+        unet: the U-Net; its weights are not changed.
+        controls: what it listens to. Their residuals are added up.
+        guess: the paper's "guess mode", for which prompts may be empty: of the two halves of guidance only the one with
+            the text listens, and finer levels listen less.
+        timesteps: of the noise schedule, for `start` and `end`.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, controls: Sequence[Control], guess: bool = False, timesteps: int = 1000
+    ) -> None:
+        self.unet, self.controls, self.guess, self.timesteps = unet, tuple(controls), guess, timesteps
+
+    def __call__(self, noisy: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
+        """The prediction for latents (B, C, h, w): of N pictures, or of both halves of their guidance, B = 2N.
+
+        Raises ValueError when the number of control pictures fits neither.
+        """
+        down, mid = self.residuals(noisy, t, encoder_hidden_states)
+        return self.unet(
+            noisy,
+            t,
+            encoder_hidden_states,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        )
+
+    def residuals(self, noisy: Tensor, t: Tensor, states: Tensor) -> tuple[list[Tensor] | None, Tensor | None]:
+        """What is added to the U-Net's skip connections, finest first, and to its middle; None when none is heard."""
+        done = 1 - float(torch.as_tensor(t).flatten()[0]) / self.timesteps
+        down, mid = None, None
+        for control in self.controls:
+            if not control.start <= done <= control.end:
+                continue
+            n, b = len(control.pictures), len(noisy)
+            half = b // 2 if self.guess else 0  # guidance puts the half without text first
+            if n != 1 and (b - half) % n:
+                raise ValueError(f"{n} control pictures for {b - half} pictures; give one for all, or one for each")
+            pictures = control.pictures.to(noisy).repeat((b - half) // n, 1, 1, 1)
+            t_half = t[half:] if torch.is_tensor(t) and t.ndim else t
+            some, middle = control.net(
+                noisy[half:],
+                t_half,
+                states[half:],
+                controlnet_cond=pictures,
+                conditioning_scale=control.scale,
+                guess_mode=self.guess,
+                return_dict=False,
+            )
+            found = [torch.cat([torch.zeros_like(r[:1]).expand(half, -1, -1, -1), r]) for r in (*some, middle)]
+            down = found[:-1] if down is None else [a + r for a, r in zip(down, found[:-1], strict=True)]
+            mid = found[-1] if mid is None else mid + found[-1]
+        return down, mid
+
+
+def controlnet_of(
+    unet: UNet2DConditionModel,
+    embedder: Sequence[int] = EMBEDDER,
+    *,
+    attention: bool = True,
+    open_embedder: bool = False,
+    seed: int = 0,
+) -> ControlNetModel:
+    """A new ControlNet for a U-Net: a copy of its encoder, whose residuals are all zero.
+
+    Args:
+        embedder: channels of the convolutions that bring a control picture down to the latents' size; each after the
+            first halves it, so there are log2 of the autoencoder's factor more than one.
+        attention: copy the middle block with its attention; else without, which makes the network a third smaller.
+        open_embedder: start the embedder's last convolution normally instead of at zero. The residuals are zero all
+            the same, but the embedder learns from the first step on and not from the second.
+        seed: of the embedder.
+    """
+    torch.manual_seed(seed)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(embedder))
+    if not attention:
+        smaller = ControlNetModel.from_config({**net.config, "mid_block_type": "UNetMidBlock2D"})
+        smaller.load_state_dict(net.state_dict(), strict=False)
+        net = smaller
+    if open_embedder:
+        last = net.controlnet_cond_embedding.conv_out
+        nn.init.kaiming_normal_(last.weight, nonlinearity="linear")
+    return net
+
+
+def as_controls(pictures: Any, size: int) -> Tensor:
+    """Control pictures in any usual form, as a ControlNet takes them: floats (N, 3, size, size) in [0, 1].
+
+    Args:
+        pictures: PIL pictures or one of them, or uint8 (N, H, W, 3), (H, W, 3) or (H, W).
+        size: side in pixels of what is drawn.
+    Raises:
+        ValueError: for another size or number of channels. The stock pipelines would quietly draw another size, or
+            mix colours that stand for labels.
+    """
+    many = isinstance(pictures, list | tuple) or (isinstance(pictures, np.ndarray) and pictures.ndim == 4)
+    arrays = [np.asarray(p) for p in (pictures if many else [pictures])]
+    found = []
+    for array in arrays:
+        if array.dtype != np.uint8:
+            raise ValueError(f"the control has numbers of type {array.dtype}; give a PIL picture or uint8")
+        array = np.repeat(array[..., None], 3, -1) if array.ndim == 2 else array
+        if array.ndim != 3 or array.shape[-1] != 3:
+            raise ValueError(f"the control has the shape {array.shape}; give it three channels, as by .convert('RGB')")
+        if array.shape[:2] != (size, size):
+            high, wide = array.shape[:2]
+            raise ValueError(
+                f"the control has {wide} x {high} pixels and the picture {size} x {size}; resize it, with "
+                "Image.Resampling.NEAREST where colours are labels"
+            )
+        found.append(torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255)
+    return torch.stack(found)
