@@ -275,7 +275,12 @@ def ms_ssim(asked: np.ndarray, got: np.ndarray, scales: int = 3, sigma: float = 
     """Structural similarity at several scales (Z. Wang et al. 2003, "Multiscale structural similarity for image quality
     assessment"), of maps, uint8 (N, H, W). Three scales instead of five, since 128 pixels hold no more; their weights
     are the first three of the paper's, made to sum to 1.
+
+    Raises ValueError when the maps are too small for the windows of 11 pixels at the coarsest scale.
     """
+    if min(asked.shape[1:]) < 11 * 2 ** (scales - 1):
+        high, wide = asked.shape[1:]
+        raise ValueError(f"maps of {wide} x {high} are too small for {scales} scales; ask for fewer")
     weights = torch.tensor([0.0448, 0.2856, 0.3001])[:scales]
     weights = weights / weights.sum()
     line = torch.exp(-(torch.arange(-5, 6.0) ** 2) / (2 * sigma**2))

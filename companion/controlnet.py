@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
+
+from companion import diffusion
+from companion.conditions import Condition
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 EMBEDDER = (16, 16, 32, 32)  # channels on the way from a control picture to latents: three halvings, as the autoencoder
 
@@ -152,3 +158,84 @@ def as_controls(pictures: Any, size: int) -> Tensor:
             )
         found.append(torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255)
     return torch.stack(found)
+
+
+# ---- Fidelity --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How well pictures follow what they were asked to, in a condition's unit (see `conditions.Condition.compare`).
+
+    Attributes:
+        floor: without control, from the same prompts and seeds.
+        drawn: with control.
+        ceiling: what the annotator finds in the renders that the maps came from.
+    """
+
+    floor: float
+    drawn: float
+    ceiling: float
+
+    @property
+    def share(self) -> float:
+        """How much of the way from the floor to the ceiling was gone; above 1 when drawn pictures are read better."""
+        return (self.drawn - self.floor) / (self.ceiling - self.floor)
+
+
+def drawn_with(
+    pipe: StableDiffusionPipeline,
+    net: ControlNetModel | None,
+    controls: np.ndarray,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    scale: float = 1.0,
+    batch: int = 32,
+    **options: Any,
+) -> Tensor:
+    """Pictures (N, 3, H, W) in [-1, 1] that follow control pictures, uint8 (N, H, W, 3); without `net`, that do not.
+
+    `options` are those of `diffusion.draw`: steps, guidance_scale and so on.
+    """
+    pictures = []
+    for i in range(0, len(prompts), batch):
+        part = slice(i, i + batch)
+        unet = None
+        if net is not None:
+            shown = as_controls(controls[part], diffusion.picture_size(pipe))
+            unet = Controlled(pipe.unet, [Control(net, shown, scale)])
+        pictures.append(diffusion.draw(pipe, prompts[part], seeds[part], unet=unet, batch=batch, **options))
+    return torch.cat(pictures)
+
+
+def followed(condition: Condition, asked: np.ndarray, pictures: Tensor) -> np.ndarray:
+    """How well pictures (N, 3, H, W) in [-1, 1] follow maps: a number for each, NaN where nothing was asked for."""
+    shown = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return condition.compare(asked, condition.annotate(shown))
+
+
+def fidelity(
+    pipe: StableDiffusionPipeline,
+    net: ControlNetModel,
+    condition: Condition,
+    asked: np.ndarray,
+    renders: np.ndarray,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    **options: Any,
+) -> Fidelity:
+    """Draw with and without control, and compare with what the annotator finds in the renders.
+
+    Args:
+        asked: the exact maps of renders, uint8 (N, H, W, 3), with their captions as `prompts`.
+        options: those of `drawn_with`.
+    """
+    controls = condition.paint(asked)
+
+    def mean(some: ControlNetModel | None) -> float:
+        pictures = drawn_with(pipe, some, controls, prompts, seeds, **options)
+        return float(np.nanmean(followed(condition, asked, pictures)))
+
+    ceiling = float(np.nanmean(condition.compare(asked, condition.annotate(renders))))
+    return Fidelity(floor=mean(None), drawn=mean(net), ceiling=ceiling)

@@ -194,3 +194,8 @@ def test_intersection_over_union_is_averaged_over_what_was_asked_for():
     got = asked.copy()
     got[0, 1] = 5  # half of the 3 is another thing
     assert conditions.mean_iou(asked, got)[0] == pytest.approx((1 + 0.5) / 2)
+
+
+def test_maps_that_are_too_small_for_their_scales_are_refused():
+    with pytest.raises(ValueError, match="maps of 32 x 32 are too small for 3 scales; ask for fewer"):
+        conditions.ms_ssim(np.zeros((1, 32, 32), np.uint8), np.zeros((1, 32, 32), np.uint8))

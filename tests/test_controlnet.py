@@ -11,7 +11,18 @@ from stock import scheduler_of, variant
 
 import companion
 from companion import diffusion
-from companion.controlnet import Control, Controlled, as_controls, controlnet_of
+from companion.conditions import CONDITIONS
+from companion.controlnet import (
+    Control,
+    Controlled,
+    Fidelity,
+    as_controls,
+    controlnet_of,
+    drawn_with,
+    fidelity,
+    followed,
+)
+from companion.metrics import pictures_to_tensor
 from companion.models import seeded
 
 PROMPT = "a red ball on grass"
@@ -145,3 +156,23 @@ def test_control_pictures_in_any_usual_form():
 def test_a_control_that_does_not_fit_is_refused(control, sentence):
     with pytest.raises(ValueError, match=sentence):
         as_controls(control, 32)
+
+
+def test_fidelity_lies_between_no_control_and_the_annotator(ddim, monkeypatch):
+    """A picture that is its control is as faithful as the render that the control came from."""
+    condition = CONDITIONS["canny"]
+    renders = np.random.default_rng(0).integers(0, 255, (3, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    asked, options = condition.annotate(renders), {"steps": 2, "guidance_scale": 2.0, "batch": 2}
+    net = trained(ddim, 1)
+    found = fidelity(ddim, net, condition, asked, renders, [PROMPT] * 3, [1, 2, 3], **options)
+    assert found.ceiling == pytest.approx(1) and found.floor < 0.9
+    assert Fidelity(0.2, 0.5, 0.8).share == pytest.approx(0.5)
+    assert Fidelity(40.0, 25.0, 10.0).share == pytest.approx(0.5), "of an error, less is better"
+    controls = condition.paint(asked)
+    drawn = drawn_with(ddim, net, controls, [PROMPT] * 3, [1, 2, 3], **options)
+    heard = Controlled(ddim.unet, [Control(net, as_controls(controls[2:], 32))])
+    alone = diffusion.draw(ddim, PROMPT, 3, steps=2, guidance_scale=2.0, unet=heard)
+    assert torch.allclose(drawn[2:], alone, atol=1e-5)
+    assert found.drawn == pytest.approx(np.nanmean(followed(condition, asked, drawn)))
+    shown = pictures_to_tensor(renders)
+    assert followed(condition, asked, shown) == pytest.approx(1)

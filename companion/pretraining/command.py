@@ -8,6 +8,7 @@
     judge      the judge                                  build/judge.safetensors
     shape      what tells how bent things are             build/shape.safetensors
     unet       the noise predictor, 8 x 8 then 16 x 16    build/unet8.safetensors, build/unet16.safetensors
+    controlnet one of the eight ControlNets               build/controlnet-<name>.safetensors
     keep       half-trained parts, for another machine    data/models/next/
     publish    the finished parts                         data/models/, data/tabletop/
     eye        sheets for an eye to judge, its verdicts   build/eye/, data/results/eye_verdicts.json
@@ -421,6 +422,84 @@ def unet(
         every=every,
     )
     _follow(run, steps, name, show, 500)
+
+
+@app.command()
+def controlnet(
+    name: Annotated[str, typer.Argument(help="One of the eight conditions, as companion.conditions names them.")],
+    steps: Steps = 3000,
+    count: Count = 20000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 32,
+    lr: float = 1e-3,
+    bfloat16: Bfloat16 = False,
+    attention: Annotated[bool, typer.Option(help="Copy the middle block with its attention.")] = False,
+    begin: Annotated[str, typer.Option(help="Start from the trained ControlNet of another condition.")] = "",
+    measured: Annotated[int, typer.Option(help="Held-out scenes on which fidelity is measured.")] = 48,
+) -> None:
+    """Train one of the ControlNets for the trained U-Net, which stays as it is."""
+    from companion.conditions import COLUMNS, CONDITIONS
+    from companion.controlnet import controlnet_of, drawn_with, followed
+    from companion.models import GUIDANCE
+    from companion.pretraining import halfway
+    from companion.pretraining.clip import trained_tokenizer
+    from companion.pretraining.controlnet import train_controlnet
+    from companion.pretraining.latents import cached, trained_vae
+    from companion.pretraining.publishing import trained_unet
+    from companion.pretraining.sheets import grid
+    from companion.tabletop.caption import caption
+    from companion.training import load_weights
+
+    for given in filter(None, (name, begin)):
+        if given not in CONDITIONS:
+            raise typer.BadParameter(f"{given!r} is no condition; the eight are {', '.join(CONDITIONS)}")
+    _threads(threads)
+    condition, base, words = CONDITIONS[name], trained_unet(folder), trained_tokenizer(folder)
+    latent, things = cached(folder, 16, count)
+    scenes = dataset.scenes(folder / "renders", "train", count)
+    # A shard at a time: the maps of all renders together, with their pictures, would not fit in memory.
+    shards = dataset.parts(folder / "renders", "train", COLUMNS, count)
+    maps = np.concatenate([condition.exact(*part) for part in shards])
+    # A render without a robot, or without a straight edge, has nothing to follow.
+    some = np.flatnonzero(maps.reshape(len(maps), -1).any(1))
+    maps, latent, things, scenes = maps[some], latent[some], things[some], [scenes[i] for i in some]
+    asked_columns, asked_scenes = next(dataset.parts(folder / "renders", "val", COLUMNS, measured))
+    asked = condition.exact(asked_columns, asked_scenes)
+    pipe = halfway.drawer(base, trained_vae(folder), words)
+    net = controlnet_of(base.unet, attention=attention, open_embedder=True)
+    if begin and not (folder / f"controlnet-{name}.safetensors").exists():
+        load_weights(folder / f"controlnet-{begin}.safetensors", net)
+
+    def show(step: int, ema) -> str:
+        prompts, seeds = [caption(s) for s in asked_scenes], list(range(len(asked_scenes)))
+        drawn = drawn_with(pipe, ema, condition.paint(asked), prompts, seeds, steps=20, guidance_scale=GUIDANCE)
+        found = {"step": step, "fidelity": round(float(np.nanmean(followed(condition, asked, drawn))), 4)}
+        sheet = folder / "samples" / f"controlnet-{name}-{step:06d}.png"
+        sheet.parent.mkdir(exist_ok=True)
+        grid([*condition.paint(asked[:16]), *drawn[:16]], 16).save(sheet)
+        with (folder / f"controlnet-{name}-measured.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(found) + "\n")
+        return f"{found['fidelity']} {condition.unit}"
+
+    run = train_controlnet(
+        net,
+        base,
+        condition,
+        maps,
+        latent,
+        scenes,
+        words,
+        steps,
+        **_files(folder, f"controlnet-{name}"),
+        lr=lr,
+        batch=batch,
+        bfloat16=bfloat16,
+        loss={"things": things, "low": 0.3},
+        every=every,
+    )
+    _follow(run, steps, f"controlnet {name}", show, 100)
 
 
 MEASURED = 1000  # steps between two sets of pictures that the judge reads: they take a minute or two

@@ -114,6 +114,25 @@ def read(folder: Path, split: str, columns: tuple[str, ...], count: int | None =
     return {c: np.concatenate(v)[:count] if c != "edges" else np.concatenate(v) for c, v in parts.items()}
 
 
+def parts(
+    folder: Path, split: str, columns: tuple[str, ...], count: int | None = None
+) -> Iterator[tuple[dict[str, np.ndarray], list[Scene]]]:
+    """The columns and scenes of a split's first `count` renders, a shard at a time; with "edges", the edges of these
+    renders alone.
+    """
+    left = 10**9 if count is None else count
+    for path in shards(folder, split):
+        if left <= 0:
+            return
+        with np.load(path, allow_pickle=False) as z:
+            counts = z["edge_counts"][:left]
+            lengths = {"edges": int(counts.sum())}
+            found = {c: z[c][: lengths.get(c, left)] for c in columns}
+            seen = [Scene.from_dict(json.loads(s)) for s in z["scenes"][:left]]
+        yield found, seen
+        left -= len(seen)
+
+
 def scenes(folder: Path, split: str, count: int | None = None) -> list[Scene]:
     """The scenes of a split's finished renders."""
     return [Scene.from_dict(json.loads(s)) for s in read(folder, split, ("scenes",), count)["scenes"]]

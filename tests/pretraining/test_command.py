@@ -26,6 +26,7 @@ from companion.training import read_meta
     ("words", "sentence"),
     [
         (["unet", "--size", "12"], "size=12 is not a stage; train with --size 8, then with --size 16"),
+        (["controlnet", "blur"], "'blur' is no condition; the eight are canny, softedge, mlsd"),
         (["strip", "one", "two", "--names", "first"], "1 names for 2 commits; give one for each"),
     ],
 )
@@ -53,6 +54,8 @@ def run_build(folder: Path, *args: str, kill_after: int | None = None) -> None:
 
 def name_of(command: tuple[str, ...]) -> str:
     """What a command's checkpoint is called."""
+    if command[0] == "controlnet":
+        return f"controlnet-{command[1]}"
     return f"unet{command[command.index('--size') + 1]}" if command[0] == "unet" else command[0]
 
 
@@ -83,6 +86,7 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
         ("unet", "--size", "8", "--steps", str(steps), "--batch", "4", *count),
         ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", *more, *count),
         ("decoder", "--steps", str(steps), "--sharpness", "0.5", "--mend", *count),
+        ("controlnet", "canny", "--steps", str(steps), "--batch", "2", "--bfloat16", "--measured", "4", *count),
     ]
     folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from companion.tabletop import dataset
+from companion.tabletop.samples import held_out
 
 from .helpers import needs_mitsuba
 
@@ -67,3 +69,20 @@ def test_a_changed_split_shows_the_same_places_without_things_or_with_others(tmp
     for before, after in zip(dataset.scenes(tmp_path, "val"), dataset.scenes(tmp_path, "val-swapped"), strict=True):
         assert before.camera == after.camera and before.place == after.place
         assert all(a.kind != b.kind and a.finish == b.finish for a, b in zip(before.things, after.things, strict=True))
+
+
+def test_renders_are_read_a_shard_at_a_time(tmp_path):
+    """Each part has the edges of its own renders, also where it ends in the middle of a shard."""
+    seen = held_out(6)[1]
+    for shard in range(2):
+        part, counts = seen[3 * shard : 3 * shard + 3], [2, 0, 1]
+        edges = np.arange(12, dtype=np.float32).reshape(3, 4) + 100 * shard
+        told = np.array([json.dumps(s.to_dict()) for s in part])
+        path = dataset.shard_path(tmp_path, "val", shard)
+        np.savez(path, edges=edges, edge_counts=counts, depth=np.full((3, 2, 2), shard), scenes=told)
+    names = ("edges", "edge_counts", "depth")
+    (first, a), (second, b) = dataset.parts(tmp_path, "val", names, 4)
+    assert [*a, *b] == seen[:4] and first["depth"].shape == (3, 2, 2) and second["depth"].shape == (1, 2, 2)
+    assert len(first["edges"]) == 3 and second["edges"].tolist() == [[100, 101, 102, 103], [104, 105, 106, 107]]
+    assert second["edge_counts"].tolist() == [2]
+    assert sum(len(part) for _, part in dataset.parts(tmp_path, "val", names)) == 6
