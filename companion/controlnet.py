@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from companion import diffusion
 from companion.conditions import Condition
+from companion.intervals import ratio_of_means
+from companion.metrics import tensor_to_bytes
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -33,7 +35,8 @@ class Control:
         net: a ControlNet of the U-Net that is to listen.
         pictures: control pictures (N, 3, H, W) in [0, 1], one for each picture, or one for all (see `as_controls`).
         scale: what its residuals are multiplied by.
-        start, end: the part of drawing, from 0 (pure noise) to 1 (the picture), in which it is heard.
+        start, end: the part of the noise schedule, from 0 (pure noise) to 1 (the picture), in which it is heard. The
+            stock pipelines count steps instead; evenly spaced steps make it the same to within a step.
     """
 
     net: ControlNetModel
@@ -50,7 +53,7 @@ class Controlled:
         unet: the U-Net; its weights are not changed.
         controls: what it listens to. Their residuals are added up.
         guess: the paper's "guess mode", for which prompts may be empty: of the two halves of guidance only the one with
-            the text listens, and finer levels listen less.
+            the text listens, and finer levels listen less. It is for drawing with guidance only.
         timesteps: of the noise schedule, for `start` and `end`.
     """
 
@@ -62,7 +65,7 @@ class Controlled:
     def __call__(self, noisy: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
         """The prediction for latents (B, C, h, w): of N pictures, or of both halves of their guidance, B = 2N.
 
-        Raises ValueError when the number of control pictures fits neither.
+        Raises ValueError when the number of control pictures is neither one nor N, or when "guess" meets no guidance.
         """
         down, mid = self.residuals(noisy, t, encoder_hidden_states)
         return self.unet(
@@ -81,9 +84,11 @@ class Controlled:
             if not control.start <= done <= control.end:
                 continue
             n, b = len(control.pictures), len(noisy)
+            if self.guess and (b % 2 or b == n > 1):
+                raise ValueError("guess mode needs guidance; draw with a guidance scale above 1")
             half = b // 2 if self.guess else 0  # guidance puts the half without text first
-            if n != 1 and (b - half) % n:
-                raise ValueError(f"{n} control pictures for {b - half} pictures; give one for all, or one for each")
+            if n != 1 and b not in (n, 2 * n):
+                raise ValueError(f"{n} control pictures for {b} latents; give one for all, or one for each picture")
             pictures = control.pictures.to(noisy).repeat((b - half) // n, 1, 1, 1)
             t_half = t[half:] if torch.is_tensor(t) and t.ndim else t
             some, middle = control.net(
@@ -167,20 +172,24 @@ def as_controls(pictures: Any, size: int) -> Tensor:
 class Fidelity:
     """How well pictures follow what they were asked to, in a condition's unit (see `conditions.Condition.compare`).
 
+    All are arrays (N,), a number for each picture; those of which nothing was asked are left out.
+
     Attributes:
         floor: without control, from the same prompts and seeds.
         drawn: with control.
         ceiling: what the annotator finds in the renders that the maps came from.
     """
 
-    floor: float
-    drawn: float
-    ceiling: float
+    floor: np.ndarray
+    drawn: np.ndarray
+    ceiling: np.ndarray
 
-    @property
-    def share(self) -> float:
-        """How much of the way from the floor to the ceiling was gone; above 1 when drawn pictures are read better."""
-        return (self.drawn - self.floor) / (self.ceiling - self.floor)
+    def share(self) -> tuple[float, float, float]:
+        """How much of the way from the floor to the ceiling was gone, and both ends of its confidence interval.
+
+        Above 1, drawn pictures are read better than renders. Raises ValueError for fewer than five pictures.
+        """
+        return ratio_of_means(self.drawn - self.floor, self.ceiling - self.floor)
 
 
 def drawn_with(
@@ -211,8 +220,7 @@ def drawn_with(
 
 def followed(condition: Condition, asked: np.ndarray, pictures: Tensor) -> np.ndarray:
     """How well pictures (N, 3, H, W) in [-1, 1] follow maps: a number for each, NaN where nothing was asked for."""
-    shown = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    return condition.compare(asked, condition.annotate(shown))
+    return condition.compare(asked, condition.annotate(tensor_to_bytes(pictures).numpy()))
 
 
 def fidelity(
@@ -228,14 +236,15 @@ def fidelity(
     """Draw with and without control, and compare with what the annotator finds in the renders.
 
     Args:
-        asked: the exact maps of renders, uint8 (N, H, W, 3), with their captions as `prompts`.
+        asked: the exact maps of renders.
+        renders: uint8 (N, H, W, 3), with their captions as `prompts`.
         options: those of `drawn_with`.
     """
     controls = condition.paint(asked)
 
-    def mean(some: ControlNetModel | None) -> float:
-        pictures = drawn_with(pipe, some, controls, prompts, seeds, **options)
-        return float(np.nanmean(followed(condition, asked, pictures)))
-
-    ceiling = float(np.nanmean(condition.compare(asked, condition.annotate(renders))))
-    return Fidelity(floor=mean(None), drawn=mean(net), ceiling=ceiling)
+    ceiling = condition.compare(asked, condition.annotate(renders))
+    floor, drawn = (
+        followed(condition, asked, drawn_with(pipe, some, controls, prompts, seeds, **options)) for some in (None, net)
+    )
+    there = ~np.isnan(ceiling)
+    return Fidelity(floor[there], drawn[there], ceiling[there])

@@ -82,10 +82,26 @@ def paired_ratio(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
     return math.exp(middle), math.exp(low), math.exp(high)
 
 
+def ratio_of_means(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
+    """The mean of `a` over that of `b`, both (N,) and measured on the same N things, and both ends of its confidence
+    interval by the bootstrap's percentiles (B. Efron, Annals of Statistics 7, 1979), always with the same resamples.
+
+    Raises:
+        ValueError: unless there are as many of both, five at least.
+    """
+    a, b = _pairs(a, b, 5)
+
+    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return a.mean(axis) / b.mean(axis)
+
+    found = stats.bootstrap((a, b), ratio, paired=True, vectorized=True, method="percentile", n_resamples=2000, rng=0)
+    return float(ratio(a, b)), float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 def _pairs(a: ArrayLike, b: ArrayLike, least: int) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if not len(a) == len(b) >= least:
-        few = ("one", "two")[least - 1]
+        few = {1: "one", 2: "two", 5: "five"}[least]
         raise ValueError(
             f"{len(a)} and {len(b)} values cannot be compared in pairs; give as many of both, {few} at least"
         )

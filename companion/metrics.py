@@ -20,6 +20,11 @@ def pictures_to_tensor(pictures: Sequence[Image.Image] | np.ndarray | Tensor) ->
     return torch.as_tensor(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def tensor_to_bytes(pictures: Tensor) -> Tensor:
+    """Floats (N, 3, H, W) in [-1, 1] as uint8 (N, H, W, 3): `pictures_to_tensor` backwards."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+
+
 def frechet(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to two sets of features (N, D) (Heusel et al., arXiv 1706.08500):
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).

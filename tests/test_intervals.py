@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from companion.intervals import mean_interval, paired_difference, paired_ratio, share_difference, share_interval
+from companion.intervals import (
+    mean_interval,
+    paired_difference,
+    paired_ratio,
+    ratio_of_means,
+    share_difference,
+    share_interval,
+)
 
 
 class TestShares:
@@ -67,7 +75,21 @@ class TestPairs:
         half = 4.302653 * math.log(2) / 3**0.5  # Student's t for 2 degrees of freedom; the logs are 0, 1, 2 times log 2
         assert (low, high) == (pytest.approx(2 * math.exp(-half)), pytest.approx(2 * math.exp(half)))
 
+    def test_a_ratio_of_means_and_its_spread(self):
+        rng = np.random.default_rng(0)
+        b = rng.normal(2.0, 0.2, 400)
+        a = 0.5 * b + rng.normal(0, 0.1, 400)
+        middle, low, high = ratio_of_means(a, b)
+        assert middle == pytest.approx(a.mean() / b.mean()) and low < middle < high
+        # By the delta method: the noise of `a` that `b` does not share, over the mean of `b`.
+        half = 1.96 * 0.1 / 20 / 2.0
+        assert (high - low) / 2 == pytest.approx(half, rel=0.15)
+        assert ratio_of_means(a, b) == (middle, low, high)
+        assert ratio_of_means([1.0] * 5, [2.0] * 5) == (0.5, 0.5, 0.5)
+
     def test_what_does_not_pair_is_refused(self):
+        with pytest.raises(ValueError, match="4 and 4 values cannot be compared in pairs; .* five at least"):
+            ratio_of_means([1.0] * 4, [1.0] * 4)
         with pytest.raises(ValueError, match="1 and 1 values cannot be compared in pairs; .* two at least"):
             paired_ratio([1.0], [1.0])
         with pytest.raises(ValueError, match="1 and 2 values cannot be compared in pairs; .* one at least"):

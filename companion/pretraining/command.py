@@ -319,7 +319,7 @@ def shape(
     folder: Folder = BUILD,
     threads: Threads = 0,
     every: float = 120.0,
-    few: Annotated[int, typer.Option(help="Scenes whose things are bent; drawn empty and swapped too.")] = 1500,
+    few: Annotated[int, typer.Option(help="Scenes whose things are bent.")] = 1500,
 ) -> None:
     """Train the network that tells by how many pixels drawn things are bent."""
     from companion.pretraining.examination import Spoilable
@@ -440,12 +440,12 @@ def controlnet(
     measured: Annotated[int, typer.Option(help="Held-out scenes on which fidelity is measured.")] = 48,
 ) -> None:
     """Train one of the ControlNets for the trained U-Net, which stays as it is."""
-    from companion.conditions import COLUMNS, CONDITIONS
+    from companion.conditions import CONDITIONS
     from companion.controlnet import controlnet_of, drawn_with, followed
     from companion.models import GUIDANCE
     from companion.pretraining import halfway
     from companion.pretraining.clip import trained_tokenizer
-    from companion.pretraining.controlnet import train_controlnet
+    from companion.pretraining.controlnet import to_follow, train_controlnet
     from companion.pretraining.latents import cached, trained_vae
     from companion.pretraining.publishing import trained_unet
     from companion.pretraining.sheets import grid
@@ -457,16 +457,9 @@ def controlnet(
             raise typer.BadParameter(f"{given!r} is no condition; the eight are {', '.join(CONDITIONS)}")
     _threads(threads)
     condition, base, words = CONDITIONS[name], trained_unet(folder), trained_tokenizer(folder)
-    latent, things = cached(folder, 16, count)
-    scenes = dataset.scenes(folder / "renders", "train", count)
-    # A shard at a time: the maps of all renders together, with their pictures, would not fit in memory.
-    shards = dataset.parts(folder / "renders", "train", COLUMNS, count)
-    maps = np.concatenate([condition.exact(*part) for part in shards])
-    # A render without a robot, or without a straight edge, has nothing to follow.
-    some = np.flatnonzero(maps.reshape(len(maps), -1).any(1))
-    maps, latent, things, scenes = maps[some], latent[some], things[some], [scenes[i] for i in some]
-    asked_columns, asked_scenes = next(dataset.parts(folder / "renders", "val", COLUMNS, measured))
-    asked = condition.exact(asked_columns, asked_scenes)
+    maps, places, scenes = to_follow(folder / "renders", "train", condition, count)
+    latent, things = (values[places] for values in cached(folder, 16, count))
+    asked, _, asked_scenes = to_follow(folder / "renders", "val", condition, 500, measured)
     pipe = halfway.drawer(base, trained_vae(folder), words)
     net = controlnet_of(base.unet, attention=attention, open_embedder=True)
     if begin and not (folder / f"controlnet-{name}.safetensors").exists():

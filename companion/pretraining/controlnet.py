@@ -7,69 +7,45 @@ their maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import ControlNetModel, DDPMScheduler
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers import ControlNetModel
 from torch import Tensor
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from companion.conditions import Condition
+from companion.conditions import COLUMNS, Condition
 from companion.controlnet import Control, Controlled, as_controls
-from companion.pretraining.clip import tokenize
 from companion.pretraining.muon import muon
-from companion.pretraining.unet import FIRST_AND_LAST, MIN_SNR, SCHEDULE, Conditioned, cells_weight, draw_timesteps
-from companion.tabletop.caption import caption
+from companion.pretraining.unet import FIRST_AND_LAST, Conditioned, plain_attention, unet_loss
+from companion.tabletop import dataset
 from companion.tabletop.scene import Scene
-from companion.training import Progress, noise_loss, train_averaged
+from companion.training import Progress, train_averaged
 
 DROP = 0.5  # share of captions left empty
 
 
-def controlnet_loss(
-    base: Conditioned,
-    condition: Condition,
-    maps: np.ndarray,
-    latents: Tensor,
-    scenes: Sequence[Scene],
-    tokenizer: CLIPTokenizer,
-    batch: int,
-    *,
-    bfloat16: bool = False,
-    things: Tensor | None = None,
-    low: float = 0.0,
-    factor: float = 1.0,
-    min_snr: float = MIN_SNR,
-) -> Callable[[ControlNetModel, torch.Generator, int], Tensor]:
-    """The loss of a step of a ControlNet that helps the frozen `base`: that of `pretraining.unet.unet_loss`.
+def to_follow(
+    renders: Path, split: str, condition: Condition, among: int, most: int | None = None
+) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
+    """Exact maps of the first `among` renders of a split, which of the renders they are of (N,), and their scenes.
 
-    maps: the condition's exact maps of the renders whose scaled latents are `latents` (N, 4, h, w).
+    A render without anything to follow (no robot, no straight edge) is left out. At most `most` are taken.
     """
-    scheduler = DDPMScheduler(**SCHEDULE)
-
-    def loss(net: ControlNetModel, generator: torch.Generator, step: int) -> Tensor:
-        index = torch.randint(len(latents), (batch,), generator=generator)
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        texts = ["" if rng.random() < DROP else caption(scenes[i], rng) for i in index.tolist()]
-        painted = condition.paint(maps[index.numpy()])
-        heard = Controlled(base.unet, [Control(net, as_controls(painted, painted.shape[1]))])
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            with torch.no_grad():
-                states = base.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
-
-            def predict(noisy: Tensor, t: Tensor) -> Tensor:
-                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                    return heard(noisy, t, states).sample
-
-        t = draw_timesteps(batch, generator, low)
-        weight = None if things is None else cells_weight(things[index], t, factor)
-        x0 = latents[index].float()
-        return noise_loss(predict, scheduler, x0, generator, timesteps=t, min_snr=min_snr, weight=weight)
-
-    return loss
+    maps, places, scenes, first = [], [], [], 0
+    # A shard at a time: with their pictures, the maps of all renders would not fit in memory.
+    for columns, some in dataset.parts(renders, split, COLUMNS, among):
+        found = condition.exact(columns, some)
+        kept = np.flatnonzero(found.reshape(len(found), -1).any(1))
+        maps.append(found[kept])
+        places.append(first + kept)
+        scenes += [some[i] for i in kept]
+        first += len(some)
+        if most is not None and len(scenes) >= most:
+            break
+    return np.concatenate(maps)[:most], np.concatenate(places)[:most], scenes[:most]
 
 
 def train_controlnet(
@@ -93,15 +69,20 @@ def train_controlnet(
 
     Args:
         base: U-Net and text encoder, which are frozen.
-        loss: options of `controlnet_loss`.
+        maps: the condition's exact maps of the renders whose scaled latents are `latents` (N, 4, h, w).
+        loss: options of `unet.unet_loss`, such as `low`.
         options: those of `training.train`.
     """
     base.eval().requires_grad_(False)
-    if bfloat16:  # torch's fused attention is slow in bfloat16 on CPUs
-        for unet in (base.unet, net):
-            unet.set_attn_processor(AttnProcessor())
-        base.text_encoder.set_attn_implementation("eager")
-    made = controlnet_loss(base, condition, maps, latents, scenes, tokenizer, batch, bfloat16=bfloat16, **(loss or {}))
+    if bfloat16:
+        plain_attention(base.text_encoder, base.unet, net)
+
+    def parts(net: ControlNetModel, index: Tensor) -> tuple[Controlled, CLIPTextModel]:
+        painted = condition.paint(maps[index.numpy()])
+        return Controlled(base.unet, [Control(net, as_controls(painted, painted.shape[1]))]), base.text_encoder
+
+    settings: dict[str, Any] = {"parts": parts, "drop": DROP, "bfloat16": bfloat16, **(loss or {})}
+    step_loss = unet_loss(latents, scenes, tokenizer, batch, train_text=False, **settings)
     exclude = (*FIRST_AND_LAST, "controlnet_down_blocks", "controlnet_mid_block", "cond_embedding.conv_")
     optimizer = muon(net, lr, exclude=exclude, weight_decay=0.01, bfloat16=bfloat16)
-    return train_averaged(net, made, optimizer, steps, ema_decay=0.998, seed=seed, **options)
+    return train_averaged(net, step_loss, optimizer, steps, ema_decay=0.998, seed=seed, **options)

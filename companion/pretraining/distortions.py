@@ -142,7 +142,7 @@ def spoil(
     amount = torch.full((len(x),), strength)
     ways: dict[str, Callable[[], Tensor]] = {
         "warp": lambda: warp(x, masks, amount, generator),
-        "melt": lambda: melt(x, masks, empty, strength) if strength else x,
+        "melt": lambda: melt(x, masks, empty, strength),
         "blur": lambda: low_pass(x, masks, strength),
         "noise": lambda: noisy_latents(
             scenes["latents"], F.max_pool2d(masks, factor)[:, 0], amount, decode, generator

@@ -5,6 +5,7 @@ should not, and whether it is as sure as it is right.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from companion.metrics import pictures_to_tensor
+from companion.metrics import pictures_to_tensor, tensor_to_bytes
 from companion.pretraining.distortions import WAYS, spoil
 from companion.pretraining.judge import COLUMNS, HEADS, logits, targets
 from companion.pretraining.latents import encode
+from companion.pretraining.vae import rebuild
 from companion.tabletop import dataset
 from companion.tabletop.judge import COUNTS, SLOT, UNCLEAR, Judge
 from companion.tabletop.scene import KINDS
@@ -25,10 +27,11 @@ EVERY = ("chimera", "patchwork")  # ways that spoil all things of a picture
 
 
 class Spoilable:
-    """Renders whose things can be spoiled or taken away, since their scenes were also drawn empty and with other kinds.
+    """Renders whose things can be spoiled or taken away.
 
     Args:
-        renders: the folder of renders, with the splits `split`, `split`-empty and `split`-swapped.
+        renders: the folder of renders. Taking things away needs the split `split`-empty too, and spoiling also
+            `split`-swapped: the same scenes without things, and with things of other kinds.
         vae: rebuilds them (encoded and decoded), and decodes noisy latents.
         count: how many scenes.
     """
@@ -36,13 +39,30 @@ class Spoilable:
     def __init__(self, renders: Path, split: str, vae: AutoencoderKL, count: int):
         columns = dataset.read(renders, split, COLUMNS, count)
         self.target = targets(columns, dataset.scenes(renders, split, count))
-        self.segments = torch.as_tensor(columns["segments"])
-        swapped = dataset.read(renders, f"{split}-swapped", ("picture", "segments"), count)
-        self.swapped, self.swapped_segments = (torch.as_tensor(swapped[k]) for k in ("picture", "segments"))
-        self.empty = torch.as_tensor(dataset.read(renders, f"{split}-empty", ("picture",), count)["picture"])
-        self.rendered, self.vae = torch.as_tensor(columns["picture"]), vae
-        self.latents = encode(vae, self.rendered)
-        self.rebuilt = torch.cat([_bytes(self.decode(z.float())) for z in self.latents.split(50)])
+        self.segments, self.rendered = (torch.as_tensor(columns[k]) for k in ("segments", "picture"))
+        self.vae, self._read = vae, partial(dataset.read, renders, count=count)
+        self._split = split
+
+    @cached_property
+    def empty(self) -> Tensor:
+        """The scenes without their things, uint8 (N, H, W, 3)."""
+        return torch.as_tensor(self._read(f"{self._split}-empty", ("picture",))["picture"])
+
+    @cached_property
+    def swapped(self) -> tuple[Tensor, Tensor]:
+        """The scenes with things of other kinds, uint8 (N, H, W, 3), and where these are (N, 1, H, W)."""
+        found = self._read(f"{self._split}-swapped", ("picture", "segments"))
+        return torch.as_tensor(found["picture"]), torch.as_tensor(found["segments"] >= 2)[:, None].float()
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """Scaled latents of the renders."""
+        return encode(self.vae, self.rendered)
+
+    @cached_property
+    def rebuilt(self) -> Tensor:
+        """The renders, encoded and decoded, uint8 (N, H, W, 3)."""
+        return tensor_to_bytes(rebuild(self.vae, self.rendered))
 
     def __len__(self) -> int:
         return len(self.rendered)
@@ -51,11 +71,6 @@ class Spoilable:
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [-1, 1] of scaled latents (N, C, h, w)."""
         return self.vae.decode(latents / self.vae.config.scaling_factor).sample.clamp(-1, 1)
-
-    @torch.no_grad()
-    def rebuild(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in [-1, 1], encoded and decoded."""
-        return self.vae.decode(self.vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
 
     def answers(self, index: Tensor) -> dict[str, Tensor]:
         """The attributes of renders."""
@@ -83,11 +98,11 @@ class Spoilable:
         label = torch.where(some, 2 + self.target["order"][index], -1)  # of the chosen things, in the segments
         segments = self.segments[index]
         mask = (segments[:, None] == label[:, :, None, None]).any(1, keepdim=True).float()
-        other = (self.swapped_segments[index] >= 2)[:, None].float()
+        swapped, other = (part[index] for part in self.swapped)
         drawn = torch.where(
             torch.rand(n, 1, 1, 1, generator=generator) < 0.5, self.rendered[index], self.rebuilt[index]
         )
-        scenes = {"picture": drawn, "empty": self.empty[index], "swapped": self.swapped[index]}
+        scenes = {"picture": drawn, "empty": self.empty[index], "swapped": swapped}
         given = {k: pictures_to_tensor(v) for k, v in scenes.items()}
         given |= {"swapped_mask": other, "latents": self.latents[index].float()}
         between = WAYS[way][strong]
@@ -97,10 +112,6 @@ class Spoilable:
             right["kind"][some] = UNCLEAR_KIND
         right["was"] = self.target["kind"][index]
         return spoil(way, strength, given, mask, self.decode, generator), right, some
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
 
 def examination(spoilable: Spoilable, seed: int = 0) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:

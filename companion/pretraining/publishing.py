@@ -119,10 +119,12 @@ def publish(folder: Path) -> Iterator[str]:
     pipeline.save(pipeline.pipeline(vae, model.text_encoder, text, model.unet), MODELS / "tabletop")
     yield from write_graphs(MODELS / "tabletop")
     pipeline.save_clip(towers, text, MODELS / "clip")
-    for split, count in (("val", 500), ("val-empty", EXAMINED), ("val-swapped", EXAMINED)):
+    trained_judge = (folder / "judge.safetensors").exists()
+    splits = {"val": 500} | ({"val-empty": EXAMINED, "val-swapped": EXAMINED} if trained_judge else {})
+    for split, count in splits.items():
         for name in dataset.build(folder / "renders", split, count):
             yield f"drawn {name}"
-    if (folder / "judge.safetensors").exists():
+    if trained_judge:
         judge = load_weights(folder / "judge.safetensors", Judge()).eval()
         calibrate(judge, Spoilable(folder / "renders", "val", vae, EXAMINED)).save(MODELS / "judge")
     if (folder / "shape.safetensors").exists():

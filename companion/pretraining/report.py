@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from companion import DATA, ROOT, diffusion
 from companion.fast import Fast
 from companion.files import written
-from companion.metrics import pictures_to_tensor
+from companion.metrics import pictures_to_tensor, tensor_to_bytes
 from companion.models import find, load
 from companion.tabletop import dataset
 from companion.tabletop.caption import Wish, caption
@@ -95,7 +95,7 @@ def drawn_bytes(pipe: StableDiffusionPipeline, prompts: list[str], seed: int = 0
     entry = find("tabletop")
     options = {"steps": entry.steps, "guidance_scale": entry.guidance, **options}
     drawn = diffusion.draw(pipe, prompts, range(seed, seed + len(prompts)), **options)
-    return ((drawn + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return tensor_to_bytes(drawn).numpy()
 
 
 def load_tabletop(folder: Path = MODELS / "tabletop"):

@@ -22,6 +22,7 @@ from companion.metrics import pictures_to_tensor
 from companion.pretraining.distortions import warp
 from companion.pretraining.examination import Spoilable
 from companion.pretraining.muon import muon
+from companion.pretraining.vae import rebuild
 from companion.tabletop.judge import Residual
 from companion.tabletop.scene import KINDS
 from companion.training import Progress, train_averaged
@@ -84,7 +85,7 @@ def bent(spoilable: Spoilable, seed: int = 0, amplitude: float | None = None) ->
     parts = []
     for some in rows.split(50):
         x = warp(pictures_to_tensor(spoilable.rendered[some]), mask[some], amount[some], generator)
-        parts.append(crops(spoilable.rebuild(x), box_of(mask[some])))
+        parts.append(crops(rebuild(spoilable.vae, x), box_of(mask[some])))
     cut, side = (torch.cat(p) for p in zip(*parts, strict=True))
     return Bent(cut, side, amount)
 

@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw
 
+from companion.metrics import tensor_to_bytes
 from companion.tabletop.render import FAR, Render
 from companion.tabletop.scene import BONES, JOINTS
 
@@ -18,7 +19,7 @@ def grid(pictures: Iterable, columns: int = 8) -> Image.Image:
     tiles = []
     for p in pictures:
         if isinstance(p, torch.Tensor) and p.is_floating_point():
-            p = ((p.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            p = tensor_to_bytes(p[None])[0].numpy()
         tiles.append(p if isinstance(p, Image.Image) else Image.fromarray(np.asarray(p)))
     tiles += [Image.new("RGB", tiles[0].size, "white")] * (-len(tiles) % columns)
     return make_image_grid(tiles, len(tiles) // columns, columns)

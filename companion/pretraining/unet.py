@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from companion.diffusion import UNet
 from companion.files import written
 from companion.pretraining.clip import TEXT_WIDTH, tokenize
 from companion.pretraining.muon import muon
@@ -135,22 +136,31 @@ def cells_weight(things: Tensor, t: Tensor, factor: float) -> Tensor:
     return 1 + (factor - 1) * near * things[:, None].float()
 
 
+def own_parts(model: Conditioned, index: Tensor) -> tuple[UNet, CLIPTextModel]:
+    """The U-Net and the text encoder that a model in training predicts with."""
+    return model.unet, model.text_encoder
+
+
 def unet_loss(
     latents: Tensor,
-    scenes: list[Scene],
+    scenes: Sequence[Scene],
     tokenizer: CLIPTokenizer,
     batch: int,
     train_text: bool,
     bfloat16: bool = False,
     *,
+    parts: Callable[[Any, Tensor], tuple[UNet, CLIPTextModel]] = own_parts,
+    drop: float = DROP,
     things: Tensor | None = None,
     low: float = 0.0,
     factor: float = 1.0,
     min_snr: float = MIN_SNR,
-) -> Callable[[Conditioned, torch.Generator, int], Tensor]:
+) -> Callable[[Any, torch.Generator, int], Tensor]:
     """The loss of a step: weighted squared error of the predicted noise, with new captions each time.
 
     Args:
+        parts: from what is trained and the indices (B,) of a batch, the U-Net and the text encoder to predict with.
+        drop: share of captions left empty.
         things: (N, h, w), 1 on latent cells that a thing touches, where errors count `factor` times at low noise levels
             (`cells_weight`).
         low: share of the samples that are drawn at low noise levels (`draw_timesteps`).
@@ -159,17 +169,18 @@ def unet_loss(
     scheduler = DDPMScheduler(**SCHEDULE)
     rough = bfloat16 and not train_text
 
-    def loss(model: Conditioned, generator: torch.Generator, step: int) -> Tensor:
+    def loss(model: Any, generator: torch.Generator, step: int) -> Tensor:
         index = torch.randint(len(latents), (batch,), generator=generator)
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        texts = ["" if rng.random() < DROP else caption(scenes[i], rng) for i in index.tolist()]
+        texts = ["" if rng.random() < drop else caption(scenes[i], rng) for i in index.tolist()]
         # A frozen text encoder needs no more precision than the U-Net that reads it.
         with torch.set_grad_enabled(train_text), torch.autocast("cpu", torch.bfloat16, enabled=rough):
-            states = model.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
+            unet, text_encoder = parts(model, index)
+            states = text_encoder(tokenize(tokenizer, texts)).last_hidden_state
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                return model.unet(noisy, t, states).sample
+                return unet(noisy, t, states).sample
 
         t = draw_timesteps(batch, generator, low)
         weight = None if things is None else cells_weight(things[index], t, factor)
@@ -226,6 +237,13 @@ def _keep_frozen(text_encoder: CLIPTextModel, words: Path, *begun: Path | None) 
         save_file(text_encoder.state_dict(), temporary)
 
 
+def plain_attention(text_encoder: CLIPTextModel, *unets: Any) -> None:
+    """Unfuse attention. On CPUs torch's fused one is so slow in bfloat16 that it would undo the whole gain."""
+    for unet in unets:
+        unet.set_attn_processor(AttnProcessor())
+    text_encoder.set_attn_implementation("eager")
+
+
 def train_unet(
     latents: Tensor,
     scenes: list[Scene],
@@ -267,9 +285,8 @@ def train_unet(
     if not train_text and words is not None:
         _keep_frozen(model.text_encoder, words, checkpoint, start_from)
     ema = ema_copy(model)
-    if bfloat16:  # torch's fused attention is so slow in bfloat16 on CPUs that it would undo the whole gain
-        model.unet.set_attn_processor(AttnProcessor())
-        model.text_encoder.set_attn_implementation("eager")
+    if bfloat16:
+        plain_attention(model.text_encoder, model.unet)
     make = optimizer or (lambda m: muon(m, lr, exclude=FIRST_AND_LAST, weight_decay=0.01, bfloat16=bfloat16))
     loss = unet_loss(
         latents, scenes, tokenizer, batch, train_text, bfloat16, things=things, low=low, factor=factor, min_snr=min_snr

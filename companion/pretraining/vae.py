@@ -347,6 +347,10 @@ def train_decoder(
 
 @torch.no_grad()
 def rebuild(vae: AutoencoderKL, pictures, batch: int = 32) -> Tensor:
-    """decode(encode(picture)) of uint8 (N, H, W, 3), as floats (N, 3, H, W) about [-1, 1], without sampling noise."""
+    """Pictures, uint8 (N, H, W, 3) or floats (N, 3, H, W) in [-1, 1], encoded and decoded without sampling noise.
+
+    Returns floats (N, 3, H, W) in [-1, 1].
+    """
     parts = torch.as_tensor(pictures).split(batch)
-    return torch.cat([vae.decode(vae.encode(pictures_to_tensor(p)).latent_dist.mean).sample for p in parts])
+    found = [vae.decode(vae.encode(pictures_to_tensor(p)).latent_dist.mean).sample for p in parts]
+    return torch.cat(found).clamp(-1, 1)

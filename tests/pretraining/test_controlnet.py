@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 
 from companion.conditions import CONDITIONS
 from companion.controlnet import controlnet_of
-from companion.pretraining import controlnet
+from companion.pretraining import controlnet, unet
 from companion.pretraining.clip import trained_tokenizer
-from companion.pretraining.controlnet import DROP, controlnet_loss, train_controlnet
+from companion.pretraining.controlnet import DROP, to_follow, train_controlnet
 from companion.pretraining.unet import Conditioned, make_unet
+from companion.tabletop import dataset
 from companion.tabletop.samples import held_out
 from companion.training import load_weights
 
@@ -34,17 +36,28 @@ def test_half_of_the_captions_are_left_out_and_the_maps_are_those_of_the_renders
     base, condition, maps, latents, scenes, words = scene
     told, shown = [], []
     states = SimpleNamespace(last_hidden_state=torch.zeros(4, 32, 192))
-    monkeypatch.setattr(controlnet, "tokenize", lambda _, texts: told.extend(texts))
+    monkeypatch.setattr(unet, "tokenize", lambda _, texts: told.extend(texts))
     monkeypatch.setattr(base.text_encoder, "forward", lambda _: states)
     monkeypatch.setattr(controlnet, "as_controls", lambda p, size: shown.append(p) or torch.zeros(4, 3, size, size))
-    loss = controlnet_loss(base, condition, maps, latents, scenes, words, 4)
-    net, generator = controlnet_of(base.unet), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for step in range(20):
-            assert loss(net, generator, step) > 0
-    first = torch.randint(8, (4,), generator=torch.Generator().manual_seed(0))
-    assert np.array_equal(shown[0], condition.paint(maps[first.numpy()]))
-    assert np.mean([text == "" for text in told]) == pytest.approx(DROP, abs=0.15)
+    net = controlnet_of(base.unet)
+    list(train_controlnet(net, base, condition, maps, latents, scenes, words, 12, batch=4))
+    assert len(shown) == 12 and np.mean([text == "" for text in told]) == pytest.approx(DROP, abs=0.15)
+    every = condition.paint(maps)
+    assert all(any(np.array_equal(p, e) for e in every) for some in shown for p in some)
+
+
+def test_renders_without_anything_to_follow_are_left_out(small_world):
+    renders, condition = small_world / "renders", CONDITIONS["softedge"]
+    blank = replace(condition, exact=lambda columns, scenes: condition.exact(columns, scenes) * _every_third(scenes))
+    maps, places, scenes = to_follow(renders, "val", blank, 20)
+    assert places.tolist() == [0, 3, 6, 9, 12, 15, 18] and len(maps) == len(scenes) == 7
+    assert scenes == [dataset.scenes(renders, "val")[i] for i in places]
+    few, places, scenes = to_follow(renders, "val", blank, 20, 2)
+    assert np.array_equal(few, maps[:2]) and places.tolist() == [0, 3] and len(scenes) == 2
+
+
+def _every_third(scenes: list) -> np.ndarray:
+    return (np.arange(len(scenes)) % 3 == 0).astype(np.uint8)[:, None, None]
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

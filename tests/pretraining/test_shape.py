@@ -23,11 +23,11 @@ from companion.pretraining.shape import (
 from companion.pretraining.vae import make_vae
 
 
-@pytest.fixture(scope="module")
-def spoilable(small_world) -> Spoilable:
-    made = Spoilable(small_world / "renders", "train", make_vae().eval(), 24)
-    made.rebuild = lambda pictures: pictures  # an untrained autoencoder would leave nothing to see
-    return made
+@pytest.fixture
+def spoilable(small_world, monkeypatch) -> Spoilable:
+    # An untrained autoencoder would leave nothing to see.
+    monkeypatch.setattr("companion.pretraining.shape.rebuild", lambda vae, pictures: pictures)
+    return Spoilable(small_world / "renders", "train", make_vae().eval(), 24)
 
 
 def test_boxes_are_drawn_around_masks():
