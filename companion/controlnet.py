@@ -1,8 +1,10 @@
-"""ControlNets: a picture as a condition (L. Zhang, A. Rao, M. Agrawala, arXiv 2302.05543).
+"""ControlNets and T2I-Adapters: a picture as a condition.
 
-A ControlNet is a copy of the U-Net's encoder that looks at a control picture, and adds what it finds to the U-Net's
-skip connections, through convolutions that begin as zero. Here is how a U-Net listens to one or several of them,
-written as another U-Net (`Controlled`), and how a new one is made from a U-Net (`controlnet_of`).
+A ControlNet (L. Zhang, A. Rao, M. Agrawala, arXiv 2302.05543) is a copy of the U-Net's encoder that looks at a control
+picture, and adds what it finds to the U-Net's skip connections, through convolutions that begin as zero. Here is how a
+U-Net listens to one or several of them, written as another U-Net (`Controlled`), and how a new one is made from a U-Net
+(`controlnet_of`). A T2I-Adapter (C. Mou et al., arXiv 2302.08453) is the cheaper rival: a small network that looks at
+the control picture alone, once for all steps (`Adapted`, `adapter_of`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
 from companion import diffusion
@@ -87,9 +89,7 @@ class Controlled:
             if self.guess and (b % 2 or b == n > 1):
                 raise ValueError("guess mode needs guidance; draw with a guidance scale above 1")
             half = b // 2 if self.guess else 0  # guidance puts the half without text first
-            if n != 1 and b not in (n, 2 * n):
-                raise ValueError(f"{n} control pictures for {b} latents; give one for all, or one for each picture")
-            pictures = control.pictures.to(noisy).repeat((b - half) // n, 1, 1, 1)
+            pictures = _for_latents(control.pictures, b).to(noisy)[half:]
             t_half = t[half:] if torch.is_tensor(t) and t.ndim else t
             some, middle = control.net(
                 noisy[half:],
@@ -104,6 +104,78 @@ class Controlled:
             down = found[:-1] if down is None else [a + r for a, r in zip(down, found[:-1], strict=True)]
             mid = found[-1] if mid is None else mid + found[-1]
         return down, mid
+
+
+def _for_latents(values: Tensor, b: int) -> Tensor:
+    """What belongs to control pictures (N, ...), repeated for b latents: of N pictures, or both halves of guidance.
+
+    Raises ValueError when there is neither one for all nor one for each picture.
+    """
+    n = len(values)
+    if n != 1 and b not in (n, 2 * n):
+        raise ValueError(f"{n} control pictures for {b} latents; give one for all, or one for each picture")
+    return values.repeat(b // n, *[1] * (values.ndim - 1))
+
+
+class Adapted:
+    """A U-Net that adds what a T2I-Adapter found in control pictures (arXiv 2302.08453): another `unet` for `sample`
+    and `draw`, like `Controlled`.
+
+    The adapter sees neither noise, nor step, nor text. It is evaluated here, once, so a picture costs hardly more time
+    than without.
+
+    Args:
+        unet: the U-Net; its weights are not changed.
+        pictures: control pictures (N, 3, H, W) in [0, 1], one for each picture, or one for all (see `as_controls`).
+        scale: what the adapter's features are multiplied by.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, adapter: T2IAdapter, pictures: Tensor, scale: float = 1.0) -> None:
+        weight = next(adapter.parameters())
+        self.unet, self.features = unet, [scale * f for f in adapter(pictures.to(weight))]
+
+    def __call__(self, noisy: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
+        """The prediction for latents (B, C, h, w): of N pictures, or of both halves of their guidance, B = 2N.
+
+        Raises ValueError when the number of control pictures is neither one nor N.
+        """
+        # A new list each time: the U-Net takes its elements out.
+        features = [_for_latents(f, len(noisy)).to(noisy) for f in self.features]
+        return self.unet(noisy, t, encoder_hidden_states, down_intrablock_additional_residuals=features)
+
+
+def listening(
+    unet: UNet2DConditionModel, net: ControlNetModel | T2IAdapter, pictures: Tensor, scale: float = 1.0
+) -> Controlled | Adapted:
+    """The U-Net that follows control pictures (N, 3, H, W) through a ControlNet or a T2I-Adapter."""
+    if isinstance(net, T2IAdapter):
+        return Adapted(unet, net, pictures, scale)
+    return Controlled(unet, [Control(net, pictures, scale)])
+
+
+def adapter_of(unet: UNet2DConditionModel, *, layers: int = 1, factor: int = 8, seed: int = 0) -> T2IAdapter:
+    """A new T2I-Adapter for a U-Net, whose features are all zero.
+
+    The library's own starts from random features, which spoil the U-Net's pictures until they are unlearned. Here the
+    first convolution, the last one of each layer, and all biases begin as zero. The first can learn at once, since
+    its result is also passed on beside the layers, and the others follow.
+
+    Args:
+        layers: residual layers for each level of the U-Net.
+        factor: of the autoencoder, between pixels and latents.
+        seed: of the weights that are not zero.
+    """
+    torch.manual_seed(seed)
+    adapter = T2IAdapter(
+        channels=list(unet.config.block_out_channels),
+        num_res_blocks=layers,
+        downscale_factor=factor,
+        adapter_type="full_adapter",
+    )
+    for name, parameter in adapter.named_parameters():
+        if "conv_in" in name or "block2" in name or name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    return adapter
 
 
 def controlnet_of(
@@ -194,7 +266,7 @@ class Fidelity:
 
 def drawn_with(
     pipe: StableDiffusionPipeline,
-    net: ControlNetModel | None,
+    net: ControlNetModel | T2IAdapter | None,
     controls: np.ndarray,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -213,7 +285,7 @@ def drawn_with(
         unet = None
         if net is not None:
             shown = as_controls(controls[part], diffusion.picture_size(pipe))
-            unet = Controlled(pipe.unet, [Control(net, shown, scale)])
+            unet = listening(pipe.unet, net, shown, scale)
         pictures.append(diffusion.draw(pipe, prompts[part], seeds[part], unet=unet, batch=batch, **options))
     return torch.cat(pictures)
 
@@ -225,7 +297,7 @@ def followed(condition: Condition, asked: np.ndarray, pictures: Tensor) -> np.nd
 
 def fidelity(
     pipe: StableDiffusionPipeline,
-    net: ControlNetModel,
+    net: ControlNetModel | T2IAdapter,
     condition: Condition,
     asked: np.ndarray,
     renders: np.ndarray,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ def variant(pipe: Any, stock: type, scheduler: Any = None, **parts: Any) -> Any:
     """The same parts in a stock pipeline of this class; `scheduler` and `parts` replace some."""
     scheduler = scheduler or pipe.scheduler
     parts = {**pipe.components, "scheduler": type(scheduler).from_config(scheduler.config), **parts}
+    parts = {name: part for name, part in parts.items() if name in inspect.signature(stock).parameters}
     other = stock(**parts, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     return other

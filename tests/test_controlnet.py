@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, MultiControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import (
+    DDIMScheduler,
+    MultiControlNetModel,
+    StableDiffusionAdapterPipeline,
+    StableDiffusionControlNetPipeline,
+)
 from PIL import Image
 from stock import scheduler_of, variant
 
@@ -13,14 +18,17 @@ import companion
 from companion import diffusion
 from companion.conditions import CONDITIONS
 from companion.controlnet import (
+    Adapted,
     Control,
     Controlled,
     Fidelity,
+    adapter_of,
     as_controls,
     controlnet_of,
     drawn_with,
     fidelity,
     followed,
+    listening,
 )
 from companion.metrics import pictures_to_tensor
 from companion.models import seeded
@@ -137,6 +145,43 @@ def test_each_picture_follows_its_own_control(ddim):
     with pytest.raises(ValueError, match="guess mode needs guidance"):
         guessing = Controlled(ddim.unet, [Control(net, controls)], guess=True)
         diffusion.draw(ddim, PROMPT, [7, 8], steps=2, guidance_scale=1.0, unet=guessing)
+
+
+def test_an_adapter_begins_as_nothing_and_every_weight_soon_learns(ddim):
+    adapter = adapter_of(ddim.unet, factor=8)
+    x, states = torch.randn(2, 4, 4, 4, generator=seeded(0)), diffusion.encode_prompt(ddim, PROMPT).expand(2, -1, -1)
+    plain = ddim.unet(x, 500, states).sample
+
+    def error():
+        return (Adapted(ddim.unet, adapter, control_of(1))(x, torch.tensor(500), states).sample - 1).square().mean()
+
+    assert torch.equal(Adapted(ddim.unet, adapter, control_of(1))(x, torch.tensor(500), states).sample, plain)
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.01)
+    start = [p.detach().clone() for p in adapter.parameters()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        error().backward()
+        optimizer.step()
+    assert all((p != q).any() for p, q in zip(start, adapter.parameters(), strict=True))
+
+
+def test_with_an_adapter_it_draws_what_the_stock_pipeline_draws(ddim):
+    adapter = adapter_of(ddim.unet, factor=8)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=seeded(p.numel())))
+    stock = variant(ddim, StableDiffusionAdapterPipeline, adapter=adapter)
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    theirs = stock(PROMPT, image=control_of(3), adapter_conditioning_scale=0.7, generator=seeded(4), **options).images
+    heard = listening(ddim.unet, adapter, control_of(3), 0.7)
+    mine = diffusion.draw(ddim, PROMPT, 4, steps=4, guidance_scale=3.0, unet=heard)
+    assert torch.allclose(mine, diffusion.decode(ddim, theirs), atol=1e-5)
+    assert not torch.allclose(mine, diffusion.draw(ddim, PROMPT, 4, steps=4, guidance_scale=3.0), atol=0.02)
+    two = listening(ddim.unet, adapter, torch.cat([control_of(2), control_of(3)]), 0.7)
+    both = diffusion.draw(ddim, PROMPT, [9, 4], steps=4, guidance_scale=3.0, unet=two)
+    assert torch.allclose(both[1:], mine, atol=1e-5)
+    with pytest.raises(ValueError, match="2 control pictures for 3 latents"):
+        two(torch.randn(3, 4, 4, 4), torch.tensor(5), torch.zeros(3, 1, 1))
 
 
 def test_control_pictures_in_any_usual_form():
