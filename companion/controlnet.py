@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,8 +122,8 @@ class Adapted:
     """A U-Net that adds what a T2I-Adapter found in control pictures (arXiv 2302.08453): another `unet` for `sample`
     and `draw`, like `Controlled`.
 
-    The adapter sees neither noise, nor step, nor text. It is evaluated here, once, so a picture costs hardly more time
-    than without.
+    The adapter sees neither noise, nor step, nor text. It is evaluated once, when it is first needed, so a picture
+    costs hardly more time than without.
 
     Args:
         unet: the U-Net; its weights are not changed.
@@ -131,8 +132,13 @@ class Adapted:
     """
 
     def __init__(self, unet: UNet2DConditionModel, adapter: T2IAdapter, pictures: Tensor, scale: float = 1.0) -> None:
-        weight = next(adapter.parameters())
-        self.unet, self.features = unet, [scale * f for f in adapter(pictures.to(weight))]
+        self.unet, self.adapter, self.pictures, self.scale = unet, adapter, pictures, scale
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """What is added within the U-Net's blocks on the way down, finest first."""
+        found = self.adapter(self.pictures.to(next(self.adapter.parameters())))
+        return [self.scale * f for f in found]
 
     def __call__(self, noisy: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
         """The prediction for latents (B, C, h, w): of N pictures, or of both halves of their guidance, B = 2N.

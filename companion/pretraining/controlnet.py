@@ -1,4 +1,5 @@
-"""How the miniature's ControlNets are trained: on exact maps of renders, with U-Net and text encoder frozen.
+"""How the miniature's ControlNets are trained (and a T2I-Adapter): on exact maps of renders, while U-Net and text
+encoder are frozen.
 
 As in the paper (arXiv 2302.05543, section 3.3) half of the captions are left out, so that the ControlNet has to read
 the map. Its loss hardly falls while it learns that; so `companion build controlnet` logs how well pictures follow
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from companion.conditions import COLUMNS, Condition
-from companion.controlnet import Control, Controlled, as_controls
+from companion.controlnet import Adapted, Controlled, as_controls, listening
 from companion.pretraining.muon import muon
 from companion.pretraining.unet import FIRST_AND_LAST, Conditioned, plain_attention, unet_loss
 from companion.tabletop import dataset
@@ -49,7 +50,7 @@ def to_follow(
 
 
 def train_controlnet(
-    net: ControlNetModel,
+    net: ControlNetModel | T2IAdapter,
     base: Conditioned,
     condition: Condition,
     maps: np.ndarray,
@@ -64,8 +65,9 @@ def train_controlnet(
     seed: int = 0,
     loss: dict[str, Any] | None = None,
     **options: Any,
-) -> Iterator[tuple[Progress, ControlNetModel]]:
-    """Train a ControlNet (see `controlnet.controlnet_of`); yields progress and its moving average.
+) -> Iterator[tuple[Progress, ControlNetModel | T2IAdapter]]:
+    """Train a new ControlNet or T2I-Adapter (see `controlnet.controlnet_of`, `adapter_of`); yields progress and its
+    moving average.
 
     Args:
         base: U-Net and text encoder, which are frozen.
@@ -75,11 +77,11 @@ def train_controlnet(
     """
     base.eval().requires_grad_(False)
     if bfloat16:
-        plain_attention(base.text_encoder, base.unet, net)
+        plain_attention(base.text_encoder, *(m for m in (base.unet, net) if not isinstance(m, T2IAdapter)))
 
-    def parts(net: ControlNetModel, index: Tensor) -> tuple[Controlled, CLIPTextModel]:
+    def parts(net: ControlNetModel | T2IAdapter, index: Tensor) -> tuple[Controlled | Adapted, CLIPTextModel]:
         painted = condition.paint(maps[index.numpy()])
-        return Controlled(base.unet, [Control(net, as_controls(painted, painted.shape[1]))]), base.text_encoder
+        return listening(base.unet, net, as_controls(painted, painted.shape[1])), base.text_encoder
 
     settings: dict[str, Any] = {"parts": parts, "drop": DROP, "bfloat16": bfloat16, **(loss or {})}
     step_loss = unet_loss(latents, scenes, tokenizer, batch, train_text=False, **settings)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from companion.conditions import CONDITIONS
-from companion.controlnet import controlnet_of
+from companion.controlnet import adapter_of, controlnet_of
 from companion.pretraining import controlnet, unet
 from companion.pretraining.clip import trained_tokenizer
 from companion.pretraining.controlnet import DROP, to_follow, train_controlnet
@@ -86,3 +86,18 @@ def test_only_the_controlnet_learns_and_it_goes_on_where_it_stopped(scene, tmp_p
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
     assert whole.controlnet_mid_block.weight.abs().sum() > 0
     assert load_weights(path, controlnet_of(base.unet, attention=False)).config.mid_block_type == "UNetMidBlock2D"
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_an_adapter_learns_in_the_same_way(scene, bfloat16):
+    base, condition, maps, latents, scenes, words = scene
+    adapter = adapter_of(base.unet)
+    run = train_controlnet(
+        adapter, base, condition, maps, latents, scenes, words, 3, batch=2, bfloat16=bfloat16, warmup=0
+    )
+    *_, (progress, ema) = run
+    changed = [
+        name for name, p in adapter.named_parameters() if not torch.equal(p, adapter_of(base.unet).state_dict()[name])
+    ]
+    assert progress.step == 3 and len(changed) == len(list(adapter.parameters()))
+    assert ema.adapter.conv_in.weight.abs().sum() > 0
