@@ -116,6 +116,20 @@ def gallery(
 
 
 @app.command()
+def subjects(
+    names: Annotated[list[str] | None, typer.Argument(help="Which of them; all when left out.")] = None,
+) -> None:
+    """Draw the subjects for DreamBooth again: their photographs and test sets."""
+    from companion.tabletop.subjects import SUBJECTS, build
+
+    for name in names or SUBJECTS:
+        if name not in SUBJECTS:
+            raise typer.BadParameter(f"{name!r} is no subject; they are {', '.join(SUBJECTS)}")
+    for name in track(names or list(SUBJECTS), "subjects"):
+        build(SUBJECTS[name])
+
+
+@app.command()
 def adopt(folder: Folder = BUILD) -> None:
     """Begin with the weights that `keep` kept, or else the published ones: checkpoints at step 0, where the folder has
     none. Nothing is overwritten.

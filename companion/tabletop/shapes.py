@@ -5,6 +5,7 @@ Pure NumPy, so that key points and edges can be computed (and tested) without a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -43,7 +44,8 @@ def rotate(axis: str, degrees: float) -> np.ndarray:
 @dataclass(frozen=True)
 class Part:
     """One primitive: "cube" (half side 1), "sphere" (radius 1), "cone", "frustum", "pyramid", "ring", "dome", or
-    "cylinder" (radius 1, z from 0 to 1). `colour` is None if the part takes the thing's finish.
+    "cylinder" (radius 1, z from 0 to 1). An "ellipsoid" is a sphere that may be scaled by another number along each
+    axis, which the renderer's own spheres cannot. `colour` is None if the part takes the thing's finish.
     """
 
     shape: str
@@ -111,6 +113,7 @@ def mesh(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         "cylinder": [(1, 0), (1, 1)],
         "frustum": [(0.7, 0), (1, 1)],
         "dome": [(np.cos(t), np.sin(t)) for t in np.linspace(0, np.pi / 2, 9)],
+        "ellipsoid": [(np.cos(t), np.sin(t)) for t in np.linspace(-np.pi / 2, np.pi / 2, 17)],
     }
     profile = np.array(profiles[shape], float)
     n = 40
@@ -124,7 +127,7 @@ def mesh(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         normals.append(np.concatenate([around * nr, np.full((n, 1), nz)], 1))
         return first
 
-    smooth = shape == "dome"
+    smooth = shape in ("dome", "ellipsoid")
     for (r0, z0), (r1, z1) in zip(profile[:-1], profile[1:], strict=True):
         side = np.array([z1 - z0, r0 - r1]) / np.hypot(z1 - z0, r0 - r1)
         a = row(r0, z0, *((r0, z0) if smooth else side))
@@ -139,38 +142,54 @@ def mesh(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return np.concatenate(v), np.array(f), np.concatenate(normals)
 
 
+#: How each kind of thing is built: given a solid, the placement (4, 4) of the thing, and the thing, it adds the parts.
+Builder = Callable[[Solid, np.ndarray, Thing], None]
+BUILDERS: dict[str, Builder] = {}
+
+
+def builds(kind: str) -> Callable[[Builder], Builder]:
+    """Decorate the builder of a kind of thing."""
+    return lambda builder: BUILDERS.setdefault(kind, builder)
+
+
 def solid(thing: Thing) -> Solid:
-    """The parts, edges and joints of a thing, in world space."""
+    """The parts, edges and joints of a thing, in world space. Raises KeyError for a kind that nobody builds."""
     s = Solid()
     m = translate(thing.x, thing.y, 0) @ rotate("z", thing.yaw) @ scale(thing.size)
-    globals()[f"_{thing.kind}"](s, m, thing)
+    BUILDERS[thing.kind](s, m, thing)
     return s
 
 
+@builds("ball")
 def _ball(s: Solid, m, t) -> None:
     s.add("sphere", m @ translate(0, 0, 0.6) @ scale(0.6))
 
 
+@builds("cube")
 def _cube(s: Solid, m, t) -> None:
     s.add("cube", m @ translate(0, 0, 0.52) @ scale(0.52))
 
 
+@builds("cone")
 def _cone(s: Solid, m, t) -> None:
     s.add("cone", m @ scale(0.64, 0.64, 1.35))
 
 
+@builds("can")
 def _can(s: Solid, m, t) -> None:
     s.add("cylinder", m @ translate(0, 0, 0.02) @ scale(0.45, 0.45, 1.11))
     for z in (0.0, 1.08):  # a tin's rims, so that it cannot be taken for another kind from any side
         s.add("cylinder", m @ translate(0, 0, z) @ scale(0.475, 0.475, 0.07), RIM)
 
 
+@builds("tree")
 def _tree(s: Solid, m, t) -> None:
     s.add("cylinder", m @ scale(0.13, 0.13, 0.5), TRUNK)
     for z, r, h in ((0.38, 0.62, 0.75), (0.78, 0.50, 0.65), (1.13, 0.37, 0.55)):
         s.add("cone", m @ translate(0, 0, z) @ scale(r, r, h))
 
 
+@builds("house")
 def _house(s: Solid, m, t) -> None:
     s.add("cube", m @ translate(0, 0, 0.42) @ scale(0.6, 0.5, 0.42))
     s.add("pyramid", m @ translate(0, 0, 0.84) @ scale(0.72, 0.62, 0.5), ROOF)
@@ -178,10 +197,12 @@ def _house(s: Solid, m, t) -> None:
     s.add("cube", m @ translate(0.24, -0.5, 0.46) @ scale(0.14, 0.02, 0.13), WINDOW, edges=False)
 
 
+@builds("ring")
 def _ring(s: Solid, m, t) -> None:
     s.add("ring", m @ translate(0, 0, 0.62) @ scale(0.455))
 
 
+@builds("mushroom")
 def _mushroom(s: Solid, m, t) -> None:
     s.add("frustum", m @ translate(0, 0, 0.62) @ rotate("x", 180) @ scale(0.26, 0.26, 0.62), STEM)
     s.add("dome", m @ translate(0, 0, 0.55) @ scale(0.66, 0.66, 0.58))
@@ -191,6 +212,7 @@ def _mushroom(s: Solid, m, t) -> None:
         s.add("sphere", m @ translate(*p) @ scale(0.085), DOT)
 
 
+@builds("car")
 def _car(s: Solid, m, t) -> None:
     s.add("cube", m @ translate(0, 0, 0.36) @ scale(0.85, 0.4, 0.2))
     s.add("cube", m @ translate(-0.08, 0, 0.70) @ scale(0.46, 0.34, 0.16))
@@ -206,6 +228,7 @@ def _car(s: Solid, m, t) -> None:
         s.add("sphere", m @ translate(0.85, y, 0.40) @ scale(0.07), LAMP)
 
 
+@builds("robot")
 def _robot(s: Solid, m, t) -> None:
     def place(*p):
         return (m @ [*p, 1.0])[:3]

@@ -111,7 +111,15 @@ def sample_scene(seed: int, n: int | None = None) -> Scene:
     n = n or (1 if rng.random() < 0.45 else 2)
     things = tuple(_thing(rng, *pair) for pair in _pairs(rng, n, split))
     place, time = str(rng.choice(PLACES)), str(rng.choice(TIMES))
-    if n == 1:
+    relation = str(rng.choice(RELATIONS)) if n == 2 else None
+    return photographed(rng, things, relation, place, time, seed)
+
+
+def photographed(
+    rng: np.random.Generator, things: tuple[Thing, ...], relation: str | None, place: str, time: str, seed: int
+) -> Scene:
+    """One or two things, put where their relation says and seen as by a photographer (see `sample_scene`)."""
+    if relation is None:
         camera, look_at = frame(
             things,
             height=rng.uniform(0.45, 0.75),
@@ -123,7 +131,6 @@ def sample_scene(seed: int, n: int | None = None) -> Scene:
         )
         return Scene(things, None, place, time, camera, look_at, seed)
     first, second = things
-    relation = str(rng.choice(RELATIONS))
     side_by_side = relation in ("left of", "right of")
     while True:
         placed = _place(rng, first, second, relation)
