@@ -47,11 +47,11 @@ LEAST = 3
 USUAL = 30
 #: A square that would be enlarged more than this many times is left out: three quarters of its rows would be made up.
 ENLARGED = 4
-#: A picture of which less than this share is in the square gets a warning.
+#: A picture whose shorter side is less than this share of its longer one gets a warning.
 LOST = 1 / 3
 #: Pictures whose `dhash` differs in at most this many of 128 bits count as one picture. Copies of nine photographs that
 #: were made smaller or larger, saved again down to quality 10, brightened, or cut by 2 % of their sides at a corner or
-#: by 4 % around, differ in at most 13 bits. Of the 32,640 pairs of the course's held-out renders, where even the grounds
+#: by 4 % around, differ in at most 13 bits. Of the 32,640 pairs of the course's held-out renders, where even grounds
 #: and horizons are alike, none differs in fewer than 18; of the 36 pairs of photographs, none in fewer than 43.
 NEAR = 14
 #: Kept pictures that differ in at most so many get a warning: one in a hundred of those pairs does.
@@ -342,7 +342,7 @@ def _without_duplicates(photographs: list[Photograph], keep_alike: bool) -> list
     The largest come first, and one is kept unless it is nearly the same as one that was kept. So whatever is left out
     has a larger twin in the set, and the order of the files does not matter.
     """
-    ranked = sorted(photographs, key=lambda p: (-p.size[0] * p.size[1], -p.length, p.sha256, p.name))
+    ranked = sorted(photographs, key=lambda p: (-p.size[0] * p.size[1], -p.length, p.sha256, len(p.name), p.name))
     kept: list[Photograph] = []
     reasons: dict[str, str] = {}
     for p in ranked:
@@ -464,7 +464,7 @@ def _warnings(made: TrainingSet, keep_alike: bool) -> Iterator[str]:
     for p in made.kept:
         if p.enlarged > 2:
             yield f"{p.name} was enlarged {p.enlarged:.1f} times, so it is blurred"
-        if p.share < LOST:
+        if min(p.size) == p.square[2] < LOST * max(p.size):
             yield f"{p.name} is long: only {p.share:.0%} of it is in the square"
     if keep_alike:
         return
@@ -610,15 +610,14 @@ def contact_sheet(made: TrainingSet) -> Image.Image:
 
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 13)
     shown = made.kept[:SHEET]
-    wide, high, gap = TILE + 8 + SQUARE, TILE + 24, 16
-    columns = min(COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    sheet = Image.new("RGB", (columns * (wide + gap) + gap, rows * (high + gap) + gap), "white")
+    wide, gap, columns = TILE + 8 + SQUARE, 16, min(COLUMNS, len(shown))
+    thumbnails = [p.thumbnail for p in shown if p.thumbnail]  # every kept picture has one
+    rows = [thumbnails[i : i + columns] for i in range(0, len(thumbnails), columns)]
+    tops = np.cumsum([gap, *(24 + max(SQUARE + 20, *(t.height for t in row)) + gap for row in rows)]).tolist()
+    sheet = Image.new("RGB", (columns * (wide + gap) + gap, tops[-1]), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, p in enumerate(shown):
-        x, y = gap + i % columns * (wide + gap), gap + i // columns * (high + gap)
-        assert p.thumbnail is not None  # every kept picture has one
-        original, scale = p.thumbnail, p.thumbnail.width / p.size[0]
+    for i, (p, original) in enumerate(zip(shown, thumbnails, strict=True)):
+        x, y, scale = gap + i % columns * (wide + gap), tops[i // columns], original.width / p.size[0]
         left, top, side = (round(value * scale) for value in p.square)
         lit = (left, top, min(left + side, original.width), min(top + side, original.height))
         dark = original.point(lambda value: value * 2 // 5)
@@ -628,7 +627,7 @@ def contact_sheet(made: TrainingSet) -> Image.Image:
         square = Image.open(io.BytesIO(p.jpeg)).resize((SQUARE, SQUARE), Image.Resampling.LANCZOS)
         sheet.paste(square, (x + TILE + 8, y + 24))
         pen.text((x, y), _fitting(f"{p.file}  {p.name}", font, wide), "black", font)
-        if p.enlarged > 1:
+        if p.enlarged > 1.05:
             pen.text((x + TILE + 8, y + 24 + SQUARE + 4), f"enlarged {p.enlarged:.1f} times", (200, 60, 0), font)
     return sheet
 
@@ -644,7 +643,7 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, wide: int) -> str:
 def _fate(p: Photograph) -> str:
     """What happened to a kept picture, in a few words."""
     parts = [f", {p.share:.0%} of it"] if p.share < 0.995 else []
-    return "".join([*parts, f", enlarged {p.enlarged:.1f} times" if p.enlarged > 1 else ""])
+    return "".join([*parts, f", enlarged {p.enlarged:.1f} times" if p.enlarged > 1.05 else ""])
 
 
 def _some(lines: Iterable[str], most: int = 40) -> list[str]:
