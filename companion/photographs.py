@@ -461,9 +461,10 @@ def _too_few(made: TrainingSet, least: int) -> str:
 def _warnings(made: TrainingSet, keep_alike: bool) -> Iterator[str]:
     if made.count > USUAL and not keep_alike:
         yield f"{made.count} pictures are many for one subject, for which 3 to {USUAL} are usual"
+    if blurred := [p.name for p in made.kept if p.enlarged > 2]:
+        more = f" and {len(blurred) - 5} more" if len(blurred) > 5 else ""
+        yield f"enlarged more than twice, and so blurred: {', '.join(blurred[:5])}{more}"
     for p in made.kept:
-        if p.enlarged > 2:
-            yield f"{p.name} was enlarged {p.enlarged:.1f} times, so it is blurred"
         if min(p.size) == p.square[2] < LOST * max(p.size):
             yield f"{p.name} is long: only {p.share:.0%} of it is in the square"
     if keep_alike:
@@ -614,7 +615,7 @@ def contact_sheet(made: TrainingSet) -> Image.Image:
     thumbnails = [p.thumbnail for p in shown if p.thumbnail]  # every kept picture has one
     rows = [thumbnails[i : i + columns] for i in range(0, len(thumbnails), columns)]
     tops = np.cumsum([gap, *(24 + max(SQUARE + 20, *(t.height for t in row)) + gap for row in rows)]).tolist()
-    sheet = Image.new("RGB", (columns * (wide + gap) + gap, tops[-1]), "white")
+    sheet = Image.new("RGB", (columns * (wide + gap) + gap, tops[-1]), (236, 236, 236))  # so that white is seen
     pen = ImageDraw.Draw(sheet)
     for i, (p, original) in enumerate(zip(shown, thumbnails, strict=True)):
         x, y, scale = gap + i % columns * (wide + gap), tops[i // columns], original.width / p.size[0]

@@ -304,6 +304,8 @@ def read_file(source: str | Path) -> tuple[str, bytes]:
 def _what_it_is(name: str, data: bytes) -> str:
     """A sentence for data that no decoder knows."""
     start = data[:512].lstrip().lower()
+    if data[4:11] == b"ftyphei" and "HEIF" in Image.OPEN:
+        return f"{name} begins like a picture, but is cut short or damaged; copy or download it again"
     for offset, mark, what in OTHERS:
         if data[offset : offset + len(mark)] == mark:
             return f"{name} is {what}" + ("; give a picture" if what == "a sound" else "")

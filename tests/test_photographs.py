@@ -195,7 +195,7 @@ def test_copies_of_the_courses_photographs_are_found():
 
 
 def test_different_pictures_are_not():
-    """Renders have the same kinds of things on the same grounds, and yet even the nearest of 32,640 pairs keep apart."""
+    """Renders have the same kinds of things on the same grounds, yet even the nearest of 32,640 pairs keep apart."""
     from companion.tabletop.samples import held_out
 
     found = np.array([[int(b) for b in f"{dhash(Image.fromarray(r)):0128b}"] for r in held_out()[0]])
@@ -239,6 +239,13 @@ def test_pictures_that_are_much_alike_and_many_pictures_get_a_warning(three):
     for seed in range(100, 130):
         pattern(seed, 64, 64).save(three / f"{seed}.png")
     assert "33 pictures are many for one subject, for which 3 to 30 are usual" in select(three, 64).warnings
+
+
+def test_what_was_enlarged_much_gets_one_warning(tmp_path):
+    source = folder_of(tmp_path / "in", {f"{i}.png": pattern(i, 40, 40) for i in range(6)} | {"z.png": pattern(9)})
+    (warning,) = select(source, 128).warnings
+    assert warning == "enlarged more than twice, and so blurred: 0.png, 1.png, 2.png, 3.png, 4.png and 1 more"
+    assert select(source, 64).warnings == ()
 
 
 # ---- Squares

@@ -308,6 +308,7 @@ class TestWhatIsTaken:
         monkeypatch.setattr("companion.pictures.FORMATS", ("JPEG", "HEIF"))
         picture, steps = open_picture(encoded(scene(), "PPM"))
         assert corners(picture) == UPRIGHT and steps[0] == "HEIF, 60 x 40"
+        assert "cut short or damaged" in refused(b"\0\0\0\x18ftypheic" + bytes(60))
 
     def test_phones_second_picture_is_left_out(self):
         """An MPO file is a JPEG with another picture behind it, and no animation."""
