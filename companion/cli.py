@@ -94,7 +94,7 @@ def samplers(
             typer.echo(f"{done} of {total}: {cell.sampler}, {cell.evaluations} evaluations")
 
 
-# The next three commands pass their options on to applications that import torch, the renderer or a client.
+# The next four commands pass their options on to applications that import torch, the renderer or a client.
 _HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -110,6 +110,17 @@ def build(context: typer.Context) -> None:
     except ImportError as error:  # the renderer is imported where it is first needed
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
+
+
+@app.command(
+    context_settings=_HANDED_OVER,
+    help="Make a training set from photographs (see `companion dreambooth --help`).",
+)
+def dreambooth(context: typer.Context) -> None:
+    with _sentences():
+        from companion.dreambooth_command import app as dreambooth_app
+
+        dreambooth_app(context.args, prog_name="companion dreambooth")
 
 
 @app.command(
@@ -175,7 +186,7 @@ def _sentences() -> Iterator[None]:
         extra = _EXTRAS.get((error.name or "").split(".")[0], "lab")
         typer.echo(f"{error.name} is not installed: run `pip install -e '.[{extra}]'` in the clone.", err=True)
         raise typer.Exit(2) from None
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:  # OSError: a disk, a permission, a network, a model that is not here
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,43 @@ def written(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private
+        temporary.chmod(_usual(0o666))  # mkstemp's files are private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`. It becomes `path` if the block ends without an error.
+
+    A process that is killed on the way leaves nothing at `path`. Raises FileExistsError when a file or folder is there
+    already: nothing is replaced.
+    """
+    path = path.absolute()
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(_usual(0o777))
+        check_free(path)  # another process may have been quicker
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(path: Path) -> None:
+    """Raise FileExistsError if there is a file, folder or link at `path`."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already, and nothing is overwritten: name another, or move it away.")
+
+
+def _usual(mode: int) -> int:
+    """The mode that a new file or folder usually gets."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask
 
 
 def sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ small file that would unpack to a huge picture is refused without unpacking it.
 from __future__ import annotations
 
 import difflib
+import importlib
 import io
 import re
 import struct
@@ -30,10 +31,14 @@ MAX_BYTES = 200_000_000
 MIN_SIDE = 8
 #: A JPEG is decoded at a half, a quarter or an eighth of its size if its shorter side keeps at least this many pixels.
 ENOUGH = 2048
-#: The formats that are opened. Pillow's other formats start external programs (EPS) or are rare.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF", "JPEG2000")
+#: The formats that are opened. Pillow's other formats start external programs (EPS) or are rare. HEIF is what phones
+#: call HEIC, and is opened where the package pillow-heif is installed.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF", "JPEG2000", "HEIF")
 READABLE = "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF"
 RULES = ("crop", "pad", "stretch")
+_NO_HEIC = (
+    "save it as JPEG (on the phone: share it as 'most compatible'), or run `pip install pillow-heif` and try again"
+)
 #: How to recognize other files: an offset, the bytes that are there, and what the file is and what to do about it.
 OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", "a PDF document; take a screenshot of its page, or export the page as PNG"),
@@ -42,16 +47,8 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"8BPS", "a Photoshop document; export it as PNG"),
     (0, b"version https://git-lfs", "a pointer of Git LFS and not the picture itself; run: git lfs pull"),
     (8, b"WAVE", "a sound"),
-    (
-        4,
-        b"ftyphei",
-        "a HEIC picture, which phones write; save it as JPEG (on the phone: share it as 'most compatible')",
-    ),
-    (
-        4,
-        b"ftypmif1",
-        "a HEIC picture, which phones write; save it as JPEG (on the phone: share it as 'most compatible')",
-    ),
+    (4, b"ftyphei", f"a HEIC picture, which phones write; {_NO_HEIC}"),
+    (4, b"ftypmif1", f"a HEIC picture, which phones write; {_NO_HEIC}"),
     (4, b"ftyp", "a video; take a screenshot of it"),
     (0, b"\x1aE\xdf\xa3", "a video; take a screenshot of it"),
     (0, b"ID3", "a sound"),
@@ -102,16 +99,20 @@ def load_picture(
 
 
 def open_picture(
-    source: Any, *, background: tuple[int, int, int] = (255, 255, 255)
+    source: Any, *, background: tuple[int, int, int] = (255, 255, 255), whole: bool = False
 ) -> tuple[Image.Image, tuple[str, ...]]:
     """A picture, RGB, upright and at its original size (a very large JPEG is smaller), and what was done to it.
 
     Arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) may be uint8, uint16, booleans, or floats in [0, 1].
 
+    Args:
+        whole: decode a very large JPEG at its original size too.
     Raises:
         PictureError: for anything but a still picture of at least 8 x 8 and at most 120,000,000 pixels.
     """
     if isinstance(source, Image.Image):
+        _check_size("the picture", *source.size)
+        _decode("the picture", source)  # Pillow opens a file lazily, so that a damaged one fails only here
         return _to_rgb(source, _Steps("the picture", source), background)
     if isinstance(source, np.ndarray) or hasattr(source, "__array_interface__"):
         array = np.asarray(source)
@@ -120,8 +121,9 @@ def open_picture(
     with warnings.catch_warnings():
         # At its own limit Pillow only warns; ours is checked below, before anything is decoded.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        known = _known()
         try:
-            image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in _known()])
+            image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in known])
         except UnidentifiedImageError:
             raise PictureError(_what_it_is(name, data)) from None
         except Image.DecompressionBombError as error:
@@ -132,27 +134,30 @@ def open_picture(
         _check_size(name, *image.size)
         _check_still(name, image, data)
         steps = _Steps(name, image)
-        if image.format == "JPEG":
+        if image.format == "JPEG" and not whole:
             part = max(n for n in (1, 2, 4, 8) if n == 1 or min(image.size) >= n * ENOUGH)
             image.draft(None, (image.width // part, image.height // part))
             if image.size != steps.size:
                 steps.add(f"decoded at {image.width} x {image.height}, since it is large")
-        try:
-            image.load()
-        except Image.DecompressionBombError:
-            raise PictureError(f"{name} unpacks to more pixels than it said; {_SMALLER}") from None
-        # A decoder may raise nearly any exception when it meets bytes that it does not expect.
-        except Exception as error:
-            raise PictureError(_broken(name, error, data)) from None
+        _decode(name, image, data)
     return _to_rgb(image, steps, background)
 
 
 def fit(
-    picture: Image.Image, size: int, how: str = "crop", *, background: tuple[int, int, int] = (255, 255, 255)
+    picture: Image.Image,
+    size: int,
+    how: str = "crop",
+    *,
+    background: tuple[int, int, int] = (255, 255, 255),
+    square: tuple[int, int, int] | None = None,
 ) -> Fitted:
     """Fit an RGB picture of any size into size x size pixels; see `load_picture` for the arguments.
 
-    Raises PictureError for an unknown rule, or a size that is not a positive multiple of 8.
+    Args:
+        square: left, top and side, in pixels, of the part to take, instead of what the rule `how` says.
+    Raises:
+        PictureError: for an unknown rule, a size that is not a positive multiple of 8, or a square that is not inside
+            the picture.
     """
     if how not in RULES:
         near = difflib.get_close_matches(str(how), RULES, n=1)
@@ -162,7 +167,16 @@ def fit(
     wide, high = picture.size
     steps, source = [], (0.0, 0.0, float(wide), float(high))
     inner, box = (size, size), (0, 0, size, size)
-    if wide != high and how == "crop":
+    if square is not None:
+        left, top, side = square
+        if min(left, top) < 0 or side < 1 or left + side > wide or top + side > high:
+            raise PictureError(
+                f"the square at ({left}, {top}) with sides of {side} is not inside the picture, {wide} x {high}"
+            )
+        source = (float(left), float(top), float(left + side), float(top + side))
+        if side * side < wide * high:
+            steps.append(f"cut to {side} x {side} at ({left}, {top}): {1 - side * side / (wide * high):.0%} lost")
+    elif wide != high and how == "crop":
         side = min(wide, high)
         left, top = (wide - side) / 2, (high - side) / 2
         source = (left, top, left + side, top + side)
@@ -189,6 +203,17 @@ def fit(
     return Fitted(resized, picture, tuple(steps) or (f"taken as it is, {size} x {size}",), box)
 
 
+def as_jpeg(picture: Image.Image) -> bytes:
+    """An RGB picture as a JPEG, without anything that its file said about itself, such as where it was taken.
+
+    Quality 95 with colours at full resolution is large, but a model should not learn the blocks and fringes of JPEG.
+    """
+    plain, buffer = picture.copy(), io.BytesIO()
+    plain.info.clear()  # Pillow would write a comment that the file had into the JPEG
+    plain.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 _SMALLER = "make it smaller first, or take a screenshot of it"
@@ -207,8 +232,24 @@ class _Steps:
 
 
 def _known() -> set[str]:
+    """The formats that Pillow opens here; pillow-heif adds one to it, if it is installed."""
     Image.init()
+    if "HEIF" not in Image.OPEN:
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError:
+            pass
     return set(Image.OPEN)
+
+
+def _decode(name: str, image: Image.Image, data: bytes = b"") -> None:
+    try:
+        image.load()
+    except Image.DecompressionBombError:
+        raise PictureError(f"{name} unpacks to more pixels than it said; {_SMALLER}") from None
+    # A decoder may raise nearly any exception when it meets bytes that it does not expect.
+    except Exception as error:
+        raise PictureError(_broken(name, error, data)) from None
 
 
 def _read(source: Any) -> tuple[str, bytes]:
@@ -220,7 +261,7 @@ def _read(source: Any) -> tuple[str, bytes]:
         if not isinstance(data, bytes):
             raise PictureError(f"{name} was opened as text; open it with mode 'rb'")
     elif isinstance(source, str | Path):
-        return _read_path(source)
+        return read_file(source)
     else:
         raise PictureError(
             f"a {type(source).__name__} is no picture; give a path, bytes, a PIL picture or an array (H, W, 3)"
@@ -230,7 +271,8 @@ def _read(source: Any) -> tuple[str, bytes]:
     return name, data
 
 
-def _read_path(source: str | Path) -> tuple[str, bytes]:
+def read_file(source: str | Path) -> tuple[str, bytes]:
+    """The quoted name and the bytes of a file of at most 200 MB, or a PictureError."""
     if str(source).lower().startswith(("http://", "https://", "data:")):
         raise PictureError(f"{str(source)[:60]!r} is an address; save the picture, and give the path of the file")
     path = Path(source).expanduser()
@@ -262,6 +304,8 @@ def _read_path(source: str | Path) -> tuple[str, bytes]:
 def _what_it_is(name: str, data: bytes) -> str:
     """A sentence for data that no decoder knows."""
     start = data[:512].lstrip().lower()
+    if data[4:11] == b"ftyphei" and "HEIF" in Image.OPEN:
+        return f"{name} begins like a picture, but is cut short or damaged; copy or download it again"
     for offset, mark, what in OTHERS:
         if data[offset : offset + len(mark)] == mark:
             return f"{name} is {what}" + ("; give a picture" if what == "a sound" else "")

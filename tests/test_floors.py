@@ -10,16 +10,16 @@ import companion
 PACKAGE = companion.ROOT / "companion"
 #: From the ground up; a name stands for a module, or for a package and everything in it.
 FLOORS = (
-    ("files", "intervals", "metrics", "figures", "pictures"),
+    ("files", "intervals", "metrics", "figures", "pictures", "photographs"),
     ("models",),
     ("diffusion", "schedules", "mixture"),
     ("training", "fast"),
     ("tabletop",),
-    ("conditions", "controlnet"),
+    ("conditions", "controlnet", "class_images"),
     ("pretraining",),
     ("start_here", "latent_diffusion", "samplers", "sampler_sweeps", "img2img_inpainting", "where_to_run"),
     ("exercises", "widgets", "space", "replicate"),
-    ("run", "doctor", "badges", "cli"),
+    ("run", "doctor", "badges", "dreambooth_command", "cli"),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PpmImagePlugin
 
 import companion
-from companion.pictures import MAX_PIXELS, PictureError, fit, load_picture, open_picture
+from companion.pictures import MAX_PIXELS, PictureError, as_jpeg, fit, load_picture, open_picture
 
 PHOTOS = companion.DATA / "photos"
 
@@ -156,6 +156,19 @@ class TestWhatIsRefused:
         assert "is empty" in refused(np.zeros((0, 20, 3), np.uint8))
         assert "4 x 40" in refused(Image.new("RGB", (4, 40)))
 
+    @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+    def test_a_damaged_file_that_pillow_opened_lazily(self, form):
+        """Image.open reads only a file's beginning; what is missing behind it shows when the pixels are wanted."""
+        data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), form)
+        text = refused(Image.open(io.BytesIO(data[: len(data) // 2])))
+        assert text.startswith("the picture is cut short") or text.startswith("the picture is damaged")
+        assert "copy or download it again" in text and is_one_sentence(text)
+
+    def test_a_bomb_that_pillow_opened_lazily_is_not_unpacked(self):
+        with pytest.warns(Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(png_claiming(12_000, 12_000)))
+        assert "144,000,000" in refused(image)
+
     def test_rules_and_sizes(self):
         assert "did you mean 'crop'" in refused(JPEG, how="croop")
         with pytest.raises(PictureError, match="size=100 will not do: the autoencoder wants a multiple of 8"):
@@ -272,6 +285,31 @@ class TestWhatIsTaken:
         assert steps[1] == "decoded at 300 x 200, since it is large" and corners(picture) == UPRIGHT
         assert len(open_picture(encoded(scene(600, 300), "JPEG"))[1]) == 1
 
+    def test_a_large_photograph_may_be_wanted_whole(self, monkeypatch):
+        monkeypatch.setattr("companion.pictures.ENOUGH", 200)
+        assert open_picture(encoded(scene(1200, 800), "JPEG"), whole=True)[0].size == (1200, 800)
+
+    def test_heic_is_opened_where_pillow_heif_is_installed(self, monkeypatch):
+        """A stand-in for the package, which calls Pillow as the real one does."""
+        import sys
+        from types import ModuleType
+
+        package = ModuleType("pillow_heif")
+
+        class Heif(PpmImagePlugin.PpmImageFile):
+            format = "HEIF"
+
+        def register_heif_opener() -> None:
+            monkeypatch.setitem(Image.OPEN, "HEIF", (Heif, lambda start: start.startswith(b"P6")))
+            monkeypatch.setattr(Image, "ID", [*Image.ID, "HEIF"])
+
+        package.register_heif_opener = register_heif_opener
+        monkeypatch.setitem(sys.modules, "pillow_heif", package)
+        monkeypatch.setattr("companion.pictures.FORMATS", ("JPEG", "HEIF"))
+        picture, steps = open_picture(encoded(scene(), "PPM"))
+        assert corners(picture) == UPRIGHT and steps[0] == "HEIF, 60 x 40"
+        assert "cut short or damaged" in refused(b"\0\0\0\x18ftypheic" + bytes(60))
+
     def test_phones_second_picture_is_left_out(self):
         """An MPO file is a JPEG with another picture behind it, and no animation."""
         data = encoded(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (60, 40))])
@@ -314,6 +352,24 @@ class TestTheRules:
     def test_enlarging_is_told(self):
         assert fit(scene(16, 16), 64).steps == ("enlarged to 64 x 64, so it is blurred",)
         assert fit(scene(40, 40), 40).steps == ("taken as it is, 40 x 40",)
+
+    def test_a_square_of_your_own(self):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
+        fitted = fit(picture, 32, square=(40, 5, 32))
+        assert np.array_equal(fitted.picture, picture.crop((40, 5, 72, 37)))
+        assert fitted.steps == ("cut to 32 x 32 at (40, 5): 74% lost",)
+        for square in ((49, 0, 32), (0, 19, 32), (-1, 0, 32), (0, 0, 0)):
+            with pytest.raises(PictureError, match="is not inside the picture, 80 x 50"):
+                fit(picture, 32, square=square)
+
+    def test_a_jpeg_says_nothing_of_its_file(self):
+        exif = Image.Exif()
+        exif[0x8825] = {1: "N"}  # where it was taken
+        picture, _ = open_picture(encoded(scene(64, 64), "JPEG", exif=exif, comment=b"at home", quality=95))
+        found = Image.open(io.BytesIO(as_jpeg(picture)))
+        assert not found.getexif() and "comment" not in found.info
+        assert np.abs(np.asarray(found, float) - np.asarray(picture, float)).mean() < 3
+        assert "comment" in picture.info  # the caller's picture is not changed
 
     def test_everything_that_was_done_stands_in_one_line(self):
         exif = Image.Exif()

@@ -5,13 +5,13 @@ This layer only reads the command line and prints; `companion.replicate.service`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from companion.replicate.fields import translate
-from companion.replicate.pictures import SIZE, pack
 from companion.replicate.service import Job, Progress, Service, read_token, rehearsal
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -24,15 +24,21 @@ def _about() -> None:
 
 @app.command("zip")
 def _zip(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder of pictures.")],
+    source: Annotated[Path, typer.Argument(exists=True, help="A folder of pictures, or a zip of them.")],
     target: Annotated[Path, typer.Argument(help="The zip to write.")],
-    size: Annotated[int, typer.Option(min=64, max=2048, help="Width and height, a multiple of 8 pixels.")] = SIZE,
+    size: Annotated[int, typer.Option(min=64, max=2048, help="Width and height, a multiple of 8 pixels.")] = 512,
+    keep_alike: Annotated[bool, typer.Option("--keep-alike", help="Keep pictures that are nearly the same.")] = False,
 ) -> None:
-    """Make a zip of square JPEGs."""
-    packed = pack(folder, target, size)
-    typer.echo(f"{packed.path}: {packed.count} pictures of {size} x {size}, {packed.path.stat().st_size:,} bytes")
-    if packed.enlarged:
-        typer.echo(f"Smaller than that, and enlarged: {', '.join(packed.enlarged)}")
+    """Make a zip of square JPEGs (`companion dreambooth prepare` also shows them, and lets you choose the squares)."""
+    from rich.progress import track
+
+    from companion.photographs import pack
+
+    def watch(files: Iterable[Any], total: int) -> Iterable[Any]:
+        return track(files, "Reading", total, transient=True)
+
+    packed = pack(source, target, size, keep_alike=keep_alike, watch=watch)
+    typer.echo(f"{packed}\n{packed.path}: {packed.path.stat().st_size:,} bytes")
 
 
 @app.command("train")

@@ -28,7 +28,6 @@ from typing import Any, TypeVar
 import companion
 from companion.files import sha256, written
 from companion.replicate.fields import TRAINERS, Translation, translate
-from companion.replicate.pictures import square_jpeg
 
 T = TypeVar("T")
 
@@ -59,7 +58,8 @@ class Job:
         webhook: an address that Replicate calls when the training is over.
         hardware: what the destination runs on, if it has to be made.
 
-    Raises ValueError for names that are not of this form, and when a file is missing.
+    Raises ValueError for names that are not of this form, when a file is missing, when `instance_data` is no zip with
+    at least three readable pictures, and when `class_data` is no zip with one.
     """
 
     trainer: str
@@ -76,6 +76,13 @@ class Job:
         for path in self.files.values():
             if not path.is_file():
                 raise ValueError(f"{path} is not there; `companion replicate zip` makes it.")
+        if self.files:
+            from companion.photographs import LEAST, check_zip  # they need Pillow, and a help page does not
+
+            # A training that fails for its pictures costs money all the same. (Missing class images are drawn there.)
+            for name, least in (("instance_data", LEAST), ("class_data", 1)):
+                if name in self.files:
+                    check_zip(self.files[name], least)
 
     @property
     def name(self) -> str:
@@ -505,9 +512,10 @@ class Service:
         return [self._save(url, out / f"{drawing.id}-{i}") for i, url in enumerate(output) if isinstance(url, str)]
 
     def _upload_square(self, path: Path) -> str:
-        from companion.pictures import open_picture
+        from companion.photographs import SIZE
+        from companion.pictures import as_jpeg, load_picture
 
-        content = io.BytesIO(square_jpeg(open_picture(path)[0]))
+        content = io.BytesIO(as_jpeg(load_picture(path, SIZE).picture))
         content.name = f"{path.stem}.jpg"  # the client sends it as the file's name
         return self._upload(path.name, content)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from awkward import pattern
 from PIL import Image
 from replicate_server import RECIPE, SECRET, TRAINER, Server, serving
 
@@ -35,7 +36,7 @@ def pictures(tmp_path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, (size, mode) in enumerate([((640, 480), "RGB"), ((300, 700), "RGBA"), ((512, 512), "L")]):
-        Image.new(mode, size).save(folder / f"{i}.png")
+        pattern(i, *size).convert(mode).save(folder / f"{i}.png")
     return folder
 
 

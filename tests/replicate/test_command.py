@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from awkward import pattern
 from replicate_server import SECRET, TRAINER, Fault
 from typer.testing import CliRunner
 
@@ -44,6 +45,33 @@ def test_the_command_trains_once_and_draws(server, command, tmp_path):
     followed = call("follow", "training0")
     assert followed.exit_code == 1 and "training0 canceled" in followed.output
     assert SECRET not in done.output + drawn.output + followed.output
+
+
+def test_zipping_says_what_is_left_out_and_overwrites_nothing(pictures, tmp_path):
+    (pictures / "deep").mkdir()
+    pattern(7, 600, 600).save(pictures / "deep" / "more.jpg")
+    pattern(0, 320, 240).save(pictures / "small.png")
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    done = call("zip", str(pictures), str(tmp_path / "b.zip"), "--size", "256")
+    assert done.exit_code == 0 and "4 pictures of 256 x 256 from pictures" in done.output
+    assert "deep/more.jpg" in done.output and "small.png is nearly the same as 0.png" in done.output
+    assert "broken.jpg begins like a picture" in done.output and "b.zip: " in done.output
+    assert "5 pictures" in call("zip", str(pictures), str(tmp_path / "c.zip"), "--keep-alike").output
+    before = (tmp_path / "b.zip").read_bytes()
+    again = call("zip", str(pictures), str(tmp_path / "b.zip"))
+    assert again.exit_code == 2 and "nothing is overwritten" in again.output
+    assert (tmp_path / "b.zip").read_bytes() == before
+
+
+def test_too_few_pictures_are_refused_before_anything_is_sent(server, command, pictures, tmp_path):
+    (pictures / "2.png").unlink()
+    few = call("zip", str(pictures), str(tmp_path / "few.zip"))
+    assert few.exit_code == 2 and "DreamBooth needs at least 3" in few.output and not (tmp_path / "few.zip").exists()
+    (tmp_path / "a.zip").write_bytes(b"no zip")
+    for more in (["--yes"], ["--dry-run"]):
+        refused = call("train", *command, *more)
+        assert refused.exit_code == 2 and "a.zip is neither a folder nor a whole zip" in refused.output
+    assert not server.requests
 
 
 def test_a_dry_run_sends_nothing_and_needs_no_token(server, command, monkeypatch):
