@@ -94,7 +94,7 @@ def samplers(
             typer.echo(f"{done} of {total}: {cell.sampler}, {cell.evaluations} evaluations")
 
 
-# The next four commands pass their options on to applications that import torch, the renderer or a client.
+# The next five commands pass their options on to applications that import torch, the renderer or a client.
 _HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -121,6 +121,19 @@ def dreambooth(context: typer.Context) -> None:
         from companion.dreambooth_command import app as dreambooth_app
 
         dreambooth_app(context.args, prog_name="companion dreambooth")
+
+
+@app.command(
+    context_settings=_HANDED_OVER,
+    help="Finetune a model on your own pictures (see `companion train --help`).",
+)
+def train(context: typer.Context) -> None:
+    with _sentences():
+        from companion.finetuning_command import train as command
+
+        one = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+        one.command()(command)
+        one(context.args, prog_name="companion train")
 
 
 @app.command(

@@ -159,7 +159,11 @@ class Lora:
     def _attach(self, pipe: StableDiffusionPipeline) -> None:
         from peft import LoraConfig
 
-        options = {"r": self.rank, "lora_alpha": self.alpha or self.rank, "init_lora_weights": "gaussian"}
+        options: dict[str, Any] = {
+            "r": self.rank,
+            "lora_alpha": self.alpha or self.rank,
+            "init_lora_weights": "gaussian",
+        }
         pipe.unet.add_adapter(LoraConfig(target_modules=list(self.targets), **options))
         if self.text_encoder:
             pipe.text_encoder.add_adapter(LoraConfig(target_modules=list(TEXT_ATTENTION), **options))
@@ -410,7 +414,7 @@ def finetune(
         accelerator: precision and processes; when None, half precision is chosen for a pipeline that has it.
         options: those of `training.train`, such as `seed`, `accumulate`, `checkpoint` and `log`.
     """
-    accelerator = accelerator or _accelerator(tuned.pipe.dtype)
+    accelerator = accelerator or accelerator_for(tuned.pipe)
     loss = sets_loss(tuned, sets, batch, drop=drop, min_snr=min_snr, latest=latest)
     ema = None if averaged is None else ema_copy(tuned.parts)
     run = train(
@@ -430,12 +434,12 @@ def finetune(
         tuned.parts.load_state_dict(ema.state_dict())
 
 
-def _accelerator(dtype: torch.dtype) -> Accelerator:
+def accelerator_for(pipe: StableDiffusionPipeline) -> Accelerator:
     """One that multiplies in a pipeline's half precision, if it has one."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    wanted = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "no")
+    wanted = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(pipe.dtype, "no")
     # It keeps one state for the whole process, and refuses another precision: that of a notebook's next model.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         AcceleratorState._reset_state()
@@ -514,7 +518,7 @@ def _save_lora(tuned: Tuned, target: Path) -> None:
     layers: Mapping[str, Any] = {"unet": tuned.pipe.unet} | (
         {"text_encoder": tuned.pipe.text_encoder} if tuned.method.text_encoder else {}  # pyrefly: ignore
     )
-    options = {}
+    options: dict[str, Any] = {}
     for name, module in layers.items():
         options[f"{name}_lora_layers"] = get_peft_model_state_dict(module)
         options[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()

@@ -211,6 +211,7 @@ def train(
     checkpoint: Path | None = None,
     every: float = 120.0,
     log: Path | None = None,
+    log_every: int = 100,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Progress]:
     """Train `model`, yielding after every step. It is left in eval mode.
@@ -223,7 +224,8 @@ def train(
         ema: a copy (`ema_copy`) that becomes the model's moving average, with `ema_decay`.
         clip: largest norm of the gradient.
         checkpoint: a file; if it exists, the run resumes from it. It is rewritten every `every` seconds and at the end.
-        log: a file of JSON lines, one per 100 steps. A resumed run removes the lines later than its checkpoint.
+        log: a file of JSON lines, one per `log_every` steps, with their mean loss. A resumed run removes the lines that
+            are later than its checkpoint.
         accelerator: sets the precision and the processes; model and loss must use its device. Each process draws its
             own batches, all use the mean gradient, and the first writes the files.
     Raises:
@@ -279,7 +281,7 @@ def train(
             lr = optimizer.param_groups[0]["lr"]
             progress = Progress(step + 1, steps, total, lr, spent + now - began)
             recent.append(total)
-            if first and log is not None and (step + 1) % 100 == 0:
+            if first and log is not None and (step + 1) % log_every == 0:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 with log.open("a", encoding="utf-8") as f:
                     f.write(json.dumps({**asdict(progress), "loss": sum(recent) / len(recent)}) + "\n")

@@ -1,0 +1,217 @@
+"""`companion train`: finetuning outside of a notebook, on your own pictures.
+
+This layer reads the command line; `companion.finetuning` and `companion.finetuning_run` do the work.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from companion.finetuning import Examples, Method
+    from companion.models import Model
+
+
+class Name(StrEnum):
+    """What learns."""
+
+    dreambooth = "dreambooth"
+    lora = "lora"
+    textual_inversion = "textual-inversion"
+    controlnet = "controlnet"
+    adapter = "t2i-adapter"
+
+
+#: Steps that suit Stable Diffusion: those of the papers and of the library's recipes.
+STEPS = {
+    Name.dreambooth: 400,
+    Name.lora: 500,
+    Name.textual_inversion: 3000,
+    Name.controlnet: 5000,
+    Name.adapter: 5000,
+}
+
+
+def train(
+    what: Annotated[Name, typer.Argument(help="What learns.")],
+    photos: Annotated[Path, typer.Argument(exists=True, help="A folder or zip of pictures.")],
+    out: Annotated[Path, typer.Option(help="A folder for the run; called again, it goes on there.")],
+    prompt: Annotated[str, typer.Option(help="What they show, such as 'a photo of sks dog'.")] = "",
+    model: Annotated[str, typer.Option(help="A name of the catalogue, or a pipeline's folder.")] = "tabletop",
+    class_prompt: Annotated[str, typer.Option(help="The class without your subject: 'a photo of a dog'.")] = "",
+    class_pictures: Annotated[Path | None, typer.Option(exists=True, help="Pictures of the class; else drawn.")] = None,
+    class_count: Annotated[int, typer.Option(min=1, help="How many are drawn.")] = 200,
+    class_weight: Annotated[float, typer.Option(min=0, help="What their error counts.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of training; else what suits the method.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; else the method's for Stable Diffusion.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures a step, of each set.")] = 1,
+    accumulate: Annotated[int, typer.Option(min=1, help="Steps whose gradients are added up.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, help="Of LoRA.")] = 4,
+    text_encoder: Annotated[bool, typer.Option("--text-encoder", help="Let the text encoder learn too.")] = False,
+    token: Annotated[str, typer.Option(help="The new word of textual inversion.")] = "<mine>",
+    initial: Annotated[str, typer.Option(help="The known word that it starts from.")] = "",
+    condition: Annotated[str, typer.Option(help="What a ControlNet follows, such as canny.")] = "",
+    maps: Annotated[Path | None, typer.Option(exists=True, help="Control pictures with the pictures' names.")] = None,
+    min_snr: Annotated[float | None, typer.Option(help="Limit of weights by signal-to-noise ratio.")] = None,
+    eight_bit: Annotated[bool, typer.Option("--eight-bit", help="Adam's state in 8 bits (bitsandbytes).")] = False,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, a third more time.")] = False,
+    show: Annotated[list[str] | None, typer.Option(help="A prompt to draw as training goes on; repeat it.")] = None,
+    show_every: Annotated[int, typer.Option(min=1, help="Steps between two drawings.")] = 100,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")] = 120.0,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu.")] = None,
+) -> None:
+    """Teach a model from your pictures: DreamBooth, LoRA, textual inversion, ControlNet, T2I-Adapter.
+
+    Captions may stand beside the pictures, in cat.txt for cat.jpg; --prompt is for those without. For several GPUs, put
+    `accelerate launch -m` and `companion.cli` in the place of `companion`.
+    """
+    from rich.progress import Progress as Bar
+
+    from companion.finetuning import attach
+    from companion.finetuning_run import Folder
+    from companion.models import find, load
+
+    learns_control = what in (Name.controlnet, Name.adapter)
+    if learns_control != bool(condition or maps):
+        raise ValueError(
+            f"train {what} needs --condition or --maps, which say what to follow"
+            if learns_control
+            else f"--condition and --maps are for a ControlNet; train {what} does not use them"
+        )
+    if not (prompt or learns_control):
+        raise ValueError("The pictures need a --prompt, such as --prompt 'a photo of sks dog'")
+    if what == Name.textual_inversion and (token not in prompt or not initial):
+        raise ValueError(f"textual inversion needs --initial, a known word, and a prompt with {token!r} in it")
+
+    if device is None and "LOCAL_RANK" in os.environ:  # each process of `accelerate launch` has a GPU of its own
+        from accelerate import PartialState
+
+        device = str(PartialState().device)
+    known, pipe = find(model), load(model, device=device)
+    method = _method(what, rank, text_encoder, token, initial)
+    sets = [_pictures(pipe, photos, known.size, prompt, condition, maps)]
+    if class_prompt:
+        sets.append(_class(pipe, out, class_prompt, class_pictures, class_count, class_weight, known, seed))
+    elif class_pictures:
+        raise ValueError("--class-pictures need a --class-prompt, such as 'a photo of a dog'")
+
+    total = steps or STEPS[what]
+    training: dict[str, Any] = {"lr": lr or method.lr, "batch": batch, "accumulate": accumulate, "min_snr": min_snr}
+    training |= {"drop": 0.5 if learns_control else 0.0, "bits": 8 if eight_bit else 32, "seed": seed}
+    told = {"what": str(what), "model": model, "method": repr(method), "steps": total, "prompt": prompt}
+    told |= {"class_prompt": class_prompt, "condition": condition, "show": show or [], "show_every": show_every}
+    tuned = attach(pipe, method, seed, checkpointing=checkpointing)
+    run = Folder(out, told | training).run(
+        tuned,
+        sets,
+        total,
+        prompts=show or [prompt] * 4,
+        sampling={"steps": known.steps, "guidance_scale": known.guidance},
+        show=show_every,
+        every=save_every,
+        **training,
+    )
+    with Bar() as bar:
+        task = bar.add_task(f"training {what}", total=total)
+        for progress in run:
+            bar.update(task, completed=progress.step, description=f"training {what}, loss {progress.loss:.3f}")
+    typer.echo(f"What was learned is in {out / 'learned'}; look at {out / 'report.html'}.")
+
+
+def _method(what: Name, rank: int, text_encoder: bool, token: str, initial: str) -> Method:
+    from companion.finetuning import ControlNet, Full, Lora, TextualInversion
+
+    return {
+        Name.dreambooth: lambda: Full(text_encoder),
+        Name.lora: lambda: Lora(rank, text_encoder=text_encoder),
+        Name.textual_inversion: lambda: TextualInversion(token, initial),
+        Name.controlnet: ControlNet,
+        Name.adapter: lambda: ControlNet(adapter=True),
+    }[what]()
+
+
+def _pictures(pipe: Any, photos: Path, size: int, prompt: str, condition: str, maps: Path | None) -> Examples:
+    """The set of examples of a folder or zip: its pictures, their captions and, if wanted, control pictures."""
+    import numpy as np
+
+    from companion.controlnet import as_controls
+    from companion.finetuning import examples
+    from companion.photographs import select
+
+    found = select(photos, size, keep_alike=bool(condition or maps), watch=_watch)
+    for name, reason in ((p.name, p.reason) for p in found.left_out if not p.name.endswith(".txt")):
+        typer.echo(f"left out: {name} {reason}", err=True)
+    pictures, names = [_opened(p.jpeg) for p in found.kept], [p.name for p in found.kept]
+    prompts = [_caption(photos, name, prompt) for name in names]
+    controls = None
+    if maps is not None:
+        shown = {Path(p.name).stem: p for p in select(maps, size, keep_alike=True, least=1).kept}
+        if missing := [name for name in names if Path(name).stem not in shown]:
+            raise ValueError(f"{maps} has no control picture for {missing[0]} ({len(missing)} are missing)")
+        controls = as_controls([_opened(shown[Path(name).stem].jpeg) for name in names], size)
+    elif condition:
+        annotate, paint = _annotator(pipe, condition)
+        controls = as_controls(paint(annotate(np.stack([np.asarray(p) for p in pictures]))), size)
+    return examples(pipe, pictures, prompts, controls=controls)
+
+
+def _annotator(pipe: Any, condition: str) -> tuple[Any, Any]:
+    """How a condition's maps are found in pictures, and painted."""
+    from companion.conditions import CONDITIONS
+    from companion.tabletop.measures import can_be_judged
+
+    if condition not in CONDITIONS:
+        raise ValueError(f"--condition {condition!r} is unknown; the eight are {', '.join(CONDITIONS)}")
+    known = CONDITIONS[condition]
+    if condition in ("depth", "normal", "openpose", "scribble", "seg") and not can_be_judged(pipe):
+        raise ValueError(
+            f"the course's judge finds {condition} in the miniature world only: give control pictures with --maps"
+        )
+    return known.annotate, known.paint
+
+
+def _class(
+    pipe: Any, folder: Path, prompt: str, pictures: Path | None, count: int, weight: float, model: Model, seed: int
+) -> Examples:
+    """The set of the class: given pictures, or ones that the model draws now, which a run that goes on finds again."""
+    from rich.progress import track
+
+    from companion.class_images import class_images
+    from companion.finetuning import examples
+    from companion.photographs import select
+
+    if pictures is not None:
+        kept = select(pictures, model.size, keep_alike=True, least=1, watch=_watch).kept
+        return examples(pipe, [_opened(p.jpeg) for p in kept], prompt, weight=weight)
+    place = folder.with_name(f"{folder.name}-class")
+    sampling = {"steps": model.steps, "guidance_scale": model.guidance}
+    drawing = class_images(pipe, prompt, count, place, seed, **sampling)
+    paths = list(track(drawing, "class images", count, transient=True))
+    return examples(pipe, [_opened(path.read_bytes()) for path in paths], prompt, weight=weight)
+
+
+def _watch(things: Any, total: int) -> Any:
+    from rich.progress import track
+
+    return track(things, "reading", total, transient=True)
+
+
+def _opened(data: bytes) -> Image.Image:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _caption(photos: Path, name: str, otherwise: str) -> str:
+    """What the text file beside a picture says, or what is said of all."""
+    beside = (photos / name).with_suffix(".txt")
+    return beside.read_text(encoding="utf-8").strip() if beside.is_file() else otherwise

@@ -1,0 +1,176 @@
+"""A finetuning's folder holds everything to repeat it, and a run that was killed goes on to the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+import companion
+from companion.diffusion import picture_size
+from companion.finetuning import Examples, Lora, attach
+from companion.finetuning_run import Folder
+from companion.models import seeded
+from companion.training import read_meta
+
+KILLS = 3  # ten take minutes, since each begins by importing torch; ten passed when this was written
+SAMPLING = {"steps": 2, "guidance_scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    return companion.load(tiny, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(pipe, tmp_path_factory) -> Path:
+    """Four pictures of the tiny pipeline's size, one with a caption of its own."""
+    folder, size = tmp_path_factory.mktemp("photos"), picture_size(pipe)
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 255, (4, 4, 3), np.uint8)
+        Image.fromarray(noise).resize((size, size), Image.Resampling.NEAREST).save(folder / f"{i}.png")
+    (folder / "2.txt").write_text("a ball of another kind", encoding="utf-8")
+    return folder
+
+
+def a_set(pipe) -> Examples:
+    return Examples(torch.randn(3, 4, 4, 4, generator=seeded(1)), ["a ball"] * 3)
+
+
+def run(folder: Path, pipe, steps: int = 20, **settings):
+    tuned = attach(pipe, Lora(rank=2), seed=0)
+    made = Folder(folder, {"steps": steps, **settings})
+    options = {"prompts": ["a ball", "a cube"], "sampling": SAMPLING, "show": 10, "lr": 0.01}
+    return tuned, made, made.run(tuned, [a_set(pipe)], steps, **options)
+
+
+def test_its_folder_holds_everything(pipe, tmp_path):
+    _, made, steps = run(tmp_path / "run", pipe)
+    assert [p.step for p in steps] == list(range(1, 21))
+    stored = json.loads((made.path / "settings.json").read_text(encoding="utf-8"))
+    assert stored["settings"]["steps"] == 20 and stored["versions"]["torch"] == torch.__version__
+    assert sorted(p.name for p in (made.path / "samples").iterdir()) == ["000000.png", "000010.png", "000020.png"]
+    size = picture_size(pipe)
+    with Image.open(made.path / "samples" / "000020.png") as sheet:
+        assert sheet.size == (2 * size, size)
+    assert [line["step"] for line in made.log()] == [10, 20]
+    assert (made.path / "learned" / "pytorch_lora_weights.safetensors").exists()
+    page = (made.path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 4 and "after 10 steps" in page and "diffusers" in page
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(pipe, tmp_path):
+    list(run(tmp_path / "run", pipe)[2])
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="holds a run with rank None, and this one has 8"):
+        list(run(tmp_path / "run", pipe, rank=8)[2])
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not empty, and holds no run"):
+        list(run(tmp_path / "mine", pipe)[2])
+    # The same settings again: nothing is left to do.
+    assert list(run(tmp_path / "run", pipe)[2]) == []
+
+
+def command(*arguments, **options) -> subprocess.Popen:
+    path = os.pathsep.join(filter(None, (str(companion.ROOT), os.environ.get("PYTHONPATH", ""))))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "companion.cli", "train", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tiny, photos, tmp_path):
+    steps = 40 * KILLS
+    common = ("lora", photos, "--model", tiny, "--prompt", "a mine ball", "--class-prompt", "a ball", "--steps", steps)
+    common += ("--class-count", 3, "--lr", 0.01, "--show-every", 1000, "--save-every", 0)
+    assert "report.html" in finished(command(*common, "--out", tmp_path / "whole"))
+    state, rng, killed = tmp_path / "broken" / "run.safetensors", np.random.default_rng(0), []
+    while len(killed) < KILLS:
+        process = command(*common, "--out", tmp_path / "broken")
+        before, aim = killed[-1] if killed else 0, int(rng.integers(1, 25))
+        while process.poll() is None:
+            if state.exists() and read_meta(state)["step"] >= before + aim:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.communicate()
+        killed.append(read_meta(state)["step"] if state.exists() else 0)
+    assert killed == sorted(killed) and 0 < killed[0] and killed[-1] < steps
+    finished(command(*common, "--out", tmp_path / "broken"))
+    whole, broken = (
+        load_file(tmp_path / name / "learned" / "pytorch_lora_weights.safetensors") for name in ("whole", "broken")
+    )
+    assert whole.keys() == broken.keys() and all(torch.equal(v, broken[k]) for k, v in whole.items())
+    lines = (tmp_path / "broken" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(10, steps + 1, 10))
+
+
+@pytest.mark.slow
+def test_every_method_runs_from_the_command_line(tiny, photos, tmp_path):
+    common = (photos, "--model", tiny, "--steps", 2, "--lr", 0.01)
+    words = ("--prompt", "a mine ball", "--show", "a ball")
+    runs = {
+        "dreambooth": words,
+        "textual-inversion": ("--prompt", "a <mine> ball", "--initial", "a"),
+        "controlnet": ("--condition", "canny", "--prompt", "a ball"),
+        "t2i-adapter": ("--maps", photos),
+    }
+    processes = {name: command(name, *common, *extra, "--out", tmp_path / name) for name, extra in runs.items()}
+    for process in processes.values():
+        assert "What was learned is in" in finished(process)
+    StableDiffusionPipeline.from_pretrained(tmp_path / "dreambooth" / "learned", safety_checker=None)
+    row = load_file(tmp_path / "textual-inversion" / "learned" / "learned_embeds.safetensors")
+    assert list(row) == ["<mine>"]
+    ControlNetModel.from_pretrained(tmp_path / "controlnet" / "learned")
+    told = json.loads((tmp_path / "controlnet" / "settings.json").read_text(encoding="utf-8"))["settings"]
+    assert told["condition"] == "canny" and told["drop"] == 0.5
+    assert len(list((tmp_path / "dreambooth" / "samples").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("lora",), "The pictures need a --prompt"),
+        (("controlnet",), "needs --condition or --maps"),
+        (("lora", "--prompt", "a", "--condition", "canny"), "are for a ControlNet; train lora does not use them"),
+        (("controlnet", "--condition", "mood"), "--condition 'mood' is unknown; the eight are canny"),
+        (("controlnet", "--condition", "depth"), "give control pictures with --maps"),
+        (("textual-inversion", "--prompt", "a ball"), "a prompt with '<mine>' in it"),
+    ],
+    ids=["prompt", "control", "no control", "condition", "judge", "token"],
+)
+def test_what_cannot_be_is_said_in_a_sentence(tiny, photos, tmp_path, arguments, sentence):
+    from typer.testing import CliRunner
+
+    from companion.cli import app
+
+    given = [arguments[0], str(photos), *arguments[1:], "--model", str(tiny), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, ["train", *given])
+    assert result.exit_code == 2 and sentence in " ".join(result.output.split())
+    assert not (tmp_path / "run").exists()
