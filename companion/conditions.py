@@ -395,7 +395,8 @@ CONDITIONS: dict[str, Condition] = {
             "surfaces that face where the colour says",
             lambda columns, scenes: columns["normals"].astype(np.float32) / 127,
             normals,
-            lambda maps: ((maps + 1) * 127.5).round().astype(np.uint8),
+            # The colours of ControlNet 1.1: red to the left, green up, blue towards the viewer.
+            lambda maps: ((maps * np.array([-1, 1, 1]) + 1) * 127.5).round().astype(np.uint8),
             angle,
             "degrees",
             0.0,

@@ -24,7 +24,7 @@ from companion.files import damage, sha256
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import ControlNetModel, DiffusionPipeline
 
 #: Seconds that a mirror may take to list its files, and to answer for the first of them. If it falls silent later,
 #: huggingface_hub gives up: after six times HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, by default 10 seconds) in
@@ -145,6 +145,22 @@ CATALOGUE: dict[str, Model] = {
 }
 
 
+#: The published ControlNets 1.1 of each model of the hub, by condition (arXiv 2302.05543). None is known elsewhere in
+#: the same form: those of version 1.0 want other maps of normals.
+CONTROLNETS: dict[str, dict[str, str]] = {
+    "sd15": {
+        "canny": "lllyasviel/control_v11p_sd15_canny",
+        "softedge": "lllyasviel/control_v11p_sd15_softedge",
+        "mlsd": "lllyasviel/control_v11p_sd15_mlsd",
+        "depth": "lllyasviel/control_v11f1p_sd15_depth",
+        "normal": "lllyasviel/control_v11p_sd15_normalbae",
+        "openpose": "lllyasviel/control_v11p_sd15_openpose",
+        "scribble": "lllyasviel/control_v11p_sd15_scribble",
+        "seg": "lllyasviel/control_v11p_sd15_seg",
+    }
+}
+
+
 def find(name_or_path: str | Path) -> Model:
     """The catalogue's entry of that name, or one for the pipeline in that folder.
 
@@ -206,30 +222,60 @@ def load(
     # Imported only now, so that every error that needs no torch is raised at once.
     with _quiet():
         import diffusers
-        import torch
-        from packaging.version import Version
 
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        for kind, there in (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)):
-            if device.type == kind and not there():
-                raise ValueError(
-                    f"device='{device}', but torch {torch.__version__} sees no {kind.upper()} GPU; use 'cpu'."
-                )
-        if dtype is None:
-            # GPUs compute fast in half precision; most CPUs only emulate it.
-            dtype = torch.float16 if device.type == "cuda" else torch.float32
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            folder,
-            **{"dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype": dtype},
-            use_safetensors=True,
-            local_files_only=True,
-            variant="fp16" if any(".fp16" in name for name in weights) else None,
-            **options,
-        ).to(device)
+        device, stored = _settings(device, dtype, weights)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **stored, **options).to(device)
     _fit(pipe, device)
     # Small models draw too fast for a progress bar to be of use.
     pipe.set_progress_bar_config(disable=model.size <= CATALOGUE["tabletop"].size, leave=False)
     return pipe
+
+
+def load_controlnet(
+    condition: str | Path,
+    model: str | Path = "tabletop",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    timeout: float = TIMEOUT,
+) -> ControlNetModel:
+    """A stock ControlNet for a model.
+
+    Args:
+        condition: such as "canny" or "depth", or the folder of a ControlNet that `save_pretrained` wrote.
+        model: a name of the catalogue, or the folder of a pipeline that is as large as one of those.
+        device, dtype, timeout: as in `load`.
+
+    Raises:
+        ValueError: no such ControlNet is known; the message lists those that are.
+        NotAPipelineError, PickleRefusedError: the folder cannot be used.
+        OfflineError, NoMirrorError: a ControlNet of the hub cannot be fetched.
+        DamagedError: a file on this machine is damaged.
+    """
+    base = find(model)
+    name = next(known.name for known in CATALOGUE.values() if known.size == base.size) if base.path else base.name
+    if isinstance(condition, Path) or Path(condition).is_dir():
+        folder = Path(condition)
+    elif name in CONTROLNETS:
+        if condition not in CONTROLNETS[name]:
+            raise ValueError(f"No ControlNet {condition!r} is known for {name}: {', '.join(CONTROLNETS[name])}.")
+        repo = Model(condition, "", base.size, 0, 0.0, (CONTROLNETS[name][condition],))
+        folder = download(repo, single=True, timeout=timeout)
+    else:
+        start, end = f"{name}-controlnet-", companion.DATA / "models"
+        folder = end / f"{start}{condition}"
+        if not folder.is_dir():
+            there = sorted(p.name.removeprefix(start) for p in end.glob(f"{start}*"))
+            known = f"these are: {', '.join(there)}" if there else "none is"
+            raise ValueError(f"No ControlNet {str(condition)!r} is known for {name}; {known}.")
+        _check_sums(folder)
+    weights = check_part(folder)
+    with _quiet():
+        from diffusers import ControlNetModel
+
+        device, options = _settings(device, dtype, weights)
+        net = ControlNetModel.from_pretrained(folder, **options)
+    return net.to(device).eval()
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -237,6 +283,32 @@ def seeded(seed: int) -> torch.Generator:
     import torch
 
     return torch.Generator("cpu").manual_seed(seed)
+
+
+def _settings(
+    device: str | torch.device | None, dtype: torch.dtype | None, weights: Collection[str]
+) -> tuple[torch.device, dict[str, Any]]:
+    """Where a model goes, and the arguments of `from_pretrained` for weights with these names.
+
+    Raises ValueError for a GPU that torch does not see.
+    """
+    import diffusers
+    import torch
+    from packaging.version import Version
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for kind, there in (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)):
+        if device.type == kind and not there():
+            raise ValueError(f"device='{device}', but torch {torch.__version__} sees no {kind.upper()} GPU; use 'cpu'.")
+    if dtype is None:
+        # GPUs compute fast in half precision; most CPUs only emulate it.
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    return device, {
+        "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype": dtype,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "variant": "fp16" if any(".fp16" in name for name in weights) else None,
+    }
 
 
 def _fit(pipe: DiffusionPipeline, device: torch.device) -> None:
@@ -296,6 +368,22 @@ def check_folder(folder: Path, skip: Collection[str] = ()) -> list[str]:
         missing += [f"{part}/{name}" for name in sorted(needed - set(names))]
     if missing:
         raise NotAPipelineError(f"{folder} is not a whole pipeline: it lacks {', '.join(missing)}.{_way_out(folder)}")
+    for name in weights:
+        _check_length(folder / name)
+    return weights
+
+
+def check_part(folder: Path) -> list[str]:
+    """Check the folder of one part of a pipeline, such as a ControlNet; returns its weight files, fp16 if it has any.
+
+    Raises NotAPipelineError, PickleRefusedError and DamagedError as `check_folder` does.
+    """
+    names = [p.name for p in folder.glob("*")]
+    weights = [Path(name).name for name in _weights(folder.name, names)]
+    needed = ["config.json"] if "config.json" not in names else []
+    needed += [] if weights else ["diffusion_pytorch_model.safetensors"]
+    if needed:
+        raise NotAPipelineError(f"{folder} is not a whole model: it lacks {' and '.join(needed)}.{_way_out(folder)}")
     for name in weights:
         _check_length(folder / name)
     return weights
@@ -369,7 +457,12 @@ def _way_out(path: Path) -> str:
 
 
 def download(
-    model: Model, *, skip: Collection[str] = (), timeout: float = TIMEOUT, endpoint: str | None = None
+    model: Model,
+    *,
+    skip: Collection[str] = (),
+    single: bool = False,
+    timeout: float = TIMEOUT,
+    endpoint: str | None = None,
 ) -> Path:
     """The folder of a hub's model in huggingface_hub's cache, fetched from the first mirror that gives all of it.
 
@@ -378,6 +471,7 @@ def download(
 
     Args:
         skip: parts that are not wanted, such as {"safety_checker"}.
+        single: the repositories hold one part of a pipeline, such as a ControlNet.
         timeout: seconds that a mirror may take to answer; see `TIMEOUT`.
         endpoint: the hub's address, if not huggingface_hub's default (HF_ENDPOINT).
 
@@ -388,10 +482,11 @@ def download(
     import huggingface_hub
     from huggingface_hub.errors import HTTPError  # of httpx in huggingface_hub 1, of httpx2 in 2
 
+    last = "config.json" if single else "model_index.json"  # fetched when all else is there
     for repo in model.mirrors:
-        if (index := huggingface_hub.try_to_load_from_cache(repo, "model_index.json")) and isinstance(index, str):
+        if (index := huggingface_hub.try_to_load_from_cache(repo, last)) and isinstance(index, str):
             try:
-                check_folder(Path(index).parent, skip)
+                _ = check_part(Path(index).parent) if single else check_folder(Path(index).parent, skip)
                 return Path(index).parent
             except (NotAPipelineError, PickleRefusedError, DamagedError):
                 pass  # an earlier download that did not end, or one that left parts out
@@ -403,7 +498,7 @@ def download(
     reasons = []
     for repo in model.mirrors:
         try:
-            return _fetch(repo, skip, timeout, endpoint)
+            return _fetch(repo, skip, single, timeout, endpoint)
         except (NotAPipelineError, PickleRefusedError, OSError, HTTPError) as error:
             reasons.append(f"{repo} ({_reason(error, timeout)})")
     raise NoMirrorError(
@@ -412,14 +507,14 @@ def download(
     )
 
 
-def _fetch(repo: str, skip: Collection[str], timeout: float, endpoint: str | None) -> Path:
-    """Fetch one mirror's pipeline into the cache; every file is compared with what the mirror listed."""
+def _fetch(repo: str, skip: Collection[str], single: bool, timeout: float, endpoint: str | None) -> Path:
+    """Fetch one mirror's pipeline, or part, into the cache; every file is compared with what the mirror listed."""
     import huggingface_hub as hub
 
     # snapshot_download would be one call, but it may wait forever for the listing, and does not check what it gets.
     listing = hub.HfApi(endpoint=endpoint).model_info(repo, files_metadata=True, timeout=timeout).siblings or []
     listed = {file.rfilename: file for file in listing}
-    wanted = _wanted(listed, skip)
+    wanted = _wanted_part(repo, listed) if single else _wanted(listed, skip)
     # If a mirror does not serve its files, huggingface_hub would ask six times, a minute each; this asks once.
     hub.get_hf_file_metadata(hub.hf_hub_url(repo, wanted[-1], endpoint=endpoint), timeout=timeout, endpoint=endpoint)
     for name in wanted:
@@ -428,8 +523,16 @@ def _fetch(repo: str, skip: Collection[str], timeout: float, endpoint: str | Non
             path.resolve().unlink()  # the cache's copy, and the link to it
             path.unlink(missing_ok=True)
             raise DamagedError(f"{name} {problem}")
-    check_folder(path.parent, skip)
+    _ = check_part(path.parent) if single else check_folder(path.parent, skip)
     return path.parent
+
+
+def _wanted_part(repo: str, files: Collection[str]) -> list[str]:
+    """The files of a repository that make one part of a pipeline; its config.json is last."""
+    weights = [Path(name).name for name in _weights(repo.rpartition("/")[2], [f for f in files if "/" not in f])]
+    if not weights or "config.json" not in files:
+        raise NotAPipelineError("it lacks config.json or weights")
+    return [*weights, "config.json"]
 
 
 def _wanted(files: Collection[str], skip: Collection[str]) -> list[str]:

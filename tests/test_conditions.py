@@ -202,3 +202,12 @@ def test_intersection_over_union_is_averaged_over_what_was_asked_for():
 def test_maps_that_are_too_small_for_their_scales_are_refused():
     with pytest.raises(ValueError, match="maps of 32 x 32 are too small for 3 scales; ask for fewer"):
         conditions.ms_ssim(np.zeros((1, 32, 32), np.uint8), np.zeros((1, 32, 32), np.uint8))
+
+
+def test_normals_have_the_colours_of_controlnet_1_1():
+    """Red is what faces left, green what faces up, blue what faces the viewer."""
+    faces = np.array([[-1, 0, 0], [1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1]], np.float32)
+    red, green, blue = CONDITIONS["normal"].paint(faces[None, None])[0, 0].T
+    assert red.tolist() == [255, 0, 128, 128, 128]
+    assert green.tolist() == [128, 128, 255, 0, 128]
+    assert blue.tolist() == [128, 128, 128, 128, 255]

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hub import Hub, Repo, files, tiny_pipeline
 
 import companion
@@ -443,3 +444,72 @@ def test_memory_settings_are_for_gpus_only(tiny, monkeypatch):
     models._fit(pipe, torch.device("cuda"))
     assert pipe.vae.use_slicing and pipe.vae.use_tiling
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- ControlNets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def net(tiny, tmp_path_factory):
+    """The folder of a ControlNet for the tiny pipeline."""
+    from companion.controlnet import controlnet_of
+
+    folder = tmp_path_factory.mktemp("nets") / "edges"
+    controlnet_of(load(tiny).unet, (8, 8, 8, 8)).save_pretrained(folder)
+    return folder
+
+
+def test_a_controlnet_loads_from_its_folder(net):
+    loaded = models.load_controlnet(net)
+    assert type(loaded).__name__ == "ControlNetModel" and not loaded.training
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+
+
+def test_the_published_controlnets_are_fetched_as_a_model_is(hub, cache, tiny, net, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    extras = {"README.md": b"notes", "diffusion_pytorch_model.bin": b"pickle", "images/out.png": b"picture"}
+    repo = models.CONTROLNETS["sd15"]["depth"]
+    hub.repos[repo] = Repo(files(net) | extras)
+    one = models.Model("depth", "", 512, 0, 0.0, (repo,))
+    folder = download(one, single=True, endpoint=hub.url, timeout=5)
+    assert files(folder) == files(net), "its weights and its configuration, and nothing else"
+    hub.requests.clear()
+    assert download(one, single=True, endpoint=hub.url) == folder and not hub.requests
+    loaded = models.load_controlnet("depth", "sd15")  # it is in the cache, so no hub is asked
+    assert sum(p.numel() for p in loaded.parameters()) > 0 and not hub.requests
+
+
+def test_all_eight_conditions_have_a_published_controlnet():
+    from companion.conditions import CONDITIONS
+
+    assert list(models.CONTROLNETS["sd15"]) == list(CONDITIONS)
+
+
+def test_a_controlnet_of_pickles_is_refused(net, tmp_path, hub, cache):
+    shutil.copytree(net, tmp_path / "net")
+    (tmp_path / "net" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "net" / "diffusion_pytorch_model.bin")
+    with pytest.raises(models.PickleRefusedError, match="only safetensors are loaded"):
+        models.load_controlnet(tmp_path / "net")
+    hub.repos["one/net"] = Repo(files(tmp_path / "net"))
+    with pytest.raises(models.NoMirrorError, match="pickle"):
+        download(models.Model("n", "", 512, 0, 0.0, ("one/net",)), single=True, endpoint=hub.url, timeout=5)
+    assert not weights_asked(hub)
+
+
+@pytest.mark.parametrize(
+    ("condition", "model", "sentence"),
+    [
+        ("mood", "sd15", "No ControlNet 'mood' is known for sd15: canny, softedge, mlsd, depth, normal, openpose"),
+        ("mood", "tabletop", "No ControlNet 'mood' is known for tabletop; "),
+        ("canny", "lcm", "No ControlNet 'canny' is known for lcm; none is"),
+    ],
+)
+def test_an_unknown_controlnet_is_told(condition, model, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        models.load_controlnet(condition, model)
+
+
+def test_a_controlnet_that_is_not_whole_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(models.NotAPipelineError, match="lacks diffusion_pytorch_model.safetensors"):
+        models.load_controlnet(tmp_path)
