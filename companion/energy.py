@@ -43,8 +43,8 @@ def hyperspherical_energy(
     Args:
         weight: (n, ...), a neuron in each row.
         s: how fast the repulsion falls with distance; 0, 1 and 2 are usual, and the OFT paper takes 1.
-        half_space: add -w for each neuron w, so that opposite neurons count as close too (section 3.3).
-        angular: z is the angle between the neurons, in radians, instead of the straight line (section 3.4).
+        half_space: add -w for each neuron w, so that opposite neurons count as close too.
+        angular: z is the angle between the neurons, in radians, instead of the straight line.
         mean: divide by the number of terms, n (n - 1), or 2n (2n - 1) with `half_space`. The code of the OFT paper
             logs this mean, with `half_space`, summed over the weights of a model.
         chunk: how many neurons are compared with the others at once; memory grows with chunk n, not with n n.

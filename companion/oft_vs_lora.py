@@ -49,7 +49,7 @@ def skew(q: Tensor, b: int) -> Tensor:
 
 
 def cayley(Q: Tensor) -> Tensor:
-    """Cayley's map, R = (I + Q)(I - Q)^-1: rotations from skew-symmetric matrices (..., b, b), section 3.2 of the paper.
+    """Cayley's map, R = (I + Q)(I - Q)^-1: rotations from skew-symmetric matrices (..., b, b).
 
     An eigenvalue i tan(a / 2) of Q becomes a turn by the angle a in R. So all rotations are reached but those that turn
     something by exactly 180 degrees, and no reflections.
@@ -217,8 +217,9 @@ def apply(
         ValueError: when a target matches no layer, `blocks` does not divide a layer's d or leaves nothing to turn, eps
             is not positive, or the model has an adapter already. The model is then unchanged.
     """
+    _refuse_second(model)
     targets = [targets] if isinstance(targets, str) else list(targets)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    layers = _layers(model)
     chosen = {}
     for target in targets:
         found = {name: layer for name, layer in layers.items() if f".{name}".endswith(f".{target}")}
@@ -226,13 +227,27 @@ def apply(
             last = sorted({re.findall(r"[^.]+(?:\.\d+)*$", name)[0] for name in layers if name})
             raise ValueError(
                 f"no linear layer or convolution of the model is named {target!r}; the last parts of their names are "
-                f"{', '.join(last[:12])}{', ...' if len(last) > 12 else ''}"
+                f"{', '.join(last[:30])}{', ...' if len(last) > 30 else ''}"
             )
         chosen |= found
     if not chosen:
         raise ValueError("no layers were named; give targets such as those in TARGETS")
     chosen = {name: layer for name, layer in layers.items() if name in chosen}
     return _adapt(model, chosen, Settings(blocks, eps, share, rescale))
+
+
+def _refuse_second(model: nn.Module) -> None:
+    if adapters(model):
+        raise ValueError("the model has an adapter already; remove(model) takes it away")
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that can have an adapter, by name: those whose weight is a parameter of its own."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not parametrize.is_parametrized(module)
+    }
 
 
 def _adapt(
@@ -242,8 +257,6 @@ def _adapt(
     tensors: Mapping[str, Tensor] | None = None,
 ) -> list[nn.Parameter]:
     """Check everything, then register an adapter at each layer, with the values `tensors` if they are given."""
-    if adapters(model):
-        raise ValueError("the model has an adapter already; remove(model) takes it away")
     if settings.eps is not None and not settings.eps > 0:
         raise ValueError(f"eps={settings.eps:g} leaves no rotation; give a positive radius, or None for no constraint")
     found = {}
@@ -290,8 +303,10 @@ def _adapted(model: nn.Module) -> dict[str, tuple[Any, OFT, nn.Parameter]]:
 
 def _plain(layer: Any, weight: nn.Parameter) -> None:
     """Make an adapted layer plain again, with this weight."""
-    if parametrize.is_parametrized(layer, "weight"):
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    if parametrize.is_parametrized(layer):
+        # Not by torch's remove_parametrizations: that empties the layer's class, which copies of the layer share.
+        del layer.parametrizations
+        layer.__class__ = type(layer).__bases__[0]
     layer.weight = weight
     for name in [name for name in layer._parameters if name != "weight"]:  # in the order of a plain layer
         layer._parameters[name] = layer._parameters.pop(name)
@@ -369,18 +384,18 @@ def load(model: nn.Module, path: Path) -> list[nn.Parameter]:
     Raises ValueError when the file is not such an adapter, when it does not fit the model, or when the model has an
     adapter already. The model is then unchanged.
     """
+    _refuse_second(model)
     try:
         with safe_open(path, "pt") as f:
             settings = Settings(**json.loads((f.metadata() or {})["oft"]))
             tensors = {name: f.get_tensor(name) for name in f.keys()}
     except (SafetensorError, KeyError, ValueError, TypeError):
         raise ValueError(f"{path} is not an adapter of OFT; give a file that save wrote") from None
-    modules = dict(model.named_modules())
-    layers = {}
-    for name in dict.fromkeys(key.rpartition(".")[0] for key in tensors):
-        if not isinstance(modules.get(name), nn.Linear | nn.Conv2d):
-            raise ValueError(f"{path} is for another model: this one has no linear layer or convolution {name}")
-        layers[name] = modules[name]
+    wanted = {key.rpartition(".")[0] for key in tensors}
+    # In the model's order, which is also that of `apply`: optimisers know parameters by their order.
+    layers = {name: layer for name, layer in _layers(model).items() if name in wanted}
+    if missing := sorted(wanted - layers.keys()):
+        raise ValueError(f"{path} is for another model: this one has no linear layer or convolution {missing[0]}")
     try:
         return _adapt(model, layers, settings, tensors)
     except ValueError as error:

@@ -10,14 +10,22 @@ import companion
 PACKAGE = companion.ROOT / "companion"
 #: From the ground up; a name stands for a module, or for a package and everything in it.
 FLOORS = (
-    ("files", "intervals", "metrics", "figures", "pictures"),
+    ("files", "intervals", "metrics", "energy", "figures", "pictures"),
     ("models",),
     ("diffusion", "schedules", "mixture"),
     ("training", "fast"),
     ("tabletop",),
     ("conditions", "controlnet"),
     ("pretraining",),
-    ("start_here", "latent_diffusion", "samplers", "sampler_sweeps", "img2img_inpainting", "where_to_run"),
+    (
+        "start_here",
+        "latent_diffusion",
+        "samplers",
+        "sampler_sweeps",
+        "img2img_inpainting",
+        "oft_vs_lora",
+        "where_to_run",
+    ),
     ("exercises", "widgets", "space", "replicate"),
     ("run", "doctor", "badges", "cli"),
 )

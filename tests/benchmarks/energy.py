@@ -4,8 +4,11 @@
     python tests/benchmarks/energy.py 10240      # all weights; the published way then takes 15 GB
 
 The weights have the shapes of Stable Diffusion 1.5's U-Net, which has 282 with two or four dimensions, and random
-numbers. Each different shape is timed once, one weight at a time, and counts as often as it occurs. What the OFT paper's
-code logs is a sum over the weights: of each the mean over pairs, with s = 1 and the neurons' opposites added.
+numbers. Each different shape is timed once, one weight at a time, and counts as often as it occurs. What the code of
+the OFT paper logs is a sum over the weights: of each the mean over pairs, with s = 1 and the neurons' opposites added.
+
+Eight times as fast is what not repeating oneself gives: a neuron's opposite needs no product of its own, and a pair is
+looked at once. Small weights gain more than that, since no matrix of all pairs passes through memory.
 """
 
 from __future__ import annotations
@@ -64,8 +67,10 @@ def main() -> None:
         apart = abs(found["ours"] / found["published"] - 1)
         assert apart < 1e-4, f"{shape}: {found}"
     print(f"published {seconds['published']:.1f} s, ours {seconds['ours']:.1f} s")
-    print(f"{seconds['published'] / seconds['ours']:.1f} times as fast; the sums differ by "
-          f"{abs(values['ours'] / values['published'] - 1):.1e}: {values['published']:.4f}, {values['ours']:.4f}")
+    print(
+        f"{seconds['published'] / seconds['ours']:.1f} times as fast; the sums differ by "
+        f"{abs(values['ours'] / values['published'] - 1):.1e}: {values['published']:.4f}, {values['ours']:.4f}"
+    )
 
 
 def weight_scale(shape: tuple[int, ...]) -> float:
