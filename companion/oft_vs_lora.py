@@ -69,8 +69,8 @@ class _Cayley(torch.autograd.Function):
         return R
 
     @staticmethod
-    def backward(ctx: Any, dR: Tensor) -> Tensor:
-        (R,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (dR,), (R,) = grads, ctx.saved_tensors
         H = (R + _identity(R)).mT
         return H @ dR @ H / 2
 
@@ -241,7 +241,7 @@ def _refuse_second(model: nn.Module) -> None:
         raise ValueError("the model has an adapter already; remove(model) takes it away")
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
+def _layers(model: nn.Module) -> dict[str, Any]:
     """The layers that can have an adapter, by name: those whose weight is a parameter of its own."""
     return {
         name: module
@@ -252,7 +252,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def _adapt(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Any],
     settings: Settings,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> list[nn.Parameter]:
@@ -289,8 +289,9 @@ def adapters(model: nn.Module) -> dict[str, OFT]:
 
 def _adapted(model: nn.Module) -> dict[str, tuple[Any, OFT, nn.Parameter]]:
     """Each adapted layer with its adapter and its pretrained weight W0."""
-    found = {}
-    for name, layer in model.named_modules():
+    found: dict[str, tuple[Any, OFT, nn.Parameter]] = {}
+    for name, module in model.named_modules():
+        layer: Any = module
         if hasattr(layer, "_unmerged"):
             (oft, W0), now = layer._unmerged, layer.weight
             if (W0.device, W0.dtype) != (now.device, now.dtype):  # the model was moved since it was merged
