@@ -32,7 +32,7 @@ def hyperspherical_energy(
     angular: bool = False,
     *,
     mean: bool = False,
-    chunk: int = 128,
+    chunk: int | None = None,
 ) -> float:
     """The hyperspherical energy of a weight's neurons, exactly, over all pairs (arXiv 1805.09298, equation 1).
 
@@ -47,7 +47,8 @@ def hyperspherical_energy(
         angular: z is the angle between the neurons, in radians, instead of the straight line.
         mean: divide by the number of terms, n (n - 1), or 2n (2n - 1) with `half_space`. The code of the OFT paper
             logs this mean, with `half_space`, summed over the weights of a model.
-        chunk: how many neurons are compared with the others at once; memory grows with chunk n, not with n n.
+        chunk: how many neurons are compared with the others at once, a tenth of them by default but at most 256. Memory
+            grows with chunk n, not with n n.
     Raises:
         ValueError: when s is negative, or there are no two neurons with a direction.
     """
@@ -83,19 +84,21 @@ def _neurons(weight: Tensor) -> Tensor:
     rows = weight.detach().flatten(1)
     rows = rows.cpu() if rows.device.type == "mps" else rows  # which has no double precision
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    low, high = rows.aminmax(dim=1)
-    largest = torch.maximum(-low, high)
-    if ((largest < 1e-15) | (largest > 1e15)).any():  # whose squares would be 0 or infinite; a power of 2 is exact
+    length = torch.linalg.vector_norm(rows, dim=1)
+    if ((length < 1e-15) | (length > 1e15)).any():  # squares may be 0 or infinite; scaling by a power of 2 is exact
+        largest = rows.abs().amax(1)
         there = largest > 0
         rows = torch.ldexp(rows[there], -torch.frexp(largest[there])[1][:, None])
     return rows
 
 
-def _cosines(rows: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
+def _cosines(rows: Tensor, chunk: int | None) -> Iterator[tuple[int, Tensor]]:
     """For neurons i, i + 1, ... the cosines (at most `chunk`, n - i) with each other and all later ones, once a pair;
     the rest is zero.
     """
     scale = 1 / torch.linalg.vector_norm(rows, dim=1)
+    # A large chunk multiplies faster, and spends more on pairs that it meets twice.
+    chunk = chunk or min(256, max(64, len(rows) // 10))
     for i in range(0, len(rows), chunk):
         cosine = rows[i : i + chunk] @ rows[i:].T
         yield i, cosine.mul_(scale[i : i + chunk, None]).mul_(scale[i:]).triu_(1)
@@ -152,7 +155,7 @@ def energies(model: nn.Module | Mapping[str, Tensor], **options: Any) -> dict[st
 
 
 @torch.no_grad()
-def angle_drift(before: Tensor, after: Tensor, *, chunk: int = 128) -> float:
+def angle_drift(before: Tensor, after: Tensor, *, chunk: int | None = None) -> float:
     """The largest change of an angle between two neurons, in radians, from one weight (n, ...) to another.
 
     It is computed in double precision, which resolves about 1e-8. Raises ValueError when the shapes differ.

@@ -124,7 +124,7 @@ class Settings:
     Attributes:
         blocks: r, the number of blocks of R, which must divide each layer's d.
         eps: the radius of constrained OFT (COFT): ||R - I|| <= eps, in the Frobenius norm, for each layer. None for no
-            constraint. The official code multiplies its `eps` by b^2 first: its 6e-5 at b = 80 is 0.38 here.
+            constraint. The official code bounds ||Q|| by eps b^2 instead: its 6e-5 at b = 80 is a radius of 0.77 here.
         share: one block, repeated r times.
         rescale: learn each neuron's length too (re-scaled OFT, z = (R W0 D)^T x with a diagonal D).
     """
