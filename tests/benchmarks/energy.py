@@ -7,9 +7,9 @@ The weights have the shapes of Stable Diffusion 1.5's U-Net, which has 282 with 
 numbers. Each different shape is timed once, one weight at a time, and counts as often as it occurs. What the code of
 the OFT paper logs is a sum over the weights: of each the mean over pairs, with s = 1 and the neurons' opposites added.
 
-Where the products of neurons take all the time, as in convolutions, the gain cannot pass eight: a neuron's opposite needs
-no product of its own, and a pair is looked at once. Many neurons of few inputs gain more, 20 times at (2560, 320), since no
-matrix of all pairs passes through memory.
+Where the products of neurons take all the time, as in convolutions, the gain cannot pass about eight: a neuron's
+opposite needs no product of its own, and a pair is looked at once. Many neurons of few inputs gain more, 20 times at
+(2560, 320), since no matrix of all pairs passes through memory.
 """
 
 from __future__ import annotations
