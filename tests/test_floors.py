@@ -10,16 +10,23 @@ import companion
 PACKAGE = companion.ROOT / "companion"
 #: From the ground up; a name stands for a module, or for a package and everything in it.
 FLOORS = (
-    ("files", "intervals", "metrics", "figures", "pictures", "photographs"),
+    ("files", "intervals", "metrics", "energy", "figures", "pictures", "photographs"),
     ("models",),
     ("diffusion", "schedules", "mixture"),
     ("training", "fast"),
     ("tabletop",),
-    ("conditions", "controlnet", "class_images"),
-    ("pretraining",),
-    ("start_here", "latent_diffusion", "samplers", "sampler_sweeps", "img2img_inpainting", "where_to_run"),
+    ("conditions", "controlnet", "oft_vs_lora", "class_images"),
+    ("pretraining", "finetuning", "finetuning_run"),
+    (
+        "start_here",
+        "latent_diffusion",
+        "samplers",
+        "sampler_sweeps",
+        "img2img_inpainting",
+        "where_to_run",
+    ),
     ("exercises", "widgets", "space", "replicate"),
-    ("run", "doctor", "badges", "dreambooth_command", "cli"),
+    ("run", "doctor", "badges", "dreambooth_command", "finetuning_command", "cli"),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 
