@@ -24,7 +24,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from companion import diffusion
+from companion import diffusion, oft_vs_lora
 from companion.controlnet import EMBEDDER, adapter_of, controlnet_of, listening
 from companion.metrics import pictures_to_tensor
 from companion.training import Progress, ema_copy, noise_loss, train
@@ -170,6 +170,26 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Oft:
+    """Orthogonal finetuning (Z. Qiu et al., arXiv 2306.07280): neurons are turned, all of a layer together.
+
+    Attributes:
+        blocks, eps, share, rescale: see `oft_vs_lora.Settings`.
+        targets: ends of the names of the U-Net's layers that are turned.
+    """
+
+    blocks: int = 4
+    eps: float | None = None
+    share: bool = False
+    rescale: bool = False
+    targets: Sequence[str] = ATTENTION
+    lr: ClassVar[float] = 3e-3  # the paper's 6e-5, in the units of `oft_vs_lora.OFT.q`
+
+    def _attach(self, pipe: StableDiffusionPipeline) -> None:
+        oft_vs_lora.apply(pipe.unet, list(self.targets), self.blocks, self.eps, self.share, self.rescale)
+
+
+@dataclass(frozen=True)
 class Peft:
     """Any of PEFT's other adapters, such as HRA or BOFT.
 
@@ -231,7 +251,7 @@ class ControlNet:
         return controlnet_of(pipe.unet, embedder, attention=self.attention, open_embedder=True)
 
 
-Method = Full | Lora | Peft | TextualInversion | ControlNet
+Method = Full | Lora | Oft | Peft | TextualInversion | ControlNet
 
 
 class WithNewWord(nn.Module):
@@ -456,6 +476,8 @@ def merged(tuned: Tuned) -> StableDiffusionPipeline:
     for module in (unet, text_encoder):
         if getattr(module, "peft_config", None):
             _fuse(module)
+        if oft_vs_lora.adapters(module):
+            oft_vs_lora.merge(module)
     table = text_encoder.get_input_embeddings()
     if isinstance(table, WithNewWord):
         text_encoder.set_input_embeddings(table.table)
@@ -481,7 +503,8 @@ def _fuse(module: Any) -> None:
 def save_learned(tuned: Tuned, folder: Path) -> list[Path]:
     """Save what was learned, alone, in the form in which others load it; returns the files.
 
-    LoRA: `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights(folder, weight_name=...)`. Textual inversion:
+    LoRA: `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights(folder, weight_name=...)`. OFT:
+    `oft.safetensors`, for `oft_vs_lora.load`, since the library cannot load any. Textual inversion:
     `learned_embeds.safetensors`, for `pipe.load_textual_inversion(folder)`. A ControlNet: a folder for
     `ControlNetModel.from_pretrained`. Full finetuning, and PEFT's other adapters: the whole `merged` pipeline.
     """
@@ -494,6 +517,8 @@ def save_learned(tuned: Tuned, folder: Path) -> list[Path]:
         case Lora():
             target = folder / "pytorch_lora_weights.safetensors"
             _save_lora(tuned, target)
+        case Oft():
+            oft_vs_lora.save(tuned.pipe.unet, folder / "oft.safetensors")
         case TextualInversion(token=token):
             target = folder / "learned_embeds.safetensors"
             row = tuned.pipe.text_encoder.get_input_embeddings().row.detach().cpu()

@@ -25,6 +25,7 @@ class Name(StrEnum):
 
     dreambooth = "dreambooth"
     lora = "lora"
+    oft = "oft"
     textual_inversion = "textual-inversion"
     controlnet = "controlnet"
     adapter = "t2i-adapter"
@@ -34,6 +35,7 @@ class Name(StrEnum):
 STEPS = {
     Name.dreambooth: 400,
     Name.lora: 500,
+    Name.oft: 1000,
     Name.textual_inversion: 3000,
     Name.controlnet: 5000,
     Name.adapter: 5000,
@@ -55,6 +57,7 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Pictures a step, of each set.")] = 1,
     accumulate: Annotated[int, typer.Option(min=1, help="Steps whose gradients are added up.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="Of LoRA.")] = 4,
+    blocks: Annotated[int, typer.Option(min=1, help="Of OFT's rotations.")] = 4,
     text_encoder: Annotated[bool, typer.Option("--text-encoder", help="Let the text encoder learn too.")] = False,
     token: Annotated[str, typer.Option(help="The new word of textual inversion.")] = "<mine>",
     initial: Annotated[str, typer.Option(help="The known word that it starts from.")] = "",
@@ -69,7 +72,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu.")] = None,
 ) -> None:
-    """Teach a model from your pictures: DreamBooth, LoRA, textual inversion, ControlNet, T2I-Adapter.
+    """Teach a model from your pictures: DreamBooth, LoRA, OFT, textual inversion, ControlNet, T2I-Adapter.
 
     Captions may stand beside the pictures, in cat.txt for cat.jpg; --prompt is for those without. For several GPUs, put
     `accelerate launch -m` and `companion.cli` in the place of `companion`.
@@ -97,7 +100,7 @@ def train(
 
         device = str(PartialState().device)
     known, pipe = find(model), load(model, device=device)
-    method = _method(what, rank, text_encoder, token, initial)
+    method = _method(what, rank, blocks, text_encoder, token, initial)
     sets = [_pictures(pipe, photos, known.size, prompt, condition, maps)]
     if class_prompt:
         sets.append(_class(pipe, out, class_prompt, class_pictures, class_count, class_weight, known, seed))
@@ -127,12 +130,13 @@ def train(
     typer.echo(f"What was learned is in {out / 'learned'}; look at {out / 'report.html'}.")
 
 
-def _method(what: Name, rank: int, text_encoder: bool, token: str, initial: str) -> Method:
-    from companion.finetuning import ControlNet, Full, Lora, TextualInversion
+def _method(what: Name, rank: int, blocks: int, text_encoder: bool, token: str, initial: str) -> Method:
+    from companion.finetuning import ControlNet, Full, Lora, Oft, TextualInversion
 
     return {
         Name.dreambooth: lambda: Full(text_encoder),
         Name.lora: lambda: Lora(rank, text_encoder=text_encoder),
+        Name.oft: lambda: Oft(blocks),
         Name.textual_inversion: lambda: TextualInversion(token, initial),
         Name.controlnet: ControlNet,
         Name.adapter: lambda: ControlNet(adapter=True),

@@ -9,13 +9,14 @@ from diffusers.training_utils import compute_snr
 from peft import HRAConfig
 
 import companion
-from companion import diffusion
+from companion import diffusion, oft_vs_lora
 from companion.finetuning import (
     ATTENTION,
     ControlNet,
     Examples,
     Full,
     Lora,
+    Oft,
     Peft,
     TextualInversion,
     adamw,
@@ -34,6 +35,7 @@ METHODS = {
     "full with text": Full(text_encoder=True),
     "lora": Lora(rank=2),
     "lora with text": Lora(rank=2, alpha=6, text_encoder=True),
+    "oft": Oft(blocks=2),
     "hra": Peft(HRAConfig(r=2, target_modules=list(ATTENTION))),
     "textual inversion": TextualInversion(WORD, "a"),
     "controlnet": ControlNet(attention=False),
@@ -178,6 +180,8 @@ def test_what_was_learned_loads_in_the_library_and_draws_the_same(pipe, method, 
     plain = companion.load(tiny, device="cpu")
     if isinstance(method, Lora):
         plain.load_lora_weights(tmp_path, weight_name=files[0].name)
+    elif isinstance(method, Oft):
+        oft_vs_lora.load(plain.unet, files[0])
     elif isinstance(method, TextualInversion):
         plain.load_textual_inversion(tmp_path, weight_name=files[0].name)
     else:
