@@ -169,7 +169,8 @@ function render({ model, el }) {
 
   // ---- the tools
 
-  const brush = element("input", { type: "range", min: 1, max: Math.max(8, Math.round(wide / widest)), step: 1 });
+  const most = Math.max(8, Math.round(wide / widest), model.get("brush"));
+  const brush = element("input", { type: "range", min: 1, max: most, step: 1 });
   brush.value = model.get("brush");
   brush.setAttribute("aria-label", "Brush size");
   brush.addEventListener("input", () => {
