@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 VIEW = "application/vnd.jupyter.widget-view+json"
 INK, PAPER = (34, 34, 34), (255, 255, 255)
 MARGIN, LINE = 8, 20  # pixels between the parts of a picture, and for a line of text
-PAUSE = 0.03  # seconds in which a kernel reads the messages that the browser sent while it was busy
+PAUSE, PATIENCE = 0.03, 0.3  # seconds without a message, after which none waits; and how long that is waited for
 
 
 def png(image: Image.Image) -> bytes:
@@ -57,7 +57,9 @@ class Panel(widgets.VBox):
     def __init__(self, controls: Sequence[widgets.Widget], width: int, height: int) -> None:
         # Fixed sizes, so that nothing moves when a new picture arrives.
         self.picture = widgets.Image(format="png", layout=widgets.Layout(width=f"{width}px", height=f"{height}px"))
-        self.message = widgets.HTML(layout=widgets.Layout(width="auto", min_height="3em"))
+        self.message: Any = widgets.HTML(layout=widgets.Layout(width="auto", min_height="3em"))
+        self._waiting: dict[Callable[[], None], float] = {}  # actions, and when each was asked for first
+        self._asked = 0.0
         super().__init__([self.picture, self.message, *controls])
 
     def show(self, image: Image.Image, text: str = "") -> None:
@@ -88,14 +90,18 @@ class Panel(widgets.VBox):
         loop = _loop_of_messages()
         if loop is None:
             self.attempt(action)
-        elif action not in self._waiting:
-            self._waiting = (*self._waiting, action)
-            loop.call_later(PAUSE, self._now, action)
+            return
+        self._asked = loop.time()
+        if action not in self._waiting:
+            self._waiting[action] = self._asked
+            loop.call_later(PAUSE, self._when_all_is_read, loop, action)
 
-    _waiting: tuple[Callable[[], None], ...] = ()
-
-    def _now(self, action: Callable[[], None]) -> None:
-        self._waiting = tuple(other for other in self._waiting if other != action)
+    def _when_all_is_read(self, loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+        now = loop.time()
+        if now - self._asked < PAUSE and now - self._waiting[action] < PATIENCE:
+            loop.call_later(PAUSE, self._when_all_is_read, loop, action)
+            return
+        del self._waiting[action]
         self.attempt(action)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def poses(size: int = 128) -> dict[str, np.ndarray]:
     for name, angles in ANGLES.items():
         robot = Thing("robot", "steel", 0.0, 0.0, 1.1, 0.0, angles)
         scene = Scene((robot,), None, "grass", "day", *frame([robot], 0.7, 0.8, 0.12, 0.0, 0.0, 12.0))
-        joints = project(scene, solid(robot).joints, size)
+        in_space = solid(robot).joints
+        assert in_space is not None  # a robot has joints
+        joints = project(scene, in_space, size)
         found[name] = np.concatenate([joints[:, :2], np.ones((len(JOINTS), 1))], 1).astype(np.float32)
     return found
 

@@ -101,8 +101,6 @@ function render({ model, el }) {
 
   shown.addEventListener("pointerdown", (event) => {
     if (event.button || last || !event.isPrimary) return;
-    event.preventDefault();
-    shown.focus({ preventScroll: true });
     lift();
     shown.setPointerCapture(event.pointerId);
     last = place(event);

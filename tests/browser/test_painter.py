@@ -40,6 +40,8 @@ def test_a_stroke_paints_where_the_brush_was(opened, kind):
     # A line of 32 pixels with round ends, 8 thick: 32 * 8 + pi * 16 = 306.
     assert abs(int(mask.sum()) - 306) < 30
     assert abs(columns.min() - 12) <= 1 and abs(columns.max() - 51) <= 1 and abs(rows.min() - 28) <= 1
+    # Ctrl+Z is for the pad from now on.
+    assert editor.page.evaluate("document.activeElement.tagName") == "CANVAS"
 
 
 def test_a_scribble_is_white_on_black_over_a_faint_picture(opened):
