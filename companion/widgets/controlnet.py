@@ -285,11 +285,16 @@ class Following(Panel):
         controls = [self.prompt, self.seed, self.scale]
         super().__init__(controls, SIDE, SIDE)
         self.message = Said()
-        fixed = {"flex": "0 0 auto", "margin": "0 16px 8px 0"}
-        drawn = widgets.VBox([self.picture, self.message], layout=widgets.Layout(width=f"{SIDE}px", **fixed))
-        beside = widgets.VBox(controls, layout=widgets.Layout(width="270px", **fixed))
-        self.editor.layout = widgets.Layout(width=f"{SIDE}px", **fixed)
-        row = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
+        self.picture.layout = widgets.Layout(width="100%", height="auto", margin="0")
+
+        def column(width: int) -> widgets.Layout:
+            return widgets.Layout(width=f"{width}px", max_width="100%", flex="0 0 auto", margin="0")
+
+        self.editor.layout = column(SIDE)
+        drawn = widgets.VBox([self.picture, self.message], layout=column(SIDE))
+        beside = widgets.VBox(controls, layout=column(270))
+        # Side by side, and one below the other where the window is narrow.
+        row = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", grid_gap="8px 16px")
         self.children = (widgets.HBox([self.editor, drawn, beside], layout=row),)
         for control in controls:
             self.watch(control, self.draw)

@@ -105,7 +105,7 @@ function render({ model, el }) {
   stage.style.width = `${size * scale}px`;
   const said = element("div", { className: "editor-said" });
 
-  const hint = () => { said.textContent = "Drag a joint, or Tab to it and use the arrow keys."; };
+  const hint = () => { said.textContent = "Drag a joint, or use Tab and arrow keys."; };
   const where = ([x, y, seen]) => `${Math.round(x)} across, ${Math.round(y)} down${seen ? "" : ", hidden"}`;
   const say = (i) => { said.textContent = `${names[i].replace("_", " ")}: ${where(pose[i])}`; };
 
