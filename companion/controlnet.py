@@ -9,7 +9,7 @@ the control picture alone, once for all steps (`Adapted`, `adapter_of`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from companion import diffusion
 from companion.conditions import Condition
+from companion.fast import Fast, FastControlNet, faster
 from companion.intervals import ratio_of_means
 from companion.metrics import tensor_to_bytes
+from companion.models import seeded
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -35,14 +37,14 @@ class Control:
     """A ControlNet and what it is shown.
 
     Attributes:
-        net: a ControlNet of the U-Net that is to listen.
+        net: a ControlNet of the U-Net that is to listen, as it is or compiled (`fast.Fast.controlnet`).
         pictures: control pictures (N, 3, H, W) in [0, 1], one for each picture, or one for all (see `as_controls`).
         scale: what its residuals are multiplied by.
         start, end: the part of the noise schedule, from 0 (pure noise) to 1 (the picture), in which it is heard. The
             stock pipelines count steps instead; evenly spaced steps make it the same to within a step.
     """
 
-    net: ControlNetModel
+    net: ControlNetModel | FastControlNet
     pictures: Tensor
     scale: float = 1.0
     start: float = 0.0
@@ -53,7 +55,7 @@ class Controlled:
     """A U-Net that listens to ControlNets: the `unet` of `diffusion.noise_predictor`, `sample` and `draw`.
 
     Args:
-        unet: the U-Net; its weights are not changed.
+        unet: the U-Net, or a compiled one (`fast.Fast.noise_pred`); its weights are not changed.
         controls: what it listens to. Their residuals are added up.
         guess: the paper's "guess mode", for which prompts may be empty: of the two halves of guidance only the one with
             the text listens, and finer levels listen less. It is for drawing with guidance only.
@@ -61,7 +63,11 @@ class Controlled:
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, controls: Sequence[Control], guess: bool = False, timesteps: int = 1000
+        self,
+        unet: UNet2DConditionModel | Callable[..., Tensor],
+        controls: Sequence[Control],
+        guess: bool = False,
+        timesteps: int = 1000,
     ) -> None:
         self.unet, self.controls, self.guess, self.timesteps = unet, tuple(controls), guess, timesteps
 
@@ -241,6 +247,34 @@ def as_controls(pictures: Any, size: int) -> Tensor:
             )
         found.append(torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255)
     return torch.stack(found)
+
+
+def follower(pipe: StableDiffusionPipeline, net: ControlNetModel) -> Callable[..., Tensor]:
+    """`follow(prompt, seed, control, scale=1.0, *, steps, guidance_scale)` draws a picture (3, H, W) in [-1, 1].
+
+    It is the picture that `diffusion.draw` draws with this ControlNet, to a grey level, but from compiled networks
+    where that is possible (see `fast.faster`). `control` is a control picture as `as_controls` takes it.
+    """
+    size, drawer = diffusion.picture_size(pipe), faster(pipe)
+    compiled = None
+    if isinstance(drawer, Fast):
+        try:
+            compiled = drawer.controlnet(net)
+        except LookupError:  # of a kind that is not compiled
+            pass
+
+    def follow(
+        prompt: str, seed: int, control: Any, scale: float = 1.0, *, steps: int, guidance_scale: float
+    ) -> Tensor:
+        shown = as_controls(control, size)
+        if compiled is None or not isinstance(drawer, Fast):
+            heard = Controlled(pipe.unet, [Control(net, shown, scale)])
+            return diffusion.draw(pipe, prompt, seed, steps=steps, guidance_scale=guidance_scale, unet=heard)[0]
+        heard = Controlled(drawer.noise_pred, [Control(compiled, shown, scale)])
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "pt"}
+        return 2 * drawer(prompt, unet=heard, generator=seeded(seed), **settings).images[0] - 1
+
+    return follow
 
 
 # ---- Fidelity --------------------------------------------------------------------------------------------------------

@@ -10,11 +10,19 @@ stored beside the weights and point into the safetensors file, so the weights ar
 Prompts are encoded once and kept, and the two halves of guidance run side by side, each on half of the cores. The
 course teaches with plain torch all the same: hooks, gradients and finetuned weights need it. When the weights of a
 network change after it was compiled, `Fast` notices at the next picture, and runs that network with torch from then on.
+
+A U-Net that listens to a ControlNet is as fast:
+
+    heard = Controlled(draw.noise_pred, [Control(draw.controlnet(net), as_controls(picture, 128))])
+    picture = draw("a red ball on grass by day", unet=heard, generator=seeded(0)).images[0]
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,8 +34,10 @@ from torch import Tensor, nn
 from companion.diffusion import denoise, encode_prompt, noise_predictor
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, ModelMixin, StableDiffusionPipeline
-    from openvino import AsyncInferQueue
+    from diffusers import AutoencoderKL, ControlNetModel, ModelMixin, StableDiffusionPipeline
+    from openvino import AsyncInferQueue, Model
+
+    from companion.diffusion import UNet
 
 WEIGHTS, GRAPH = "diffusion_pytorch_model.safetensors", "graph.onnx"
 KEPT = 64  # prompts whose text states are kept
@@ -59,8 +69,11 @@ class Fast:
 
     def __init__(self, pipe: StableDiffusionPipeline, threads: int | None = None) -> None:
         self.pipe = pipe
-        self._unet = Compiled(pipe.unet, threads, side_by_side=2)
-        self._decoder = Compiled(pipe.vae, threads)
+        self._threads = threads
+        self._unet = Compiled(stored(pipe.unet), threads, side_by_side=2)
+        self._listening = Compiled(listening(self._unet.graph), threads, side_by_side=2)
+        self._decoder = Compiled(stored(pipe.vae), threads)
+        self._nets: weakref.WeakSet[FastControlNet] = weakref.WeakSet()
         self._states: OrderedDict[str, Tensor] = OrderedDict()
         self._seen = {name: _fingerprint(getattr(pipe, name)) for name in ("unet", "vae", "text_encoder")}
         self._changed: set[str] = set()
@@ -77,7 +90,15 @@ class Fast:
                 self._seen[name] = now
                 self._changed.add(name)
                 self._states.clear()
+        for net in list(self._nets):
+            net.look()
         return self._changed - {"text_encoder"}
+
+    def controlnet(self, net: ControlNetModel) -> FastControlNet:
+        """A ControlNet compiled, with this drawer's threads; `look` looks at its weights too."""
+        compiled = FastControlNet(net, self._threads)
+        self._nets.add(compiled)
+        return compiled
 
     def encode_prompt(self, prompt: str) -> Tensor:
         """The text encoder's states (1, L, D) of a prompt; those of the last `KEPT` prompts are remembered."""
@@ -88,17 +109,35 @@ class Fast:
         self._states.move_to_end(prompt)
         return self._states[prompt]
 
-    def noise_pred(self, x: Tensor, t: float | Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        """The U-Net's prediction (B, C, h, w) for latents x (B, C, h, w), timesteps t (one or B) and text (B, L, D)."""
+    def noise_pred(
+        self,
+        x: Tensor,
+        t: float | Tensor,
+        encoder_hidden_states: Tensor,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+    ) -> Tensor:
+        """The U-Net's prediction (B, C, h, w) for latents x (B, C, h, w), timesteps t (one or B) and text (B, L, D).
+
+        The residuals of ControlNets (each of B) are given all or none, by the names that diffusers has for them.
+        """
         t = torch.as_tensor(t, dtype=torch.float32).expand(len(x))
         if "unet" in self._changed:
-            return self.pipe.unet(x, t, encoder_hidden_states).sample
-        return self._unet(x=x, t=t, states=encoder_hidden_states)
+            residuals = {
+                "down_block_additional_residuals": down_block_additional_residuals,
+                "mid_block_additional_residual": mid_block_additional_residual,
+            }
+            return self.pipe.unet(x, t, encoder_hidden_states, **residuals).sample
+        inputs = {"x": x, "t": t, "states": encoder_hidden_states}
+        if down_block_additional_residuals is None or mid_block_additional_residual is None:
+            return self._unet(**inputs)[0]
+        residuals = (*down_block_additional_residuals, mid_block_additional_residual)
+        return self._listening(**inputs, **{f"residual{i}": r for i, r in enumerate(residuals)})[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), in about [-1, 1] (not clamped), of latents (B, C, h, w) as the U-Net sees them."""
         z = latents / self.pipe.vae.config.scaling_factor
-        return self.pipe.vae.decode(z).sample if "vae" in self._changed else self._decoder(z=z)
+        return self.pipe.vae.decode(z).sample if "vae" in self._changed else self._decoder(z=z)[0]
 
     @torch.inference_mode()
     def __call__(
@@ -110,12 +149,14 @@ class Fast:
         negative_prompt: str = "",
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        unet: UNet | None = None,
         output_type: str = "pil",
     ) -> Any:
         """Draw as the stock pipeline does, with the same result, but in 20 steps by default (the stock default is 50).
 
         Args:
             latents: standard normal noise (B, C, h, w) to start from, instead of the generator's.
+            unet: used instead of the compiled U-Net alone (see `diffusion.UNet`).
             output_type: "pil"; "np" (B, H, W, 3) or "pt" (B, 3, H, W), both in [0, 1]; or "latent".
         Returns:
             a StableDiffusionPipelineOutput, whose `images` hold one picture for each prompt.
@@ -133,7 +174,7 @@ class Fast:
         scheduler.set_timesteps(num_inference_steps)
         generators = generator if isinstance(generator, list) else [generator] if generator is not None else []
         predict = noise_predictor(
-            pipe, prompts, [guidance_scale], negative_prompt, self.noise_pred, encode=self.encode_prompt
+            pipe, prompts, [guidance_scale], negative_prompt, unet or self.noise_pred, encode=self.encode_prompt
         )
         steps = denoise(scheduler, predict, latents * scheduler.init_noise_sigma, scheduler.timesteps, generators)
         *_, last = steps
@@ -147,32 +188,93 @@ class Fast:
 # ---- Graphs ----------------------------------------------------------------------------------------------------------
 
 
+class FastControlNet:
+    """A ControlNet that runs with OpenVINO: called as diffusers' own, it returns the same residuals to about 1e-5.
+
+    It is compiled from the network itself, trained or not, which takes about a second when it is made and another when
+    it is called first. What it makes of a control picture is the same in every step, and is computed once a picture.
+
+    Args:
+        net: the ControlNet, on the CPU. When its weights change, `look` notices, and it runs with torch from then on.
+        threads: CPU threads; torch's number by default.
+    Raises:
+        ImportError: openvino is not installed.
+        LookupError: the ControlNet is not on a CPU, or averages its residuals over the picture.
+    """
+
+    def __init__(self, net: ControlNetModel, threads: int | None = None) -> None:
+        if net.device.type != "cpu":
+            raise LookupError(f"the ControlNet is on {net.device}: the fast path is for a CPU")
+        if net.config.global_pool_conditions:
+            raise LookupError("the ControlNet averages its residuals over the picture, which the fast path cannot")
+        self.net = net
+        self._compiled = Compiled(traced(net), threads, side_by_side=2)
+        self._seen, self._changed = _fingerprint(net), False
+        self._embedded = (torch.empty(0), torch.empty(0))  # the last control pictures, and what came of them
+
+    def look(self) -> bool:
+        """Notice changed weights; returns whether it runs with torch, since they have changed."""
+        self._changed = self._changed or _fingerprint(self.net) != self._seen
+        return self._changed
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: float | Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        conditioning_scale: float = 1.0,
+        guess_mode: bool = False,
+        return_dict: bool = False,
+    ) -> tuple[list[Tensor], Tensor]:
+        """The residuals (B, ...) of the U-Net's skip connections, finest first, and that of its middle.
+
+        Arguments as those of `ControlNetModel.forward`: latents (B, C, h, w), timesteps (one or B), text (B, L, D),
+        control pictures (B, 3, H, W).
+        """
+        t = torch.as_tensor(timestep, dtype=torch.float32).expand(len(sample))
+        if self._changed:
+            down, mid = self.net(
+                sample,
+                t,
+                encoder_hidden_states,
+                controlnet_cond,
+                conditioning_scale,
+                guess_mode=guess_mode,
+                return_dict=False,
+            )
+            return list(down), mid
+        states, embedded = encoder_hidden_states, self._embed(controlnet_cond)
+        found = self._compiled(x=sample, t=t, states=states, embedded=embedded)
+        # In "guess mode" residuals are weighted from a tenth for the finest to one, as in diffusers.
+        weights = torch.logspace(-1, 0, len(found)) if guess_mode else torch.ones(len(found))
+        found = [r * w for r, w in zip(found, conditioning_scale * weights, strict=True)]
+        return found[:-1], found[-1]
+
+    def _embed(self, pictures: Tensor) -> Tensor:
+        """Control pictures brought down to the latents' size, (B, C, h, w)."""
+        if not torch.equal(pictures, self._embedded[0]):
+            distinct, where = torch.unique(pictures, dim=0, return_inverse=True)
+            self._embedded = pictures, self.net.controlnet_cond_embedding(distinct)[where]
+        return self._embedded[1]
+
+
 class Compiled:
-    """A pipeline's U-Net or VAE decoder, from the graph in the folder it was loaded from: a function of named tensors.
+    """A function of named tensors, from a graph.
 
     The first input of a shape compiles it for one sample of that shape, which takes about a second. The samples of a
     batch run separately: on a CPU that is as fast as a batch, and a fifth faster than a graph for any shape.
 
     Args:
-        part: the model, with its weights as they are in the folder.
+        graph: an OpenVINO model for any shape, as from `stored`.
         threads: CPU threads in all; torch's number by default.
         side_by_side: how many samples run at a time, sharing the threads equally.
-    Raises:
-        ImportError, LookupError: as `Fast` does.
     """
 
-    def __init__(self, part: ModelMixin, threads: int | None = None, side_by_side: int = 1) -> None:
-        import openvino
-
-        if part.device.type != "cpu":
-            raise LookupError(f"the pipeline is on {part.device}: the fast path is for a CPU")
-        folder = Path(part.config.get("_name_or_path", ""))
-        if not (folder / GRAPH).is_file():
-            raise LookupError(f"{folder} has no {GRAPH}; `companion build publish` writes it")
-        if not _same(part, folder / WEIGHTS):
-            raise LookupError(f"the weights are no longer those of {folder}: draw with the pipeline itself")
-        self._graph = openvino.Core().read_model(os.fspath(folder / GRAPH))
+    def __init__(self, graph: Model, threads: int | None = None, side_by_side: int = 1) -> None:
         threads = threads or torch.get_num_threads()
+        self.graph = graph
         self._options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": min(side_by_side, threads),
@@ -187,7 +289,7 @@ class Compiled:
 
         key = tuple(shapes.items())
         if key not in self._queues:
-            graph = self._graph.clone()
+            graph = self.graph.clone()
             graph.reshape({name: [1, *shape] for name, shape in key})
             self._queues[key] = openvino.AsyncInferQueue(openvino.compile_model(graph, "CPU", self._options))
             if len(self._queues) > SHAPES:
@@ -195,20 +297,83 @@ class Compiled:
         self._queues.move_to_end(key)
         return self._queues[key]
 
-    def __call__(self, **inputs: Tensor) -> Tensor:
-        """The network's output (B, ...) for inputs (B, ...), each given by its name in the graph."""
+    def __call__(self, **inputs: Tensor) -> list[Tensor]:
+        """The network's outputs (B, ...) for inputs (B, ...), each given by its name in the graph."""
         queue = self._queue({name: tuple(v.shape[1:]) for name, v in inputs.items()})
         samples = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
-        out: list[Tensor] = [torch.empty(0)] * len(samples)
+        out: list[list[Tensor]] = [[]] * len(samples)
 
         def keep(request, i: int) -> None:
-            out[i] = torch.from_numpy(request.get_output_tensor(0).data.copy())
+            out[i] = [torch.from_numpy(tensor.data.copy()) for tensor in request.output_tensors]
 
         queue.set_callback(keep)
         for i, sample in enumerate(samples):
             queue.start_async({name: v[None].numpy() for name, v in sample.items()}, i)
         queue.wait_all()
-        return torch.cat(out)
+        return [torch.cat(parts) for parts in zip(*out, strict=True)]
+
+
+def stored(part: ModelMixin) -> Model:
+    """The graph of a pipeline's U-Net or VAE decoder in the folder it was loaded from; its weights are the folder's.
+
+    Raises ImportError and LookupError as `Fast` does.
+    """
+    import openvino
+
+    if part.device.type != "cpu":
+        raise LookupError(f"the pipeline is on {part.device}: the fast path is for a CPU")
+    folder = Path(part.config.get("_name_or_path", ""))
+    if not (folder / GRAPH).is_file():
+        raise LookupError(f"{folder} has no {GRAPH}; `companion build publish` writes it")
+    if not _same(part, folder / WEIGHTS):
+        raise LookupError(f"the weights are no longer those of {folder}: draw with the pipeline itself")
+    return openvino.Core().read_model(os.fspath(folder / GRAPH))
+
+
+def listening(graph: Model) -> Model:
+    """A U-Net's graph with more inputs: the residuals of ControlNets, `residual0` (the finest), ... and the middle's.
+
+    A U-Net's decoder joins what comes from below with one skip connection after the other, the coarsest first, and
+    that is where residuals are added: to the skip connections, and to the middle, which is the first from below.
+    """
+    from openvino import opset13 as ops
+
+    graph = graph.clone()
+    joins = [
+        op
+        for op in graph.get_ordered_ops()
+        if op.get_type_name() == "Concat" and op.get_attributes()["axis"] == 1 and op.output(0).partial_shape.rank == 4
+    ]
+    places = [join.input(1) for join in reversed(joins)] + [joins[0].input(0)]
+    for i, place in enumerate(places):
+        source = place.get_source_output()
+        residual = ops.parameter(source.partial_shape, source.element_type, name=f"residual{i}")
+        residual.output(0).tensor.names = {f"residual{i}"}
+        place.replace_source_output(ops.add(source, residual).output(0))
+        graph.add_parameters([residual])
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def traced(net: ControlNetModel) -> Model:
+    """A ControlNet's graph, from the network in memory: of `x`, `t`, `states` and `embedded`, its embedder's output.
+
+    Outputs are the residuals, finest first, and last the middle's, all as with a scale of 1.
+    """
+    # Not by openvino.convert_model: it reports its use to a server, by a process of its own.
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    config, training = net.config, net.training
+    x, t = torch.randn(1, config.in_channels, 8, 8), torch.full((1,), 500.0)
+    states, embedded = torch.randn(1, 7, config.cross_attention_dim), torch.randn(1, config.block_out_channels[0], 8, 8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # about Python branches, which are the same for all inputs
+        decoder = TorchScriptPythonDecoder(_ControlNet(net), example_input=(x, t, states, embedded))
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        graph = frontend.convert(frontend.load(decoder))
+    net.train(training)
+    return graph
 
 
 def _fingerprint(part: nn.Module) -> tuple[tuple[int, int, float], ...]:
@@ -237,6 +402,19 @@ class _UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
         return self.model(x, t, encoder_hidden_states=states, return_dict=False)[0]
+
+
+class _ControlNet(nn.Module):
+    """A ControlNet without its embedder, whose output is given instead of a control picture."""
+
+    def __init__(self, net: ControlNetModel) -> None:
+        super().__init__()
+        self.net = copy.copy(net)
+        self.net._modules = {**net._modules, "controlnet_cond_embedding": nn.Identity()}
+
+    def forward(self, x: Tensor, t: Tensor, states: Tensor, embedded: Tensor) -> tuple[Tensor, ...]:
+        down, mid = self.net(x, t, encoder_hidden_states=states, controlnet_cond=embedded, return_dict=False)
+        return (*down, mid)
 
 
 class _Decoder(nn.Module):
@@ -274,7 +452,6 @@ def _write(model: nn.Module, inputs: dict[str, Tensor], shapes: dict, folder: Pa
     """Export a model, with every weight in the graph replaced by a reference to its place in the safetensors file."""
     import json
     import struct
-    import warnings
 
     import onnx
 

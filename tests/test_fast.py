@@ -8,7 +8,8 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
 import companion
-from companion import DATA
+from companion import DATA, diffusion
+from companion.controlnet import Control, Controlled, controlnet_of, follower
 from companion.fast import GRAPH, WEIGHTS, Fast, faster
 from companion.models import find, seeded
 
@@ -66,6 +67,113 @@ def test_large_batches_and_other_sizes(pipe, fast):
         assert torch.allclose(fast.noise_pred(z, 20, fast.encode_prompt(PROMPT)), stock, atol=1e-4)
         decoded = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
     assert torch.allclose(fast.decode(z), decoded, atol=1e-3)
+
+
+def heard_net(pipe, seed: int = 0, **options):
+    """A ControlNet as loud as a trained one: its residuals are about as large as what they are added to."""
+    net = controlnet_of(pipe.unet, open_embedder=True, seed=seed, **options).eval()
+    with torch.no_grad():
+        for conv in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            conv.weight.copy_(0.02 * torch.randn(conv.weight.shape, generator=seeded(seed)))
+    return net
+
+
+@pytest.fixture(scope="module")
+def net(pipe):
+    return heard_net(pipe)
+
+
+def controls(seed: int) -> torch.Tensor:
+    return torch.rand(1, 3, 128, 128, generator=seeded(seed))
+
+
+def close(found, expected) -> bool:
+    """Equal to about 1e-5 of the largest number."""
+    return all(torch.allclose(a, b, atol=1e-4 * float(b.abs().max())) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("guess", [False, True])
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_compiled_controlnet_says_the_same(pipe, fast, attention, guess):
+    net = heard_net(pipe, attention=attention).train()
+    compiled = fast.controlnet(net)
+    assert net.training
+    for batch, (high, wide), length in ((2, (16, 16), 77), (3, (8, 24), 9)):
+        x, states = (torch.randn(batch, *shape, generator=seeded(1)) for shape in ((4, high, wide), (length, 192)))
+        pictures = torch.rand(batch, 3, 8 * high, 8 * wide, generator=seeded(2))
+        options = {"conditioning_scale": 0.7, "guess_mode": guess, "return_dict": False}
+        with torch.no_grad():
+            down, mid = net(x, 500, states, pictures, **options)
+            stock = pipe.unet(
+                x, 500, states, down_block_additional_residuals=down, mid_block_additional_residual=mid
+            ).sample
+        found, middle = compiled(x, 500, states, pictures, **options)
+        assert close([*found, middle], [*down, mid])
+        heard = fast.noise_pred(x, 500, states, found, middle)
+        assert torch.allclose(heard, stock, atol=1e-3)
+        assert not torch.allclose(fast.noise_pred(x, 500, states), stock, atol=0.1), "and it can be heard"
+
+
+@pytest.mark.parametrize(("seeds", "settings"), [((0,), {}), ((0, 1), {}), ((0,), {"start": 0.2, "end": 0.6})], ids=str)
+def test_pictures_that_follow_are_those_of_torch(pipe, fast, seeds, settings):
+    nets = [heard_net(pipe, seed, attention=False) for seed in seeds]
+    slow = Controlled(pipe.unet, [Control(n, controls(i), 0.8, **settings) for i, n in enumerate(nets)])
+    quick = [Control(fast.controlnet(n), controls(i), 0.8, **settings) for i, n in enumerate(nets)]
+    options = {"guidance_scale": 3.0, "noise": diffusion.starting_noise(pipe, 3)}
+    expected = diffusion.draw(pipe, PROMPT, 3, steps=6, unet=slow, **options)
+    heard = Controlled(fast.noise_pred, quick)
+    drawn = fast(
+        PROMPT, num_inference_steps=6, guidance_scale=3.0, generator=seeded(3), unet=heard, output_type="pt"
+    ).images
+    assert torch.allclose(2 * drawn - 1, expected, atol=2 / 255)
+    plain = diffusion.draw(pipe, PROMPT, 3, steps=6, **options)
+    assert (plain - expected).abs().max() > 0.1
+
+
+def test_a_follower_draws_on_the_fast_path_what_torch_draws(pipe, net):
+    control = (controls(5)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    follow = follower(pipe, net)
+    drawn = follow(PROMPT, 4, control, 0.6, steps=5, guidance_scale=2.0)
+    shown = torch.from_numpy(control).permute(2, 0, 1)[None] / 255
+    heard = Controlled(pipe.unet, [Control(net, shown, 0.6)])
+    expected = diffusion.draw(pipe, PROMPT, 4, steps=5, guidance_scale=2.0, unet=heard)[0]
+    assert drawn.shape == (3, 128, 128) and torch.allclose(drawn, expected, atol=2 / 255)
+    with pytest.raises(ValueError, match="resize it"):
+        follow(PROMPT, 4, control[:64], steps=5, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("how", ["the ControlNet", "its embedder", "the U-Net"])
+def test_a_follower_notices_changed_weights(how):
+    pipe = companion.load("tabletop")
+    net = heard_net(pipe, attention=False)
+    control, options = (controls(5)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8), {"steps": 4}
+    follow = follower(pipe, net)
+    before = follow(PROMPT, 4, control, **options, guidance_scale=2.0)
+    with torch.no_grad():
+        if how == "the ControlNet":
+            net.controlnet_down_blocks[1].weight.data *= 5
+        elif how == "its embedder":
+            net.controlnet_cond_embedding.conv_out.weight.data *= 3
+        else:
+            pipe.unet.conv_out.weight.mul_(0.5)
+    after = follow(PROMPT, 4, control, **options, guidance_scale=2.0)
+    shown = torch.from_numpy(control).permute(2, 0, 1)[None] / 255
+    heard = Controlled(pipe.unet, [Control(net, shown)])
+    expected = diffusion.draw(pipe, PROMPT, 4, **options, guidance_scale=2.0, unet=heard)[0]
+    assert torch.allclose(after, expected, atol=2 / 255) and not torch.allclose(after, before, atol=0.02)
+
+
+def test_controlnets_that_are_not_compiled_draw_with_torch(pipe, fast):
+    net = heard_net(pipe, attention=False)
+    net.register_to_config(global_pool_conditions=True)
+    with pytest.raises(LookupError, match="averages its residuals over the picture"):
+        fast.controlnet(net)
+    control = np.zeros((128, 128), np.uint8)
+    drawn = follower(pipe, net)(PROMPT, 4, control, steps=2, guidance_scale=1.0)
+    heard = Controlled(pipe.unet, [Control(net, torch.zeros(1, 3, 128, 128))])
+    assert torch.equal(drawn, diffusion.draw(pipe, PROMPT, 4, steps=2, guidance_scale=1.0, unet=heard)[0])
+    with pytest.raises(LookupError, match="the ControlNet is on meta"):
+        fast.controlnet(net.to("meta"))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from companion.widgets.base import Panel
+from companion.widgets.controlnet import PoseEditor, PoseToPicture, ScribblePad, ScribbleToPicture
 from companion.widgets.editing import Comparison, Inpainter, MaskPainter, StrengthSlider
 from companion.widgets.guidance import GuidanceSlider
 from companion.widgets.playground import Playground
@@ -16,8 +17,12 @@ __all__ = [
     "MaskPainter",
     "Panel",
     "Playground",
+    "PoseEditor",
+    "PoseToPicture",
     "SamplerComparison",
     "ScheduleExplorer",
+    "ScribblePad",
+    "ScribbleToPicture",
     "Scrubber",
     "StrengthSlider",
 ]

@@ -6,6 +6,7 @@ thread prints and leave nothing in a notebook that is not running.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 import io
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 VIEW = "application/vnd.jupyter.widget-view+json"
 INK, PAPER = (34, 34, 34), (255, 255, 255)
 MARGIN, LINE = 8, 20  # pixels between the parts of a picture, and for a line of text
+PAUSE, PATIENCE = 0.03, 0.3  # seconds without a message, after which none waits; and how long that is waited for
 
 
 def png(image: Image.Image) -> bytes:
@@ -55,7 +57,9 @@ class Panel(widgets.VBox):
     def __init__(self, controls: Sequence[widgets.Widget], width: int, height: int) -> None:
         # Fixed sizes, so that nothing moves when a new picture arrives.
         self.picture = widgets.Image(format="png", layout=widgets.Layout(width=f"{width}px", height=f"{height}px"))
-        self.message = widgets.HTML(layout=widgets.Layout(width="auto", min_height="3em"))
+        self.message: Any = widgets.HTML(layout=widgets.Layout(width="auto", min_height="3em"))
+        self._waiting: dict[Callable[[], None], float] = {}  # actions, and when each was asked for first
+        self._asked = 0.0
         super().__init__([self.picture, self.message, *controls])
 
     def show(self, image: Image.Image, text: str = "") -> None:
@@ -72,7 +76,33 @@ class Panel(widgets.VBox):
         try:
             action()
         except Exception as error:
-            self.message.value = f'<span style="color:#b3261e">{html.escape(sentence(error))}</span>'
+            self.message.value = (
+                f'<span style="color:var(--jp-error-color1,#b3261e)">{html.escape(sentence(error))}</span>'
+            )
+
+    def soon(self, action: Callable[[], None]) -> None:
+        """`attempt` an action: at once, or when the browser asks for it, as soon as all that it has sent is read.
+
+        While a picture is drawn, the browser goes on sending, and its messages wait in the kernel's queue. So that not
+        each of them has a picture drawn that nobody waits for any more, the action is called once for all of them, and
+        finds the latest state of every control.
+        """
+        loop = _loop_of_messages()
+        if loop is None:
+            self.attempt(action)
+            return
+        self._asked = loop.time()
+        if action not in self._waiting:
+            self._waiting[action] = self._asked
+            loop.call_later(PAUSE, self._when_all_is_read, loop, action)
+
+    def _when_all_is_read(self, loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+        now = loop.time()
+        if now - self._asked < PAUSE and now - self._waiting[action] < PATIENCE:
+            loop.call_later(PAUSE, self._when_all_is_read, loop, action)
+            return
+        del self._waiting[action]
+        self.attempt(action)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         inherited = getattr(super(), "_repr_mimebundle_", None)  # ipywidgets 7 has none
@@ -95,6 +125,23 @@ class Panel(widgets.VBox):
 
             display(self._repr_mimebundle_(), raw=True)
             self._handle_displayed(**kwargs)  # pyrefly: ignore[missing-attribute]  # ipywidgets 7 has it
+
+
+def _loop_of_messages() -> asyncio.AbstractEventLoop | None:
+    """The kernel's event loop while it handles a message that a widget in the browser has sent, else None.
+
+    A cell that sets a control is no such message, and finds the new picture on its next line.
+    """
+    from IPython.core.getipython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    parent = kernel.get_parent() if hasattr(kernel, "get_parent") else {}
+    if (parent or {}).get("header", {}).get("msg_type") != "comm_msg":
+        return None
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def sentence(error: Exception) -> str:

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anywidget
 import ipywidgets as widgets
 import numpy as np
-import traitlets
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from companion.figures import as_array, as_pil
 from companion.models import GUIDANCE
-from companion.widgets.base import LINE, MARGIN, VIEW, Panel, png, side_by_side, small
+from companion.widgets.base import LINE, MARGIN, Panel, png, side_by_side
+from companion.widgets.painter import SIDE, Painter
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-SIDE = 288
-PAINT = (230, 30, 140)  # as in mask_painter.js
+PAINT = (230, 30, 140)  # as in painter.js
 
 
-class MaskPainter(anywidget.AnyWidget):
-    """A picture to paint a mask on: brush, eraser (or Shift), undo, clear; mouse, pen and touch.
+class MaskPainter(Painter):
+    """A picture to paint a mask on: brush, eraser (or Shift), undo, redo, clear; mouse, pen, touch, or the arrow keys.
 
     `array` is the mask as booleans (H, W) in the picture's pixels, updated after each stroke. It can also be set, so a
     notebook runs without a mouse. The browser can undo the last 50 strokes.
@@ -40,27 +36,10 @@ class MaskPainter(anywidget.AnyWidget):
         ValueError: for a mask of another size than the picture's.
     """
 
-    _esm = Path(__file__).parent / "mask_painter.js"
-    _css = Path(__file__).parent / "mask_painter.css"
-    # CBytes, since a memoryview comes from the browser.
-    picture = traitlets.CBytes().tag(sync=True)
-    mask = traitlets.CBytes().tag(sync=True)
-    width = traitlets.Int(1).tag(sync=True)
-    height = traitlets.Int(1).tag(sync=True)
-    scale = traitlets.Float(1.0).tag(sync=True)
-    brush = traitlets.Int(16).tag(sync=True)
-
     def __init__(self, picture: Any, mask: Any = None, brush: int | None = None, side: int = SIDE) -> None:
-        image = as_pil(picture)
-        self._image = image
-        super().__init__(
-            picture=png(image),
-            width=image.width,
-            height=image.height,
-            scale=side / image.width,
-            brush=brush or max(2, image.width // 8),
-            mask=bytes(image.width * image.height),
-        )
+        self._image = as_pil(picture)
+        width, height = self._image.size
+        super().__init__(width, height, brush or max(2, width // 8), side, picture=png(self._image))
         if mask is not None:
             self.array = mask
 
@@ -69,42 +48,20 @@ class MaskPainter(anywidget.AnyWidget):
         """A painter that starts with a mask (H, W)."""
         return cls(picture, mask, **options)
 
-    @traitlets.validate("mask")
-    def _of_the_pictures_size(self, proposal: dict[str, Any]) -> bytes:
-        data = bytes(proposal["value"])
-        if len(data) != self.width * self.height:
-            raise traitlets.TraitError(f"a mask of {len(data)} bytes for {self.width} x {self.height} pixels")
-        return data
-
     @property
     def array(self) -> np.ndarray:
         """The mask, booleans (H, W): True where something new is to be drawn."""
-        return np.frombuffer(self.mask, np.uint8).reshape(self.height, self.width) >= 128
+        return self.painted()
 
     @array.setter
     def array(self, mask: Any) -> None:
-        array = mask.detach().cpu().numpy() if hasattr(mask, "detach") else np.asarray(mask)
-        array = array.squeeze()
-        if array.shape != (self.height, self.width):
-            raise ValueError(
-                f"a mask of shape {array.shape} for a picture of {self.height} x {self.width}; make them equal"
-            )
-        array = array >= 128 if array.dtype == np.uint8 else array >= 0.5 if array.dtype.kind == "f" else array > 0
-        self.mask = (array.astype(np.uint8) * 255).tobytes()
+        self.paint(mask)
 
     def preview(self) -> Image.Image:
         """What the browser shows: the picture, with the mask over it."""
         array = np.asarray(self._image).astype(float)
         array[self.array] = 0.45 * array[self.array] + 0.55 * np.array(PAINT)
         return as_pil(array.astype(np.uint8), round(self.width * self.scale))
-
-    # anywidget gives metadata beside the data; IPython takes either.
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:  # pyrefly: ignore[bad-override]
-        return {
-            "text/plain": "MaskPainter()",
-            "image/png": base64.b64encode(small(png(self.preview()))).decode(),
-            VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id},
-        }
 
 
 class Inpainter(Panel):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import ipykernel.kernelspec
 import pytest
+from editor_page import EditorPage
 from notebook_page import Lab, NotebookPage, unavailable
 
 SWITCHES = (
@@ -121,3 +122,17 @@ def notebook_page(lab, browser):
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     yield NotebookPage(lab, context.new_page())
     context.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """`opened(widget, theme)`: an editor on a bare page, 600 pixels wide."""
+    contexts = []
+
+    def open_page(widget, theme: str = "light") -> EditorPage:
+        contexts.append(browser.new_context(viewport={"width": 600, "height": 500}, has_touch=True))
+        return EditorPage(contexts[-1].new_page(), widget, theme)
+
+    yield open_page
+    for context in contexts:
+        context.close()

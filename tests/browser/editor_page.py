@@ -1,0 +1,114 @@
+"""An editor on a bare page, without JupyterLab: its own script, and a model that keeps what it sends."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+from companion.widgets.painter import Editor
+
+ADDRESS = "http://editor.test/"
+PAGE = """<!doctype html><html><head><style>{style} {theme}</style></head>
+<body><div id="editor"></div></body></html>"""
+THEMES = {
+    "light": "body { background: #fff; color: #222; font-family: sans-serif; }",
+    "dark": "body { --jp-ui-font-color1: #ddd; --jp-layout-color2: #333; --jp-layout-color3: #555; "
+    "background: #111; color: #ddd; font-family: sans-serif; }",
+}
+# The part of anywidget's model that editors use. `sent` has what each save_changes would send to Python.
+MODEL = """async ([script, state]) => {
+    const bytes = text => new DataView(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
+    for (const [key, value] of Object.entries(state)) if (value?.bytes !== undefined) state[key] = bytes(value.bytes);
+    const handlers = {};
+    let changed = {};
+    window.model = {
+        state, sent: [],
+        get: key => state[key],
+        set(key, value) {
+            if (JSON.stringify(state[key]) === JSON.stringify(value) && !(value instanceof DataView)) return;
+            state[key] = changed[key] = value;
+            for (const handler of handlers[`change:${key}`] ?? []) handler();
+        },
+        save_changes() { this.sent.push(changed); changed = {}; },
+        on: (name, handler) => { (handlers[name] ??= []).push(handler); },
+        off: (name, handler) => { handlers[name] = handlers[name].filter(other => other !== handler); },
+        handlers,
+    };
+    window.keys = [];
+    document.addEventListener("keydown", event => window.keys.push(event.key));
+    const module = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+    window.clean = module.default.render({ model, el: document.getElementById("editor") });
+}"""
+# Bytes come as the text of base64, since a page answers in JSON.
+SENT = """() => model.sent.map(state => Object.fromEntries(Object.entries(state).map(([key, value]) =>
+    [key, value instanceof DataView
+        ? { bytes: btoa(String.fromCharCode(...new Uint8Array(value.buffer))) } : value])))"""
+
+
+class EditorPage:
+    """A widget on a page. What the page sends is set on the widget too, as a kernel does, which checks it."""
+
+    def __init__(self, page: Any, widget: Editor, theme: str = "light") -> None:
+        self.page, self.widget, self._taken = page, widget, 0
+        html = PAGE.format(style=widget._css, theme=THEMES[theme])
+        page.route(ADDRESS, lambda route: route.fulfill(body=html, content_type="text/html"))
+        page.goto(ADDRESS)
+        state = {}
+        for name in widget.trait_names(sync=True):
+            value = getattr(widget, name)
+            if not name.startswith("_") and isinstance(value, bytes | str | int | float | list | dict):
+                state[name] = {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+        page.evaluate(MODEL, [str(widget._esm), state])
+        self.stage = page.locator(".editor-stage")
+
+    def sent(self) -> list[dict[str, Any]]:
+        """What was sent since the last time, by now also set on the widget."""
+        states = self.page.evaluate(SENT)[self._taken :]
+        self._taken += len(states)
+        for state in states:
+            for name, value in state.items():
+                state[name] = memoryview(base64.b64decode(value["bytes"])) if isinstance(value, dict) else value
+                self.widget.set_trait(name, state[name])
+        return states
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where in the window a point of the picture lies, x and y in its pixels."""
+        box = self.stage.bounding_box()
+        return float(box["x"] + x * self.widget.scale), float(box["y"] + y * self.widget.scale)
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        """Press the mouse at the first point, move through the others, let go."""
+        mouse = self.page.mouse
+        mouse.move(*self.at(*points[0]))
+        mouse.down()
+        for point in points[1:]:
+            mouse.move(*self.at(*point), steps=6)
+        mouse.up()
+
+    def touch(self, *points: tuple[float, float]) -> None:
+        """The same with a finger, by the browser's own protocol."""
+        session = self.page.context.new_cdp_session(self.page)
+        for i, point in enumerate(points):
+            x, y = self.at(*point)
+            kind = "touchMove" if i else "touchStart"
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def press(self, name: str) -> None:
+        """Press the button of this name."""
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def focus(self, selector: str) -> None:
+        """Press Tab until this element has the focus."""
+        for _ in range(40):
+            if self.page.locator(f"{selector}:focus").count():
+                return
+            self.page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not reach {selector}")
+
+    def screenshot(self, name: str) -> None:
+        if folder := os.environ.get("COMPANION_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=Path(folder) / f"{name}.png")

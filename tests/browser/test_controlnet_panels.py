@@ -1,0 +1,98 @@
+"""The panels for ControlNets in JupyterLab: a joint that is moved reaches Python, and all is seen at once."""
+
+from __future__ import annotations
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from companion.widgets.painter import SIDE
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+# A pipeline is not needed to see that a pose arrives: what is drawn is the control picture itself.
+SETUP = """
+import numpy as np
+import torch
+from companion import diffusion
+from companion.widgets import controlnet
+diffusion.picture_size = lambda pipe: 128
+def follower(pipe, net):
+    def follow(prompt, seed, control, scale, **settings):
+        picture = torch.from_numpy(np.atleast_3d(control).copy()).permute(2, 0, 1).expand(3, -1, -1)
+        return picture / 127.5 - 1 if scale else torch.zeros(3, 128, 128)
+    return follow
+controlnet.follower = follower
+""".strip()
+POSE = 'panel = controlnet.PoseToPicture(None, None, "a steel robot on grass by day")\npanel'
+SCRIBBLE = 'pad = controlnet.ScribbleToPicture(None, None, "a red ball on sand at sunset", np.eye(128))\npad'
+REPORT = "print(*panel.editor.array[4].round().astype(int), panel.scale.value, len(panel.editor.moving))"
+
+
+@pytest.fixture
+def page(notebook_page):
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    cells = [new_markdown_cell("# Poses"), *map(new_code_cell, (SETUP, POSE, REPORT, SCRIBBLE))]
+    page = notebook_page.open(new_notebook(cells=cells, metadata=metadata), "poses")
+    page.run_all()
+    return page
+
+
+def report(page) -> list[str]:
+    cell = page.page.locator(".jp-Notebook .jp-Cell").nth(3)
+    cell.locator(".cm-content").click()
+    page.command("notebook:run-cell")
+    return page.output(3).inner_text().split()
+
+
+def test_a_joint_is_dragged_and_moved_by_keys(page):
+    assert report(page) == ["27", "85", "1", "1.0", "0"]
+    hand = page.output(2).locator('[data-joint="left_hand"]')
+    hand.scroll_into_view_if_needed()
+    before, box = page.picture(2), hand.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse = page.page.mouse
+    mouse.move(x, y)
+    mouse.down()
+    mouse.move(x + 22.5, y - 22.5, steps=5)
+    mouse.up()
+    after = page.new_picture(2, before)
+    cells = len(page.json()["cells"])
+    # x would cut the cell, z undo that, and the arrows move to another cell.
+    for key in ("x", "z", "ArrowDown", "ArrowDown"):
+        page.page.keyboard.press(key)
+    page.new_picture(2, after)
+    assert page.page.evaluate("document.activeElement.dataset.joint") == "left_hand"
+    assert len(page.json()["cells"]) == cells
+    # Ten pixels of the picture, as far as the forearm that keeps its length allows, and no joint is on its way.
+    x, y, seen, scale, moving = report(page)
+    assert (seen, scale, moving) == ("1", "1.0", "0") and int(x) > 27 and 70 < int(y) < 90 and (x, y) != ("27", "85")
+    page.page.keyboard.press("Escape")
+
+
+def test_all_of_a_panel_is_seen_at_once(page):
+    """Without scrolling in a window of 1366 x 768, and not distorted in narrow ones."""
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        page.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+        page.page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
+        for width, height in ((1920, 1080), (1366, 768), (600, 900)):
+            page.page.set_viewport_size({"width": width, "height": height})
+            page.page.wait_for_timeout(300)
+            for index in (2, 4):
+                output = page.output(index)
+                output.scroll_into_view_if_needed()
+                output.evaluate("element => element.scrollIntoView({ block: 'start' })")
+                page.page.wait_for_timeout(200)
+                page.screenshot(f"panel-{index}-{theme.split()[1].lower()}-{width}")
+                boxes = [output.locator(part).first.bounding_box() for part in (".editor-stage", "img")]
+                whole = output.bounding_box()
+                for box in boxes:
+                    assert abs(box["width"] - box["height"]) < 1 and box["width"] == min(SIDE, boxes[0]["width"])
+                    assert box["x"] + box["width"] <= whole["x"] + whole["width"]
+                if width < 1366:
+                    continue
+                controls = [*output.locator(".widget-hslider, .widget-textarea").all(), output.locator(".editor-tools")]
+                boxes += [control.bounding_box() for control in controls]
+                assert max(box["y"] + box["height"] for box in boxes) - min(box["y"] for box in boxes) < 600
+                assert max(box["x"] + box["width"] for box in boxes) < width
+                # Beside the picture, not below it.
+                assert all(box["x"] > boxes[1]["x"] + 280 for box in boxes[2:-1])
