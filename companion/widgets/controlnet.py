@@ -279,7 +279,7 @@ class Following(Panel):
         }
         self._follow, self._steps, self._guidance = follower(pipe, net), steps, guidance
         self.result: Tensor | None = None
-        self.prompt = widgets.Textarea(prompt, description="prompt", rows=3, **options)
+        self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
         self.scale = widgets.FloatSlider(scale, min=0, max=2, step=0.05, description="scale", **options)
         controls = [self.prompt, self.seed, self.scale]
@@ -292,7 +292,7 @@ class Following(Panel):
 
         self.editor.layout = column(SIDE)
         drawn = widgets.VBox([self.picture, self.message], layout=column(SIDE))
-        beside = widgets.VBox(controls, layout=column(270))
+        beside = widgets.VBox(controls, layout=column(310))
         # Side by side, and one below the other where the window is narrow.
         row = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", grid_gap="8px 16px")
         self.children = (widgets.HBox([self.editor, drawn, beside], layout=row),)

@@ -90,7 +90,7 @@ def test_all_of_a_panel_is_seen_at_once(page):
                     assert box["x"] + box["width"] <= whole["x"] + whole["width"]
                 if width < 1366:
                     continue
-                controls = [*output.locator(".widget-hslider, .widget-textarea").all(), output.locator(".editor-tools")]
+                controls = [*output.locator(".widget-hslider, .widget-text").all(), output.locator(".editor-tools")]
                 boxes += [control.bounding_box() for control in controls]
                 assert max(box["y"] + box["height"] for box in boxes) - min(box["y"] for box in boxes) < 600
                 assert max(box["x"] + box["width"] for box in boxes) < width
