@@ -23,6 +23,8 @@ FLOORS = (
         "samplers",
         "sampler_sweeps",
         "img2img_inpainting",
+        "dreambooth",
+        "dreambooth",
         "where_to_run",
     ),
     ("exercises", "widgets", "space", "replicate"),

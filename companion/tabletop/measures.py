@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from companion.tabletop.judge import SEGMENTS, Judge, Reading
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from transformers import CLIPModel, CLIPTokenizerFast
 
 #: What a notebook says where the judge cannot help.
 NOT_JUDGED = "The judge knows the miniature world only, so this is not measured for this model: judge by eye."
@@ -79,22 +80,75 @@ def picture_features(pictures) -> Tensor:
 
 
 @torch.no_grad()
-def patch_features(pictures, batch: int = 64) -> Tensor:
-    """The judge's features (M, 96) of all patches of 8 x 8 pixels that it sees mostly on things, for Fréchet distances
-    of things alone."""
-    found, layer = [], judge().blocks[1]
-    with_hook = layer.register_forward_hook(lambda _, __, out: found.append(out))
+def _patches(pictures, batch: int, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """For some pictures after others, one block of the judge's features (B, C, h, w), and the share (B, h, w) of each
+    patch that it sees on things."""
+    found: list[Tensor] = []
+    hook = judge().blocks[block].register_forward_hook(lambda _, __, out: found.append(out))
     try:
-        parts = []
         for x in pictures_to_tensor(pictures).split(batch):
             segments = judge()(x)["segments"].argmax(1, keepdim=True)
             features = found.pop()
-            size = features.shape[-2:]
-            share = F.adaptive_avg_pool2d((segments > SEGMENTS.index("ground")).float(), size)[:, 0]
-            parts.append(features.permute(0, 2, 3, 1)[share > 0.5])
-        return torch.cat(parts)
+            on_things = (segments > SEGMENTS.index("ground")).float()
+            yield features, F.adaptive_avg_pool2d(on_things, features.shape[-2:])[:, 0]
     finally:
-        with_hook.remove()
+        hook.remove()
+
+
+def patch_features(pictures, batch: int = 64) -> Tensor:
+    """The judge's features (M, 96) of all patches of 8 x 8 pixels that it sees mostly on things, for Fréchet distances
+    of things alone."""
+    return torch.cat([f.permute(0, 2, 3, 1)[share > 0.5] for f, share in _patches(pictures, batch, 1)])
+
+
+def thing_features(pictures, batch: int = 64) -> Tensor:
+    """The judge's features (N, 64) of 4 x 4 pixels, averaged over the things it sees in each picture: their colours and
+    surfaces, whatever stands behind them. Where it sees no thing, the average is over the whole picture.
+
+    Its later features know the ten kinds, and little else: they tell a snowman from a robot less well.
+    """
+    means = []
+    for features, share in _patches(pictures, batch, 0):
+        weight = torch.where(share.sum((1, 2), keepdim=True) > 0.5, share, torch.ones_like(share))[:, None]
+        means.append((features * weight).sum((2, 3)) / weight.sum((2, 3)))
+    return torch.cat(means)
+
+
+# ---- CLIP ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def clip() -> tuple[CLIPModel, CLIPTokenizerFast]:
+    """The miniature's CLIP and its tokenizer, loaded once."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    folder = DATA / "models" / "clip"
+    return CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def clip_pictures(pictures, batch: int = 64) -> Tensor:
+    """CLIP's embeddings (N, D) of pictures, of length 1: their cosines are CLIP-I."""
+    model, size = clip()[0], clip()[0].config.vision_config.image_size
+    parts = [
+        _embedding(model.get_image_features(F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)))
+        for x in pictures_to_tensor(pictures).split(batch)
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def clip_texts(texts: Sequence[str]) -> Tensor:
+    """CLIP's embeddings (N, D) of texts, of length 1: their cosines with those of pictures are CLIP-T."""
+    model, tokenizer = clip()
+    length = model.config.text_config.max_position_embeddings
+    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    return _embedding(model.get_text_features(**tokenizer(list(texts), **options)))
+
+
+def _embedding(found: Any) -> Tensor:
+    """Of length 1, from a tensor or from the library's output, which differs between its versions."""
+    return F.normalize(found if isinstance(found, Tensor) else found.pooler_output, dim=-1)
 
 
 def diversity(pictures) -> float:

@@ -1,0 +1,183 @@
+"""DreamBooth (N. Ruiz et al., arXiv 2208.12242): teach a model a subject, and measure what it learned and forgot.
+
+    taught = teach(pipe, SUBJECTS["duck"], Full(), steps=200, lr=1e-4)
+    *_, last = taught
+    pictures = draw(last.tuned.pipe, prompts, seeds, steps=20, guidance_scale=3.0)
+    print(likeness(pictures, photographs).mean())
+
+The paper compares embeddings of DINO and CLIP. For the miniature the judge's features of things stand in for DINO's,
+and its own CLIP for OpenAI's. Similarities are cosines after each feature was brought to mean 0 and deviation 1 over
+held-out renders, so that pictures which have nothing special in common have about 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from companion import diffusion
+from companion.finetuning import Examples, Method, Tuned, attach, examples, finetune
+from companion.metrics import pictures_to_tensor, tensor_to_bytes
+from companion.tabletop import measures
+from companion.tabletop.caption import KIND_WORDS
+from companion.tabletop.samples import held_out
+from companion.training import Progress
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from companion.tabletop.subjects import Subject
+
+WORD = "sks"  # a rare word: the tokenizer has it, and no caption ever used it
+
+# ---- Similarities ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def _scale(features: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each feature over the held-out renders."""
+    found = features(held_out()[0])
+    return found.mean(0), found.std(0)
+
+
+def standardised(pictures: Any, features: Callable[..., Tensor] = measures.thing_features) -> Tensor:
+    """Features (N, D) of pictures, each with mean 0 and deviation 1 over held-out renders, brought to length 1."""
+    mean, deviation = _scale(features)
+    return F.normalize((features(pictures_to_tensor(pictures)) - mean) / deviation, dim=-1)
+
+
+def likeness(pictures: Any, references: Any, features: Callable[..., Tensor] = measures.thing_features) -> Tensor:
+    """How much each picture looks like the references (N,): its mean cosine with all of them, from -1 to 1.
+
+    With photographs of the subject as references this is the paper's subject fidelity: of its own drawings, the higher
+    the better. Of drawings of the class it is the paper's PRES, the lower the better: others of the class should not
+    look like the subject.
+
+    Args:
+        features: of the judge (DINO's part), or `measures.clip_pictures` (CLIP-I).
+    """
+    return (standardised(pictures, features) @ standardised(references, features).T).mean(1)
+
+
+def text_likeness(pictures: Any, prompts: Sequence[str]) -> Tensor:
+    """CLIP-T (N,): the cosine of each picture's embedding with its prompt's."""
+    if len(pictures) != len(prompts):
+        raise ValueError(f"{len(pictures)} pictures but {len(prompts)} prompts; give one for each")
+    return (measures.clip_pictures(pictures) * measures.clip_texts(prompts)).sum(1)
+
+
+def spread(pictures: Any, features: Callable[..., Tensor] = measures.thing_features) -> float:
+    """DIV: one minus the mean cosine of all pairs of pictures; 0 when all are the same. Raises ValueError for one."""
+    f = standardised(pictures, features)
+    n = len(f)
+    if n < 2:
+        raise ValueError("one picture has no diversity; give two at least")
+    return float(1 - ((f @ f.T).sum() - n) / (n * (n - 1)))
+
+
+def drift(before: Any, after: Any, features: Callable[..., Tensor] = measures.thing_features) -> Tensor:
+    """How far each picture has moved (N,): one minus the cosine of what the same prompt and seed drew before and after.
+
+    Raises ValueError when there are not as many of both.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} pictures before and {len(after)} after; draw the same prompts and seeds")
+    return 1 - (standardised(before, features) * standardised(after, features)).sum(1)
+
+
+def colour_drift(before: Any, after: Any) -> Tensor:
+    """How far the mean colour of each picture has moved (N,), in CIELAB units: about 2 can just be seen
+    (arXiv 2410.14159 finds that finetuning shifts the colours of what it was not about).
+    """
+    import cv2
+
+    means = []
+    for pictures in (before, after):
+        # Linear light is averaged, as a blurred photograph would.
+        srgb = tensor_to_bytes(pictures_to_tensor(pictures)).numpy().astype(np.float32) / 255
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).mean((1, 2))
+        again = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+        means.append(cv2.cvtColor(again[None].astype(np.float32), cv2.COLOR_RGB2LAB)[0])
+    return torch.from_numpy(np.linalg.norm(means[0] - means[1], axis=1))
+
+
+def share(value: float, floor: float, ceiling: float) -> float:
+    """How much of the way from floor to ceiling a value has gone: 0 at the floor, 1 at the ceiling."""
+    return (value - floor) / (ceiling - floor)
+
+
+# ---- Teaching --------------------------------------------------------------------------------------------------------
+
+
+def class_prompts(noun: str, n: int) -> list[str]:
+    """Prompts for `n` pictures of a class: the noun alone, as in the paper. Others of the class differ by their seeds.
+
+    Raises ValueError for a noun that the miniature does not know.
+    """
+    if noun not in KIND_WORDS:
+        raise ValueError(f"the miniature knows no {noun!r}; the kinds are {', '.join(KIND_WORDS)}")
+    return [f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"] * n
+
+
+def class_set(
+    pipe: StableDiffusionPipeline, noun: str, n: int = 100, weight: float = 1.0, seed: int = 1000, **options: Any
+) -> Examples:
+    """The second set of DreamBooth: `n` pictures of the class, drawn by the model itself before it learns.
+
+    `options` are those of `diffusion.draw`: steps, guidance_scale and so on.
+    """
+    prompts = class_prompts(noun, n)
+    pictures = diffusion.draw(pipe, prompts, [seed + i for i in range(n)], **options)
+    return examples(pipe, pictures, prompts, weight=weight)
+
+
+def subject_set(pipe: StableDiffusionPipeline, subject: Subject, word: str = WORD, noun: str | None = None) -> Examples:
+    """The first set: a subject's photographs, each called "a sks cone".
+
+    Args:
+        word: the rare word; "" for none.
+        noun: the class noun, the subject's own when None; another one, or "" for none, to see what that does.
+    """
+    noun = subject.noun if noun is None else noun
+    prompt = " ".join(filter(None, ("a", word, noun)))
+    return examples(pipe, subject.photographs()[0], prompt)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A pipeline that is learning a subject: `tuned.pipe` draws with the weights as they are after `progress.step`."""
+
+    tuned: Tuned
+    progress: Progress
+
+
+def teach(
+    pipe: StableDiffusionPipeline,
+    subject: Subject,
+    method: Method,
+    *,
+    steps: int,
+    prior: Examples | None = None,
+    word: str = WORD,
+    noun: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Iterator[Taught]:
+    """Teach a copy of the pipeline a subject, yielding after each step; the pipeline itself stays as it was.
+
+    Args:
+        method: what learns; see `companion.finetuning`.
+        prior: the class, from `class_set`; None for naive finetuning.
+        options: those of `finetuning.finetune`, such as lr and batch.
+    """
+    tuned = attach(pipe, method, seed)
+    sets = [subject_set(pipe, subject, word, noun), *([prior] if prior is not None else [])]
+    for progress in finetune(tuned, sets, steps, seed=seed, **options):
+        yield Taught(tuned, progress)

@@ -1,0 +1,118 @@
+"""What is measured of a subject tells it from its class, and teaching leaves the pipeline as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import companion
+from companion import diffusion, dreambooth
+from companion.dreambooth import (
+    class_prompts,
+    class_set,
+    colour_drift,
+    drift,
+    likeness,
+    share,
+    spread,
+    standardised,
+    subject_set,
+    teach,
+    text_likeness,
+)
+from companion.finetuning import Lora
+from companion.tabletop import measures
+from companion.tabletop.caption import caption
+from companion.tabletop.samples import held_out
+from companion.tabletop.subjects import SUBJECTS
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return companion.load("tabletop", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def renders():
+    return held_out()
+
+
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=list(SUBJECTS))
+def test_a_subject_is_more_like_itself_than_its_class_is(subject, renders):
+    """In other places, at other times, it still looks like its photographs, more than its class and most others do."""
+    pictures, scenes = renders
+    photographs, tests = subject.photographs()[0], subject.tests()[0][::2]  # those without a neighbour
+    kind = [i for i, s in enumerate(scenes) if len(s.things) == 1 and s.things[0].kind == subject.noun]
+    itself, its_class = likeness(tests, photographs).mean(), likeness(pictures[kind], photographs).mean()
+    others = [float(likeness(o.tests()[0][::2], photographs).mean()) for o in SUBJECTS.values() if o is not subject]
+    assert itself > its_class + 0.02 and itself > np.mean(others) + 0.1
+
+
+def test_similarities_are_cosines_of_standardised_features(renders):
+    pictures = renders[0]
+    f = standardised(pictures)
+    assert torch.allclose(f.norm(dim=1), torch.ones(len(f)))
+    same = likeness(pictures[:3], pictures[:1])
+    assert same[0] == pytest.approx(1, abs=1e-5) and (same[1:] < 0.99).all()
+    assert abs(float(likeness(pictures[:128], pictures[128:]).mean())) < 0.1, "unrelated pictures have about 0"
+    clip = likeness(pictures[:3], pictures[:1], measures.clip_pictures)
+    assert clip[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_spread_and_drift_are_0_where_nothing_differs(renders):
+    pictures = renders[0]
+    twice = np.concatenate([pictures[:1]] * 3)
+    assert spread(twice) == pytest.approx(0, abs=1e-5) and spread(pictures[:8]) > 0.3
+    assert drift(pictures[:4], pictures[:4]).abs().max() < 1e-5 and drift(pictures[:4], pictures[4:8]).min() > 0.05
+    assert colour_drift(pictures[:4], pictures[:4]).max() == 0
+    with pytest.raises(ValueError, match="one picture has no diversity"):
+        spread(pictures[:1])
+    with pytest.raises(ValueError, match="4 pictures before and 3 after"):
+        drift(pictures[:4], pictures[:3])
+
+
+def test_colours_drift_in_units_of_cielab():
+    white, grey = (np.full((1, 128, 128, 3), v, np.uint8) for v in (255, 119))
+    assert float(colour_drift(white, grey)[0]) == pytest.approx(50, abs=0.5), "grey 119 has lightness 50"
+    # A fine chequerboard of black and white is as light as the grey of half its light.
+    board = np.indices((128, 128)).sum(0) % 2 * 255
+    board = np.repeat(board[None, ..., None], 3, -1).astype(np.uint8)
+    assert float(colour_drift(board, np.full_like(board, 188))[0]) < 0.5
+
+
+def test_clip_finds_a_picture_closer_to_its_own_caption(renders):
+    pictures, scenes = renders
+    texts = [caption(s) for s in scenes[:32]]
+    own, other = text_likeness(pictures[:32], texts), text_likeness(pictures[:32], texts[1:] + texts[:1])
+    assert (own > other).float().mean() > 0.9
+    with pytest.raises(ValueError, match="2 pictures but 1 prompts"):
+        text_likeness(pictures[:2], texts[:1])
+
+
+def test_a_share_is_0_at_the_floor_and_1_at_the_ceiling():
+    assert (share(0.2, 0.2, 0.6), share(0.6, 0.2, 0.6)) == (0, 1) and share(0.5, 0.2, 0.6) == pytest.approx(0.75)
+
+
+def test_the_sets_are_called_as_the_paper_calls_them(pipe):
+    duck = SUBJECTS["duck"]
+    assert set(subject_set(pipe, duck).prompts) == {"a sks ball"}
+    assert set(subject_set(pipe, duck, noun="cube").prompts) == {"a sks cube"}
+    assert set(subject_set(pipe, duck, noun="").prompts) == {"a sks"}
+    assert len(subject_set(pipe, duck).latents) == 5
+    assert class_prompts("ball", 2) == ["a ball"] * 2
+    with pytest.raises(ValueError, match="knows no 'duck'; the kinds are ball"):
+        class_prompts("duck", 2)
+
+
+def test_teaching_moves_a_copy_towards_the_subject_and_not_the_pipeline(pipe):
+    duck, options = SUBJECTS["duck"], {"steps": 4, "guidance_scale": 2.0}
+    before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    prior = class_set(pipe, "ball", 3, **options)
+    assert set(prior.prompts) == {"a ball"} and prior.weight == 1 and len(prior.latents) == 3
+    states = list(teach(pipe, duck, Lora(rank=2), steps=3, prior=prior, lr=1e-2, batch=2))
+    assert [s.progress.step for s in states] == [1, 2, 3]
+    assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
+    drawn, plain = (diffusion.draw(p, "a sks ball", 3, **options) for p in (states[-1].tuned.pipe, pipe))
+    assert not torch.allclose(drawn, plain, atol=1e-3)
+    assert dreambooth.WORD == "sks" and len(pipe.tokenizer("sks").input_ids) == 3, "one token between start and end"
