@@ -146,12 +146,30 @@ def ancestral(s: float, t: float, eta: float) -> tuple[float, float]:
     return max(t**2 - up**2, 0.0) ** 0.5, up
 
 
-def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0) -> Iterator[SolverStep]:
-    """A straight step along the slope (EDM, arXiv 2206.00364, algorithm 1 without lines 6 to 8); ancestral if eta > 0.
+def churned(x: Tensor, s: float, steps: int, noise: Noise, churn: float) -> tuple[Tensor, float]:
+    """x with noise added before a step, and the higher noise level that it then has (EDM, algorithm 2, lines 4 to 6).
 
-    DDIM (arXiv 2010.02502, equation 12) is the same in other coordinates, including eta.
+    churn: the paper's S_churn: how many times over, in all steps together, the noise is renewed. At most 41 % of the
+    level are added in one step.
+    """
+    gamma = min(churn / steps, 2**0.5 - 1)
+    if not gamma:
+        return x, s
+    higher = s * (1 + gamma)
+    return x + (higher**2 - s**2) ** 0.5 * noise(higher, s), higher
+
+
+def euler(
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0, churn: float = 0.0
+) -> Iterator[SolverStep]:
+    """A straight step along the slope (EDM, arXiv 2206.00364, algorithm 1 without lines 6 to 8); ancestral if eta > 0,
+    and from a higher noise level if churn > 0 (see `churned`).
+
+    DDIM (arXiv 2010.02502, equation 12) is the same in other coordinates, including eta. With eta 1 it is the step of
+    DDPM (arXiv 2006.11239, algorithm 2), whatever the number of steps.
     """
     for i, (s, t) in _steps(sigmas):
+        x, s = churned(x, s, len(sigmas) - 1, noise, churn)
         x0 = model(x, s)
         down, up = ancestral(s, t, eta)
         x = x + (down - s) * (x - x0) / s if down else x0
@@ -160,9 +178,12 @@ def euler(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta
         yield SolverStep(i, t, x, x0)
 
 
-def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
-    """Euler's step, repeated with the mean of the slopes at both of its ends (EDM, algorithm 1, lines 6 to 8)."""
+def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, churn: float = 0.0) -> Iterator[SolverStep]:
+    """Euler's step, repeated with the mean of the slopes at both of its ends (EDM, algorithm 1, lines 6 to 8; with
+    `churn`, algorithm 2).
+    """
     for i, (s, t) in _steps(sigmas):
+        x, s = churned(x, s, len(sigmas) - 1, noise, churn)
         x0 = model(x, s)
         d = (x - x0) / s
         if t:
@@ -172,9 +193,12 @@ def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iter
         yield SolverStep(i, t, x, x0)
 
 
-def dpm_2(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0) -> Iterator[SolverStep]:
+def dpm_2(
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0, churn: float = 0.0
+) -> Iterator[SolverStep]:
     """The slope at the midpoint of log sigma, used for the whole step (after DPM-Solver-2, arXiv 2206.00927)."""
     for i, (s, t) in _steps(sigmas):
+        x, s = churned(x, s, len(sigmas) - 1, noise, churn)
         x0 = model(x, s)
         d, (down, up) = (x - x0) / s, ancestral(s, t, eta)
         if down:
@@ -385,8 +409,11 @@ def dpm_1(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Ite
         yield SolverStep(i, t, x, x0)
 
 
-def dpm_fast(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
-    """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many third-order steps as the evaluations allow.
+def dpm_fast(
+    model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 0.0
+) -> Iterator[SolverStep]:
+    """DPM-Solver-fast (arXiv 2206.00927, section 3.4): as many third-order steps as the evaluations allow. With eta,
+    each goes below its level, and noise up to it is added, as in the ancestral samplers.
 
     From the schedule it takes only the highest level, the lowest above 0 and the number of steps n, which becomes the
     number of evaluations. Its own steps are even in log sigma. Raises ValueError for fewer than two levels above 0.
@@ -395,9 +422,16 @@ def dpm_fast(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> 
     orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
     levels = np.exp(np.linspace(math.log(high), math.log(low), len(orders) + 1))
     for i, (order, (s, t)) in enumerate(zip(orders, itertools.pairwise(levels.tolist()), strict=True)):
-        solutions, x0 = dpm_solver(model, x, s, t, order)
-        x = solutions[-1]
+        down, up = _down(s, t, low, eta)
+        solutions, x0 = dpm_solver(model, x, s, down, order)
+        x = solutions[-1] + up * noise(s, t) if up else solutions[-1]
         yield SolverStep(i, t, x, x0)
+
+
+def _down(s: float, t: float, low: float, eta: float) -> tuple[float, float]:
+    """As `ancestral`, but never below the lowest level: the solver works with logarithms of levels."""
+    down = max(ancestral(s, t, eta)[0], low)
+    return down, (t**2 - down**2) ** 0.5 if down < t else 0.0
 
 
 def dpm_adaptive(
@@ -410,6 +444,7 @@ def dpm_adaptive(
     rtol: float = 0.05,
     atol: float = 0.0078,
     h: float = 0.05,
+    eta: float = 0.0,
     most: int = 10_000,
 ) -> Iterator[SolverStep]:
     """Steps as long as two neighbouring orders agree (DPM-Solver-12 and -23, arXiv 2206.00927, appendix C).
@@ -421,6 +456,7 @@ def dpm_adaptive(
         order: 2 or 3.
         rtol, atol: how much the two orders may differ, relative to x and absolute; 0.0078 is one grey level of pixels.
         h: length of the first step, in log sigma.
+        eta: as in `dpm_fast`: how much noise is added in each step.
         most: evaluations after which no further step is tried.
     Raises:
         ValueError: for another order, rtol < 0, atol <= 0, or fewer than two noise levels above 0.
@@ -434,7 +470,8 @@ def dpm_adaptive(
         if spent >= most:
             raise ArithmeticError(f"after {spent} evaluations sigma is still {s:g}; allow a larger error than {rtol=}")
         t = max(s * math.exp(-h), low)
-        solutions, x0 = dpm_solver(model, x, s, t, order)
+        down, up = _down(s, t, low, eta)
+        solutions, x0 = dpm_solver(model, x, s, down, order)
         lower, higher = solutions[-2:]
         allowed = torch.maximum(torch.tensor(atol).to(x), rtol * torch.maximum(lower.abs(), before.abs()))
         error = float((((lower - higher) / allowed) ** 2).mean() ** 0.5)
@@ -442,7 +479,7 @@ def dpm_adaptive(
         factor = 1 + math.atan((error + 1e-8) ** (-1 / order) - 1)
         h *= factor
         if factor >= 0.81:
-            before, x, s = lower, higher, t
+            before, x, s = lower, higher + up * noise(s, t) if up else higher, t
             yield SolverStep(i, t, x, x0)
             i += 1
 
@@ -783,7 +820,7 @@ def solve(
     if unknown := options.keys() - known.keys():
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise ValueError(f"{sampler.name} has no option {', '.join(sorted(unknown))}; {has}")
-    if noise is silent and options.get("eta", known.get("eta", 0.0)):
+    if noise is silent and any(options.get(name, known.get(name, 0.0)) for name in ("eta", "churn")):
         kind = Brownian if sampler.brownian else Independent
         noise = kind(x, range(len(x)) if seeds is None else seeds)
     done = 0

@@ -310,6 +310,55 @@ class TestNoise:
         for low, high, share in ((-9, -0.5, 0.5), (-0.5, 1.45, 0.3), (1.45, 9, 0.2)):
             assert float(((drawn > low) & (drawn < high)).double().mean()) == pytest.approx(share, abs=0.03)
 
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("Euler", {"churn": 40.0}),
+            ("Heun", {"churn": 40.0}),
+            ("DPM2", {"churn": 40.0}),
+            ("DPM fast", {"eta": 1.0}),
+            ("DPM adaptive", {"eta": 1.0}),
+        ],
+        ids=str,
+    )
+    def test_with_noise_in_between_others_draw_from_the_mixture_too(self, name, options):
+        x = torch.randn(4, 5000, generator=seeded(1), dtype=torch.float64) * LEVELS.highest
+        sigmas = schedule("karras", LEVELS, 60)
+        drawn, plain = last(MIXTURE, x, sigmas, name, **options), last(MIXTURE, x, sigmas, name)
+        for low, high, share in ((-9, -0.5, 0.5), (-0.5, 1.45, 0.3), (1.45, 9, 0.2)):
+            assert float(((drawn > low) & (drawn < high)).double().mean()) == pytest.approx(share, abs=0.03)
+        assert not torch.allclose(drawn, plain, atol=0.1)
+
+    def test_churn_adds_what_the_paper_says(self):
+        added = []
+        x = torch.zeros(1, 1, dtype=torch.float64)
+        y, higher = sm.churned(x, 2.0, 10, lambda s, t: added.append((s, t)) or torch.ones_like(x), 3.0)
+        assert higher == pytest.approx(2.6) and float(y) == pytest.approx((2.6**2 - 2**2) ** 0.5)
+        assert added == [(higher, 2.0)]
+        assert sm.churned(x, 2.0, 10, sm.silent, 0.0) == (x, 2.0)
+        assert sm.churned(x, 2.0, 1, lambda s, t: x, 99.0)[1] == pytest.approx(2 * 2**0.5), "at most 41 %"
+
+    def test_with_eta_1_eulers_step_is_ddpms(self):
+        """In DDPM's coordinates, with all 1000 steps or a few: the library's own step, given the same noise."""
+        scheduler = diffusers.DDPMScheduler(**BETAS, clip_sample=False, timestep_spacing="linspace")
+        scheduler.set_timesteps(10)
+        steps = scheduler.timesteps.tolist()
+        sigmas = torch.tensor([*(float(LEVELS.sigmas[t]) for t in steps), 0.0], dtype=torch.float64)
+        start = torch.randn(1, 200, generator=seeded(0), dtype=torch.float64) * sigmas[0]
+        table = [torch.randn(1, 200, generator=seeded(i), dtype=torch.float64) for i in range(1, 11)]
+        rows = iter(table)
+        ours = last(MIXTURE, start, sigmas, "Euler a", noise=lambda s, t: next(rows))
+        x, alphas = start * scheduler.alphas_cumprod[steps[0]].double() ** 0.5, scheduler.alphas_cumprod.double()
+        for i, t in enumerate(steps):
+            a, before = alphas[t], alphas[steps[i + 1]] if i + 1 < len(steps) else torch.tensor(1.0).double()
+            x0 = MIXTURE(x / a**0.5, float(sigmas[i]))
+            # The posterior q(x_before | x_t, x0), equations 6 and 7 of the paper, for a step of any length.
+            alpha = a / before
+            mean = before**0.5 * (1 - alpha) / (1 - a) * x0 + alpha**0.5 * (1 - before) / (1 - a) * x
+            deviation = ((1 - before) / (1 - a) * (1 - alpha)) ** 0.5
+            x = mean + deviation * table[i] if i + 1 < len(steps) else mean
+        assert torch.allclose(ours, x, atol=1e-6)
+
     def test_a_seed_is_a_picture_whatever_the_batch(self):
         x = torch.randn(3, 2, 4, 4, generator=seeded(0), dtype=torch.float64) * 14
         sigmas = schedule("karras", LEVELS, 6)
@@ -459,7 +508,7 @@ class TestCatalogue:
             next(steps)
 
     def test_options_that_it_does_not_have(self):
-        with pytest.raises(ValueError, match="Heun has no option eta; it has none"):
+        with pytest.raises(ValueError, match="Heun has no option eta; it has churn"):
             list(sm.solve(MIXTURE, quantiles(3), torch.tensor([9.0, 0.0]), "Heun", eta=1.0))
         with pytest.raises(ValueError, match="UniPC has no option eta; it has order"):
             list(sm.solve(MIXTURE, quantiles(3), torch.tensor([9.0, 0.0]), "UniPC", eta=1.0))
