@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
 from companion import DATA
+from companion.controlnet import adapter_of, controlnet_of
 from companion.fast import write_graphs
 from companion.files import write_checksums, written
 from companion.pretraining import pipeline
@@ -65,6 +68,28 @@ def trained_unet(folder: Path) -> Conditioned:
         model.text_encoder.load_state_dict(load_file(words))
         model.text_encoder.requires_grad_(False)
     return load_weights(last if last.exists() else folder / "unet8.safetensors", model).eval()
+
+
+def trained_net(folder: Path, name: str, unet: UNet2DConditionModel) -> ControlNetModel | T2IAdapter:
+    """What `companion build controlnet` trained: "controlnet-canny", say, or "adapter-canny"."""
+    path = folder / f"{name}.safetensors"
+    if name.startswith("adapter-"):
+        return load_weights(path, adapter_of(unet)).eval()
+    with safe_open(path, "pt") as f:
+        attention = any(key.startswith("ema.mid_block.attentions.") for key in f.keys())
+    return load_weights(path, controlnet_of(unet, attention=attention)).eval()
+
+
+def save_net(net: ControlNetModel | T2IAdapter, folder: Path) -> None:
+    """Write a network with fp16 weights; the old folder is replaced only once the new one is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as t:
+        new = Path(t) / folder.name
+        net.half().save_pretrained(new, safe_serialization=True)
+        net.float()
+        if folder.exists():
+            shutil.move(folder, Path(t) / "old")
+        new.rename(folder)
 
 
 def adopt(folder: Path) -> Iterator[str]:
@@ -131,6 +156,8 @@ def publish(folder: Path) -> Iterator[str]:
         shape = load_weights(folder / "shape.safetensors", ShapeError()).half()
         with written(MODELS / "shape" / "model.safetensors") as temporary:
             save_file(shape.state_dict(), temporary)
+    for path in sorted([*folder.glob("controlnet-*.safetensors"), *folder.glob("adapter-*.safetensors")]):
+        save_net(trained_net(folder, path.stem, model.unet), MODELS / f"tabletop-{path.stem}")
     held = dataset.read(folder / "renders", "val", ("picture",), 256)["picture"]
     samples.save_held_out(held, dataset.scenes(folder / "renders", "val", 256))
     few = 1500

@@ -74,6 +74,21 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "frechet_ratio": ("... the first over the second", "{:.1f}", 3.0, 6.0, False),
     "frechet_things_ratio": ("... the same of patches of things", "{:.1f}", None, None, False),
     "fine_contrast": ("Fine contrast of pictures, of that of renders", "{:.0%}", None, None, True),
+    **{
+        f"control_{name}": (f"ControlNet, {title}: of the way from no control to renders", "{:.0%}", *bars)
+        for name, title, *bars in (
+            ("canny", "Canny edges", 0.85, 0.70, True),
+            ("softedge", "soft edges", 0.75, 0.60, True),
+            ("mlsd", "straight lines", 0.75, 0.60, True),
+            ("depth", "depth", 0.85, 0.70, True),
+            ("normal", "normals", 0.85, 0.70, True),
+            ("openpose", "a pose", 0.85, 0.70, True),
+            ("scribble", "a scribble", 0.75, 0.60, True),
+            ("seg", "segments", 0.85, 0.70, True),
+        )
+    },
+    "control_prompts": ("... prompts met with the worst of them, of those met without", "{:.1%}", 0.95, 0.90, True),
+    "controlled_picture_ratio": ("... a fast picture with one, in times of one without", "{:.2f}", None, 1.6, False),
     "picture_seconds": ("A warm picture, 20 steps, stock pipeline", "{:.2f} s", None, 1.0, False),
     "fast_picture_seconds": ("A warm picture, 20 steps, `companion.fast`", "{:.2f} s", 0.5, 0.8, False),
     "load_seconds": ("Import and load", "{:.1f} s", None, 10.0, False),
@@ -233,16 +248,23 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
         asked = dataset.scenes(folder / "renders", split, 250)
         errors = halfway.errors(model, pipe.vae, pipe.tokenizer, seen["picture"], asked, seen["segments"])
         note(**{f"{k}{name}": errors[k] for k in ("error_things_50", "error_things_100")})
+    note(**controls(pipe, folder, take(96, 5)))
     note(**eye_and_judge(pipe))
 
     prompt, settings = "a red ball on grass by day", find("tabletop").settings
-    ways, times = {"picture_seconds": pipe, "fast_picture_seconds": Fast(pipe)}, {}
+    fast = Fast(pipe)
+    ways, times = {"picture_seconds": pipe, "fast_picture_seconds": fast}, {}
+    if nets := sorted(MODELS.glob("tabletop-controlnet-*")):
+        ways["controlled"] = _controlled(fast, nets[0])
     for _ in range(6):  # in turn, so that a machine that slows down slows both; the first is not warm
         for name, way in ways.items():
             t = time.perf_counter()
             way(prompt, **settings)
             times.setdefault(name, []).append(time.perf_counter() - t)
-    note(**{name: np.median(found[1:]) for name, found in times.items()}, load_seconds=_load_seconds())
+    seconds = {name: float(np.median(all_of_it[1:])) for name, all_of_it in times.items()}
+    if "controlled" in seconds:
+        note(controlled_picture_ratio=seconds.pop("controlled") / seconds["fast_picture_seconds"])
+    note(**seconds, load_seconds=_load_seconds())
     # What `companion build keep` put in data/models/next is not what is published.
     weights = [p for p in MODELS.rglob("*.safetensors") if p.parent != MODELS / "next"]
     note(weights_mb=sum(p.stat().st_size for p in weights) / 1e6)
@@ -266,6 +288,44 @@ def shapes(pictures: np.ndarray, spoilable: Spoilable) -> dict[str, float]:
     }
 
 
+FREE = ("finish", "place", "time")  # what a prompt says and no control picture does
+
+
+def controls(pipe: StableDiffusionPipeline, folder: Path, count: int) -> dict[str, float]:
+    """How faithfully each published ControlNet is followed, on `count` held-out renders, and what it costs the prompt.
+
+    For each condition: the share of the way from no control to what its annotator finds in renders, both ends of its
+    interval, and the three means; then "control_prompts". Empty when no ControlNet is published.
+    """
+    from companion.conditions import CONDITIONS
+    from companion.controlnet import Fidelity, drawn_with, followed
+    from companion.models import load_controlnet
+    from companion.pretraining.controlnet import to_follow
+    from companion.tabletop.measures import met
+
+    found, kept = {}, {}
+    settings = {"steps": find("tabletop").steps, "guidance_scale": find("tabletop").guidance}
+    for name, condition in CONDITIONS.items():
+        if not (MODELS / f"tabletop-controlnet-{name}").is_dir():
+            continue
+        net = load_controlnet(name, device="cpu")
+        asked, places, scenes = to_follow(folder / "renders", "test", condition, 2000, count)
+        renders = dataset.read(folder / "renders", "test", ("picture",), int(places.max()) + 1)["picture"][places]
+        prompts, seeds = [caption(s) for s in scenes], list(range(len(scenes)))
+        painted = condition.paint(asked)
+        pictures = [drawn_with(pipe, some, painted, prompts, seeds, **settings) for some in (None, net)]
+        numbers = [followed(condition, asked, x) for x in (*pictures, pictures_to_tensor(renders))]
+        there = ~np.isnan(numbers[2])
+        fidelity = Fidelity(*(values[there] for values in numbers))
+        share, low, high = fidelity.share()
+        found |= {f"control_{name}": share, f"control_{name}_low": low, f"control_{name}_high": high}
+        means = zip(("floor", "drawn", "ceiling"), numbers, strict=True)
+        found |= {f"control_{name}_{what}": float(np.nanmean(values)) for what, values in means}
+        without, with_it = (sum(met(x, prompts, FREE)) for x in pictures)
+        kept[name] = with_it / max(without, 1)
+    return found | ({"control_prompts": min(kept.values())} if kept else {})
+
+
 def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
     """What an eye said of the pictures that `pipe` draws, and how the judge compares. Empty where no eye has judged
     these very pictures.
@@ -285,6 +345,17 @@ def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
     found |= {"eye_clear": clear, "eye_worst_kind": min(kinds.values())}
     compared = eye.agreement(verdicts, prompts, read(pictures))
     return found | {f"judge_{name}": k / n for name, (k, n) in compared.items() if n}
+
+
+def _controlled(fast: Fast, folder: Path) -> Callable[..., Any]:
+    """The fast path, listening to a ControlNet that is shown a black picture."""
+    from companion.controlnet import Control, Controlled
+    from companion.models import load_controlnet
+
+    size = diffusion.picture_size(fast.pipe)
+    net = fast.controlnet(load_controlnet(folder, device="cpu"))
+    unet = Controlled(fast.noise_pred, [Control(net, torch.zeros(1, 3, size, size))])
+    return lambda prompt, **settings: fast(prompt, unet=unet, **settings)
 
 
 def _load_seconds() -> float:

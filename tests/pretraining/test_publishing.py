@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import ControlNetModel, T2IAdapter
 from safetensors.torch import load_file
 
 from companion import DATA
+from companion.controlnet import adapter_of, controlnet_of
 from companion.files import damage
 from companion.pretraining import publishing
 from companion.pretraining.clip import trained_tokenizer
@@ -89,6 +91,36 @@ def test_the_trained_unet_has_the_text_encoder_that_it_was_trained_with(tmp_path
     assert (tmp_path / "text_encoder.safetensors").exists() != second_learns_words
     holds_words = any(name.startswith("ema.text_encoder.") for name in names_in(tmp_path / "unet16.safetensors"))
     assert holds_words == second_learns_words
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_trained_controlnet_is_published_as_the_library_loads_it(tmp_path, attention):
+    unet = make_unet()
+    net = controlnet_of(unet, attention=attention, seed=3)
+    with torch.no_grad():
+        net.controlnet_mid_block.weight.add_(0.25)
+    save_start(tmp_path / "controlnet-canny.safetensors", net)
+    found = publishing.trained_net(tmp_path, "controlnet-canny", unet)
+    assert same_weights(found, net)
+    publishing.save_net(found, tmp_path / "tabletop-controlnet-canny")
+    publishing.save_net(found, tmp_path / "tabletop-controlnet-canny")  # again, over the old one
+    stock = ControlNetModel.from_pretrained(tmp_path / "tabletop-controlnet-canny")
+    assert torch.allclose(stock.controlnet_mid_block.weight, net.controlnet_mid_block.weight, atol=1e-3)
+    size = sum(p.stat().st_size for p in (tmp_path / "tabletop-controlnet-canny").iterdir())
+    assert size < (8.5e6 if attention else 6e6)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_trained_adapter_is_published_too(tmp_path):
+    unet = make_unet()
+    adapter = adapter_of(unet)
+    with torch.no_grad():
+        adapter.adapter.conv_in.weight.add_(0.25)
+    save_start(tmp_path / "adapter-depth.safetensors", adapter)
+    publishing.save_net(publishing.trained_net(tmp_path, "adapter-depth", unet), tmp_path / "tabletop-adapter-depth")
+    stock = T2IAdapter.from_pretrained(tmp_path / "tabletop-adapter-depth")
+    assert torch.allclose(stock.adapter.conv_in.weight.float(), adapter.adapter.conv_in.weight, atol=1e-3)
+    assert sum(p.stat().st_size for p in (tmp_path / "tabletop-adapter-depth").iterdir()) < 1.5e6
 
 
 def test_a_frozen_text_encoder_is_kept_for_another_machine_too(tmp_path, monkeypatch):

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import companion
+from companion.conditions import CONDITIONS
+from companion.controlnet import controlnet_of
 from companion.pretraining import eye, report
-from companion.pretraining.report import BARS, curves, strip, table
+from companion.pretraining.publishing import save_net
+from companion.pretraining.report import BARS, curves, load_tabletop, strip, table
+from companion.tabletop import dataset
 from companion.tabletop.samples import held_out
 
 
@@ -72,6 +79,7 @@ def test_a_strip_needs_the_weights_of_its_commits():
 LATER = {"error_things_50_train", "error_things_100_train", "judge_calibration"}
 LATER |= {"shape_error_px", "shape_scale_error", "shape_error_px_before"}
 LATER |= {"eye_clear", "eye_worst_kind", "judge_accepts_wrong", "judge_rejects_clear"}
+LATER |= {f"control_{name}" for name in CONDITIONS} | {"control_prompts", "controlled_picture_ratio"}
 
 
 @pytest.mark.slow
@@ -102,3 +110,21 @@ def test_every_measure_of_the_report_is_taken(tmp_path, monkeypatch):
     assert said[:3] == ["drawn val of 500", "drawn test of 500", "drawn test-empty of 250"]
     assert found["vae_psnr_db"] > 30 and found["judge_min_attribute"] > 0.9 and found["prompt_kind"] > 0.5
     assert len(table(found).splitlines()) == 2 + len(BARS) - len(missing)
+
+
+def test_controlnets_are_measured_on_what_they_were_asked_for(small_world, tmp_path, monkeypatch):
+    """An untrained ControlNet changes nothing, so it goes none of the way, and costs the prompts nothing."""
+    pipe = load_tabletop()
+    save_net(controlnet_of(pipe.unet, attention=False), tmp_path / "models" / "tabletop-controlnet-softedge")
+    monkeypatch.setattr(report, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(companion, "DATA", tmp_path, raising=False)  # where `load_controlnet` looks
+    renders = tmp_path / "renders"
+    renders.mkdir()
+    shutil.copy(dataset.shard_path(small_world / "renders", "val", 0), dataset.shard_path(renders, "test", 0))
+    monkeypatch.setattr(report, "find", lambda _: SimpleNamespace(steps=2, guidance=2.0))
+    found = report.controls(pipe, tmp_path, 6)
+    assert found["control_softedge"] == found["control_softedge_low"] == found["control_softedge_high"] == 0
+    assert found["control_softedge_floor"] == found["control_softedge_drawn"] < found["control_softedge_ceiling"] == 1
+    assert found["control_prompts"] == 1 and len(found) == 7
+    monkeypatch.setattr(report, "MODELS", tmp_path / "none")
+    assert report.controls(pipe, tmp_path, 6) == {}
