@@ -75,16 +75,16 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "frechet_things_ratio": ("... the same of patches of things", "{:.1f}", None, None, False),
     "fine_contrast": ("Fine contrast of pictures, of that of renders", "{:.0%}", None, None, True),
     **{
-        f"control_{name}": (f"ControlNet, {title}: of the way from no control to renders", "{:.0%}", *bars)
-        for name, title, *bars in (
-            ("canny", "Canny edges", 0.85, 0.70, True),
-            ("softedge", "soft edges", 0.75, 0.60, True),
-            ("mlsd", "straight lines", 0.75, 0.60, True),
-            ("depth", "depth", 0.85, 0.70, True),
-            ("normal", "normals", 0.85, 0.70, True),
-            ("openpose", "a pose", 0.85, 0.70, True),
-            ("scribble", "a scribble", 0.75, 0.60, True),
-            ("seg", "segments", 0.85, 0.70, True),
+        f"control_{name}": (f"ControlNet, {title}: of the way from no control to renders", "{:.0%}", goal, least, True)
+        for name, title, goal, least in (
+            ("canny", "Canny edges", 0.85, 0.70),
+            ("softedge", "soft edges", 0.75, 0.60),
+            ("mlsd", "straight lines", 0.75, 0.60),
+            ("depth", "depth", 0.85, 0.70),
+            ("normal", "normals", 0.85, 0.70),
+            ("openpose", "a pose", 0.85, 0.70),
+            ("scribble", "a scribble", 0.75, 0.60),
+            ("seg", "segments", 0.85, 0.70),
         )
     },
     "control_prompts": ("... prompts met with the worst of them, of those met without", "{:.1%}", 0.95, 0.90, True),

@@ -20,7 +20,7 @@ from companion.tabletop.judge import SEGMENTS, Judge, Reading
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from transformers import CLIPModel, CLIPTokenizerFast
+    from transformers import CLIPModel, CLIPTokenizer
 
 #: What a notebook says where the judge cannot help.
 NOT_JUDGED = "The judge knows the miniature world only, so this is not measured for this model: judge by eye."
@@ -90,7 +90,8 @@ def _patches(pictures, batch: int, block: int) -> Iterator[tuple[Tensor, Tensor]
             segments = judge()(x)["segments"].argmax(1, keepdim=True)
             features = found.pop()
             on_things = (segments > SEGMENTS.index("ground")).float()
-            yield features, F.adaptive_avg_pool2d(on_things, features.shape[-2:])[:, 0]
+            high, wide = features.shape[-2:]
+            yield features, F.adaptive_avg_pool2d(on_things, (high, wide))[:, 0]
     finally:
         hook.remove()
 
@@ -118,18 +119,20 @@ def thing_features(pictures, batch: int = 64) -> Tensor:
 
 
 @cache
-def clip() -> tuple[CLIPModel, CLIPTokenizerFast]:
+def clip() -> tuple[CLIPModel, CLIPTokenizer]:
     """The miniature's CLIP and its tokenizer, loaded once."""
-    from transformers import AutoTokenizer, CLIPModel
+    from transformers import CLIPModel, CLIPTokenizer
 
     folder = DATA / "models" / "clip"
-    return CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    return CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
 
 
 @torch.no_grad()
 def clip_pictures(pictures, batch: int = 64) -> Tensor:
     """CLIP's embeddings (N, D) of pictures, of length 1: their cosines are CLIP-I."""
-    model, size = clip()[0], clip()[0].config.vision_config.image_size
+    model = clip()[0]
+    vision: Any = model.config.vision_config
+    size = vision.image_size
     parts = [
         _embedding(model.get_image_features(F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)))
         for x in pictures_to_tensor(pictures).split(batch)
@@ -141,9 +144,10 @@ def clip_pictures(pictures, batch: int = 64) -> Tensor:
 def clip_texts(texts: Sequence[str]) -> Tensor:
     """CLIP's embeddings (N, D) of texts, of length 1: their cosines with those of pictures are CLIP-T."""
     model, tokenizer = clip()
-    length = model.config.text_config.max_position_embeddings
-    options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-    return _embedding(model.get_text_features(**tokenizer(list(texts), **options)))
+    text: Any = model.config.text_config
+    length = text.max_position_embeddings
+    options: dict[str, Any] = {"padding": "max_length", "max_length": length, "truncation": True}
+    return _embedding(model.get_text_features(**tokenizer(list(texts), return_tensors="pt", **options)))
 
 
 def _embedding(found: Any) -> Tensor:
