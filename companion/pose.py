@@ -130,7 +130,7 @@ def _limb(canvas: np.ndarray, ends: np.ndarray, thick: int, colour: list[int]) -
     (x, y), (dx, dy) = ends.mean(0), ends[1] - ends[0]
     axes = (round(float(np.hypot(dx, dy)) / 2), thick)
     outline = cv2.ellipse2Poly((round(x), round(y)), axes, round(float(np.rad2deg(np.arctan2(dy, dx)))), 0, 360, 1)
-    cv2.fillConvexPoly(canvas, outline, colour)
+    cv2.fillConvexPoly(canvas, np.array(outline), colour)
 
 
 # ---- The detector ----------------------------------------------------------------------------------------------------
