@@ -97,9 +97,12 @@ def soft_edges(pictures: np.ndarray, scales: Sequence[float] = (0.7, 1.4)) -> np
     return np.stack(found)
 
 
-def drawn_lines(lines: np.ndarray, size: int) -> np.ndarray:
-    """Lines (K, 4), as x0, y0, x1, y1 in pixels, drawn white on black a pixel wide: uint8 (size, size)."""
-    canvas = np.zeros((size, size), np.uint8)
+def drawn_lines(lines: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Lines (K, 4), as x0, y0, x1, y1 in pixels, drawn white on black a pixel wide: uint8 (H, W).
+
+    size: of the picture in pixels, its side, or height and width.
+    """
+    canvas = np.zeros((size, size) if isinstance(size, int) else size, np.uint8)
     for x0, y0, x1, y1 in np.asarray(lines, np.float64).reshape(-1, 4):
         # Pixel centres are at halves here and at whole numbers in OpenCV, which takes 1/16 of a pixel.
         ax, ay, bx, by = (int(round((v - 0.5) * 16)) for v in (x0, y0, x1, y1))
@@ -116,15 +119,15 @@ def lines(pictures: np.ndarray, shortest: float = 0.06) -> np.ndarray:
     """Straight lines in pictures, drawn white on black: uint8 (N, H, W).
 
     OpenCV's line segment detector (R. Grompone von Gioi et al., IPOL 2012) stands in for M-LSD, a network (arXiv
-    2106.00186). Lines shorter than `shortest`, as a share of the picture's side, are left out.
+    2106.00186). Lines shorter than `shortest`, as a share of the picture's shorter side, are left out.
     """
     detector, found = cv2.createLineSegmentDetector(), []
     for g in _grey(pictures):
-        size = g.shape[0]
+        high, wide = g.shape
         seen = detector.detect(g)[0]
         seen = np.zeros((0, 4)) if seen is None else seen.reshape(-1, 4) + 0.5
-        long = np.hypot(seen[:, 2] - seen[:, 0], seen[:, 3] - seen[:, 1]) >= shortest * size
-        found.append(drawn_lines(seen[long], size))
+        long = np.hypot(seen[:, 2] - seen[:, 0], seen[:, 3] - seen[:, 1]) >= shortest * min(high, wide)
+        found.append(drawn_lines(seen[long], (high, wide)))
     return np.stack(found)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from companion.finetuning import Examples, Method
@@ -163,24 +165,30 @@ def _pictures(pipe: Any, photos: Path, size: int, prompt: str, condition: str, m
             raise ValueError(f"{maps} has no control picture for {missing[0]} ({len(missing)} are missing)")
         controls = as_controls([_opened(shown[Path(name).stem].jpeg) for name in names], size)
     elif condition:
-        annotate, paint = _annotator(pipe, condition)
-        controls = as_controls(paint(annotate(np.stack([np.asarray(p) for p in pictures]))), size)
+        show = _annotator(pipe, condition)
+        shown = [show(np.asarray(p)[None])[0] for p in _watch(pictures, len(pictures), f"finding {condition}")]
+        controls = as_controls(shown, size)
     return examples(pipe, pictures, prompts, controls=controls)
 
 
-def _annotator(pipe: Any, condition: str) -> tuple[Any, Any]:
-    """How a condition's maps are found in pictures, and painted."""
+def _annotator(pipe: Any, condition: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes control pictures of pictures, uint8 (N, H, W, 3): of the miniature world, or of photographs."""
     from companion.conditions import CONDITIONS
+    from companion.photo_conditions import annotator
+    from companion.pose import fetch
     from companion.tabletop.measures import can_be_judged
 
     if condition not in CONDITIONS:
         raise ValueError(f"--condition {condition!r} is unknown; the eight are {', '.join(CONDITIONS)}")
-    known = CONDITIONS[condition]
-    if condition in ("depth", "normal", "openpose", "scribble", "seg") and not can_be_judged(pipe):
-        raise ValueError(
-            f"the course's judge finds {condition} in the miniature world only: give control pictures with --maps"
-        )
-    return known.annotate, known.paint
+    if can_be_judged(pipe):
+        known = CONDITIONS[condition]
+        return lambda pictures: known.paint(known.annotate(pictures))
+    try:
+        if condition == "openpose":
+            fetch(watch=lambda chunks, total: _watch(chunks, total, "fetching the pose detector"))
+        return annotator(condition)
+    except (ImportError, OSError) as error:
+        raise ValueError(f"{error} `companion train` takes ready control pictures with --maps.") from error
 
 
 def _class(
@@ -203,10 +211,10 @@ def _class(
     return examples(pipe, [_opened(path.read_bytes()) for path in paths], prompt, weight=weight)
 
 
-def _watch(things: Any, total: int) -> Any:
+def _watch(things: Any, total: int, doing: str = "reading") -> Any:
     from rich.progress import track
 
-    return track(things, "reading", total, transient=True)
+    return track(things, doing, total, transient=True)
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -220,7 +220,7 @@ def load(
     _check_sums(folder)
 
     # Imported only now, so that every error that needs no torch is raised at once.
-    with _quiet():
+    with quiet():
         import diffusers
 
         device, stored = _settings(device, dtype, weights)
@@ -270,7 +270,7 @@ def load_controlnet(
             raise ValueError(f"No ControlNet {str(condition)!r} is known for {name}; {known}.")
         _check_sums(folder)
     weights = check_part(folder)
-    with _quiet():
+    with quiet():
         from diffusers import ControlNetModel
 
         device, options = _settings(device, dtype, weights)
@@ -463,6 +463,7 @@ def download(
     single: bool = False,
     timeout: float = TIMEOUT,
     endpoint: str | None = None,
+    instead: str = "give the path of a pipeline's folder, or use 'tabletop', which is in the clone",
 ) -> Path:
     """The folder of a hub's model in huggingface_hub's cache, fetched from the first mirror that gives all of it.
 
@@ -474,6 +475,7 @@ def download(
         single: the repositories hold one part of a pipeline, such as a ControlNet.
         timeout: seconds that a mirror may take to answer; see `TIMEOUT`.
         endpoint: the hub's address, if not huggingface_hub's default (HF_ENDPOINT).
+        instead: the way out without it, for errors.
 
     Raises:
         OfflineError: it is not in the cache, and HF_HUB_OFFLINE is set.
@@ -493,7 +495,7 @@ def download(
     if huggingface_hub.is_offline_mode():
         raise OfflineError(
             f"{model.name!r} is not on this machine and HF_HUB_OFFLINE is set, so it cannot be fetched: "
-            "unset it, give the path of a pipeline's folder, or use 'tabletop', which is in the clone."
+            f"unset it, {instead}."
         )
     reasons = []
     for repo in model.mirrors:
@@ -502,8 +504,7 @@ def download(
         except (NotAPipelineError, PickleRefusedError, OSError, HTTPError) as error:
             reasons.append(f"{repo} ({_reason(error, timeout)})")
     raise NoMirrorError(
-        f"No mirror gave {model.name!r}: {'; '.join(reasons)}. Check the network and try again, "
-        "give the path of a pipeline's folder, or use 'tabletop', which is in the clone."
+        f"No mirror gave {model.name!r}: {'; '.join(reasons)}. Check the network and try again, {instead}."
     )
 
 
@@ -528,11 +529,12 @@ def _fetch(repo: str, skip: Collection[str], single: bool, timeout: float, endpo
 
 
 def _wanted_part(repo: str, files: Collection[str]) -> list[str]:
-    """The files of a repository that make one part of a pipeline; its config.json is last."""
+    """The files of a repository that make one part of a pipeline, or one model; its config.json is last."""
     weights = [Path(name).name for name in _weights(repo.rpartition("/")[2], [f for f in files if "/" not in f])]
     if not weights or "config.json" not in files:
         raise NotAPipelineError("it lacks config.json or weights")
-    return [*weights, "config.json"]
+    processor = [name for name in files if re.fullmatch(r"(?:pre)?processor_config\.json", name)]  # of its pictures
+    return [*weights, *processor, "config.json"]
 
 
 def _wanted(files: Collection[str], skip: Collection[str]) -> list[str]:
@@ -583,7 +585,7 @@ def _reason(error: BaseException, timeout: float) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Turn off progress bars and warnings: without this, importing and loading print a screenful to stderr."""
     import huggingface_hub.utils as hub
     import transformers.utils.logging as transformers_logging

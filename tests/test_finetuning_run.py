@@ -160,10 +160,11 @@ def test_every_method_runs_from_the_command_line(tiny, photos, tmp_path):
         (("controlnet",), "needs --condition or --maps"),
         (("lora", "--prompt", "a", "--condition", "canny"), "are for a ControlNet; train lora does not use them"),
         (("controlnet", "--condition", "mood"), "--condition 'mood' is unknown; the eight are canny"),
-        (("controlnet", "--condition", "depth"), "give control pictures with --maps"),
+        (("controlnet", "--condition", "depth"), "No mirror gave 'depth'"),
+        (("controlnet", "--condition", "seg"), "takes ready control pictures with --maps"),
         (("textual-inversion", "--prompt", "a ball"), "a prompt with '<mine>' in it"),
     ],
-    ids=["prompt", "control", "no control", "condition", "judge", "token"],
+    ids=["prompt", "control", "no control", "condition", "no network", "maps", "token"],
 )
 def test_what_cannot_be_is_said_in_a_sentence(tiny, photos, tmp_path, arguments, sentence):
     from typer.testing import CliRunner

@@ -34,12 +34,12 @@ def split_of(seed: int) -> str:
     )
 
 
+#: Of a robot's pose on each side: the least and largest angle of the upper arm and of the forearm, and leg spread.
+POSES = ((-75.0, 75.0), (-50.0, 90.0), (0.0, 0.22))
+
+
 def _pose(rng: np.random.Generator) -> tuple[float, ...]:
-    return tuple(
-        round(float(v), 3)
-        for _ in range(2)
-        for v in (rng.uniform(-75, 75), rng.uniform(-50, 90), rng.uniform(0.0, 0.22))
-    )
+    return tuple(round(float(rng.uniform(low, high)), 3) for _ in range(2) for low, high in POSES)
 
 
 def _pairs(rng: np.random.Generator, n: int, split: str) -> list[tuple[str, str]]:

@@ -19,9 +19,8 @@ from companion.conditions import skeletons
 from companion.controlnet import follower
 from companion.figures import as_pil
 from companion.models import GUIDANCE
-from companion.tabletop.camera import frame, project
-from companion.tabletop.scene import BONES, JOINTS, Scene, Thing
-from companion.tabletop.shapes import solid
+from companion.pose import robot_joints
+from companion.tabletop.scene import BONES, JOINTS
 from companion.widgets.base import Panel, png, side_by_side
 from companion.widgets.painter import SIDE, Editor, Painter, script
 
@@ -43,17 +42,9 @@ ANGLES = {
 def poses(size: int = 128) -> dict[str, np.ndarray]:
     """The robot in some poses by name, seen from in front, all its joints in sight: float32 (11, 3) each.
 
-    They are joints of the robot itself, as the camera sees them, in pixels of a picture of `size` x `size`.
+    They are in pixels of a picture of `size` x `size`.
     """
-    found = {}
-    for name, angles in ANGLES.items():
-        robot = Thing("robot", "steel", 0.0, 0.0, 1.1, 0.0, angles)
-        scene = Scene((robot,), None, "grass", "day", *frame([robot], 0.7, 0.8, 0.12, 0.0, 0.0, 12.0))
-        in_space = solid(robot).joints
-        assert in_space is not None  # a robot has joints
-        joints = project(scene, in_space, size)
-        found[name] = np.concatenate([joints[:, :2], np.ones((len(JOINTS), 1))], 1).astype(np.float32)
-    return found
+    return {name: robot_joints(angles, size) for name, angles in ANGLES.items()}
 
 
 def parents(root: str = "hips") -> list[int]:
