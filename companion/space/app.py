@@ -15,6 +15,7 @@ ControlNets lie in folders of controlnets/, beside this file, that are named aft
 from __future__ import annotations
 
 import html
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ STYLE = """
 """
 # One drawing at a time, whatever the tab: a second one would only slow both down.
 ONE = {"concurrency_id": "model", "concurrency_limit": 1}
+#: What all tabs ask for, as the studio's methods call it.
+OPTIONS = ("prompt", "negative", "steps", "guidance", "seed")
 #: Where a control picture comes from.
 FOUND, READY, DRAWN = "Find it in my picture", "My upload is the control itself", "I draw it here"
 #: What to draw first, and other examples: in the miniature world, and in others.
@@ -111,7 +114,7 @@ class Page:
             rest = self._sliders()
             button = gr.Button("Draw", variant="primary")
             gr.Examples([[p] for p in self.prompts], [words], label="Examples", cache_examples=False)
-        self._on(button, words, given, [words, *rest], self._result(self.first), "text_to_image")
+        self._on(button, words, given, [words, *rest], self._result(self.first), "text_to_image", ["prompt"])
 
     def image_to_image(self) -> None:
         def given(image: Any, prompt: str, strength: float, *rest: Any) -> tuple[str, dict[str, Any]]:
@@ -128,7 +131,8 @@ class Page:
             if examples:
                 gr.Examples(examples, [words, strength], label="Examples", cache_examples=False)
         self.takes["Image to image"] = ([image, said], lambda path: [self.studio.fit(path), ""], [])
-        self._on(button, words, given, [image, words, strength, *rest], self._result(), "image_to_image")
+        names = ["image", "prompt", "strength"]
+        self._on(button, words, given, [image, words, strength, *rest], self._result(), "image_to_image", names)
 
     def inpainting(self) -> None:
         side = max(SIDE, self.studio.size)
@@ -151,6 +155,7 @@ class Page:
             editor = gr.ImageEditor(
                 _canvas(self.first, side) if self.first else None,
                 type="pil",
+                format="png",
                 label="Paint over what is to be drawn anew",
                 brush=gr.Brush(default_size=side // 10, colors=["#ffffff"], color_mode="fixed"),
                 sources=[],
@@ -168,7 +173,8 @@ class Page:
             gr.Examples([[p] for p in self.prompts[1:]], [words], label="Examples", cache_examples=False)
         upload.upload(read, upload, [editor, said], api_visibility="private", show_progress="hidden")
         self.takes["Inpainting"] = ([editor, said], put, [])
-        self._on(button, words, given, [editor, words, strength, *rest], self._result(), "inpainting")
+        names = ["image", "prompt", "strength"]
+        self._on(button, words, given, [editor, words, strength, *rest], self._result(), "inpainting", names)
 
     def controlnet(self) -> None:
         conditions = self.studio.conditions
@@ -216,6 +222,7 @@ class Page:
                 pad = gr.ImageEditor(
                     _canvas(Image.new("RGB", (SIDE, SIDE)), SIDE),
                     type="pil",
+                    format="png",
                     label="Draw white lines",
                     brush=gr.Brush(default_size=SIDE // 64, colors=["#ffffff"], color_mode="fixed"),
                     sources=[],
@@ -243,7 +250,8 @@ class Page:
             return [self.studio.fit(path), "", sources(name)[0]]
 
         self.takes["ControlNet"] = ([image, said, source], put, [condition])
-        self._on(button, words, given, [*asked, words, scale, start, end, *rest], outputs, "controlnet")
+        names = ["condition", "source", "image", "drawing", "prompt", "scale", "start", "end"]
+        self._on(button, words, given, [*asked, words, scale, start, end, *rest], outputs, "controlnet", names)
 
     # ---- Their parts
 
@@ -317,21 +325,26 @@ class Page:
         inputs: list[Any],
         outputs: list[Any],
         api_name: str,
+        names: Sequence[str],
     ) -> None:
         """Draw when the button is clicked, or Enter pressed in the prompt.
 
         `given`, from the inputs but for the last, which is the number of pictures: a method of the studio, its options,
-        and what else is shown.
+        and what else is shown. `names` are those of the inputs, up to the prompt and what else the tab alone has.
         """
 
-        # That there is a Progress among the arguments makes the page show it.
-        def told(progress: gr.Progress = gr.Progress(), *values: Any) -> Iterator[list[Any]]:  # noqa: B008
-            *values, number = values
+        def told(*values: Any) -> Iterator[list[Any]]:
+            *values, number, _ = values
             with _sentences():
                 method, options, *more = given(*values)
             for pictures in self.drawings(method, int(number), options):
                 yield [pictures, 0, *more]
 
+        # Programs call it by these names; that there is a Progress among them makes the page show it.
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        named = [inspect.Parameter(name, kind) for name in (*names, *OPTIONS[1:], "number")]
+        signature = inspect.Signature([*named, inspect.Parameter("progress", kind, default=gr.Progress())])
+        told.__signature__ = signature  # pyrefly: ignore[missing-attribute]
         button.click(told, inputs, outputs, api_name=api_name, **ONE)
         words.submit(told, inputs, outputs, api_visibility="private", **ONE)
 
@@ -363,7 +376,7 @@ TABS: dict[str, Callable[[Page], None]] = {
 
 
 def _options(rest: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(("prompt", "negative", "steps", "guidance", "seed"), rest, strict=True))
+    return dict(zip(OPTIONS, rest, strict=True))
 
 
 def _where(there: list[str], title: str) -> str:
