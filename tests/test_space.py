@@ -272,7 +272,7 @@ class TestControlNets:
         [
             (
                 lambda s, p: s.follow(p, "mood", "a"),
-                "There is no ControlNet for 'mood' here; there are Canny edges, dep",
+                "There is no ControlNet for 'mood' here; there are canny, depth, scribble",
             ),
             (lambda s, p: s.follow(p, "canny", "a", scale=3), "scale=3 is outside 0 to 2"),
             (lambda s, p: s.follow(p, "canny", "a", start=0.6, end=0.5), "starts at 0.6 and ends at 0.5"),
