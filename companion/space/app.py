@@ -43,7 +43,8 @@ SECONDS = 40
 SIDE = 384  # of a picture on the page
 # Small pictures are enlarged to fill their frame. What is said of an upload stands close to it.
 STYLE = """
-.image-frame, .image-frame img, .gallery-item img { width: 100%; height: 100%; object-fit: contain }
+.image-frame, .image-frame img { width: 100%; height: 100%; object-fit: contain }
+.drawn .grid-wrap { max-height: none } .drawn .grid-container { max-width: 420px; margin: auto }
 .said { padding: 0 } .said p { margin: 0 } .said .error { color: var(--error-text-color) }
 """
 # One drawing at a time, whatever the tab: a second one would only slow both down.
@@ -58,7 +59,7 @@ MINIATURE = (
     "a red ball on grass by day",
     "a glass cube on water by day",
     "a green tree right of a red car on sand by day",
-    "a white mushroom in front of a purple house on brick at night",
+    "a white mushroom in front of a purple house on brick",
 )
 OTHERS = (
     "a lighthouse on a cliff at dusk, oil painting",
@@ -97,7 +98,7 @@ class Page:
             )
             with gr.Tabs() as self.tabs:
                 for name, fill in TABS.items():
-                    with gr.Tab(name, id=name), gr.Row():
+                    with gr.Tab(name, id=name):
                         fill(self)
             for gallery, chosen, buttons in self.gives:
                 for name, button in buttons.items():
@@ -109,30 +110,36 @@ class Page:
         def given(*rest: Any) -> tuple[str, dict[str, Any]]:
             return "draw", _options(rest)
 
-        with gr.Column():
-            words = self._words()
-            rest = self._sliders()
-            button = gr.Button("Draw", variant="primary")
-            gr.Examples([[p] for p in self.prompts], [words], label="Examples", cache_examples=False)
-        self._on(button, words, given, [words, *rest], self._result(self.first), "text_to_image", ["prompt"])
+        with gr.Row():
+            with gr.Column():
+                words = self._words()
+                rest = self._sliders()
+                button = gr.Button("Draw", variant="primary")
+            outputs = self._result(self.first)
+        self._examples(self.prompts, words)
+        self._on(button, words, given, [words, *rest], outputs, "text_to_image", ["prompt"])
 
     def image_to_image(self) -> None:
         def given(image: Any, prompt: str, strength: float, *rest: Any) -> tuple[str, dict[str, Any]]:
             return "vary", {"image": image, "strength": strength, **_options([prompt, *rest])}
 
-        with gr.Column():
-            image = Upload(self.first, format="png", label="Begin with", height=SIDE, sources=["upload", "clipboard"])
-            said = self._said(image)
-            words = self._words()
-            strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength", info="0 keeps the picture, 1 forgets it")
-            rest = self._sliders()
-            button = gr.Button("Draw", variant="primary")
-            examples = [[p, s] for p, s in zip(self.prompts[1:], (0.5, 0.7, 0.9), strict=False)]
-            if examples:
-                gr.Examples(examples, [words, strength], label="Examples", cache_examples=False)
-        self.takes["Image to image"] = ([image, said], lambda path: [self.studio.fit(path), ""], [])
+        with gr.Row():
+            with gr.Column():
+                image = Upload(
+                    self.first, format="png", label="Begin with", height=SIDE, sources=["upload", "clipboard"]
+                )
+                said = self._said(image)
+                words = self._words()
+                strength = gr.Slider(
+                    0.05, 1, 0.6, step=0.05, label="Strength", info="0 keeps the picture, 1 forgets it"
+                )
+                rest = self._sliders()
+                button = gr.Button("Draw", variant="primary")
+            outputs = self._result()
+        self._examples(self.prompts[1:], words, strength)
+        self.takes["Image to image"] = ([image, said], lambda path: [self.studio.fit(path), _line("")], [])
         names = ["image", "prompt", "strength"]
-        self._on(button, words, given, [image, words, strength, *rest], self._result(), "image_to_image", names)
+        self._on(button, words, given, [image, words, strength, *rest], outputs, "image_to_image", names)
 
     def inpainting(self) -> None:
         side = max(SIDE, self.studio.size)
@@ -142,7 +149,7 @@ class Page:
             return "fill", about | _options([prompt, *rest])
 
         def put(path: str) -> list[Any]:
-            return [_canvas(self.studio.fit(path), side), ""]
+            return [_canvas(self.studio.fit(path), side), _line("")]
 
         def read(path: str) -> list[Any]:
             try:
@@ -151,30 +158,34 @@ class Page:
                 return [gr.skip(), _line(error)]
             return [_canvas(picture, side), _line(done)]
 
-        with gr.Column():
-            editor = gr.ImageEditor(
-                _canvas(self.first, side) if self.first else None,
-                type="pil",
-                format="png",
-                label="Paint over what is to be drawn anew",
-                brush=gr.Brush(default_size=side // 10, colors=["#ffffff"], color_mode="fixed"),
-                sources=[],
-                transforms=[],
-                layers=False,
-                canvas_size=(side, side),
-                height=SIDE + 130,
-            )
-            upload = gr.UploadButton("Upload another picture", size="sm")
-            said = gr.HTML(elem_classes="said")
-            words = self._words()
-            strength = gr.Slider(0.05, 1, 1, step=0.05, label="Strength", info="below 1, what was there shows through")
-            rest = self._sliders()
-            button = gr.Button("Draw", variant="primary")
-            gr.Examples([[p] for p in self.prompts[1:]], [words], label="Examples", cache_examples=False)
+        with gr.Row():
+            with gr.Column():
+                editor = gr.ImageEditor(
+                    _canvas(self.first, side) if self.first else None,
+                    type="pil",
+                    format="png",
+                    label="Paint over what is to be drawn anew",
+                    brush=gr.Brush(default_size=side // 10, colors=["#ffffff"], color_mode="fixed"),
+                    sources=[],
+                    transforms=[],
+                    layers=False,
+                    canvas_size=(side, side),
+                    height=SIDE + 130,
+                )
+                upload = gr.UploadButton("Upload another picture", size="sm")
+                said = gr.HTML(elem_classes="said", visible=False)
+                words = self._words()
+                strength = gr.Slider(
+                    0.05, 1, 1, step=0.05, label="Strength", info="below 1, what was there shows through"
+                )
+                rest = self._sliders()
+                button = gr.Button("Draw", variant="primary")
+            outputs = self._result()
+        self._examples(self.prompts[1:], words)
         upload.upload(read, upload, [editor, said], api_visibility="private", show_progress="hidden")
         self.takes["Inpainting"] = ([editor, said], put, [])
         names = ["image", "prompt", "strength"]
-        self._on(button, words, given, [editor, words, strength, *rest], self._result(), "inpainting", names)
+        self._on(button, words, given, [editor, words, strength, *rest], outputs, "inpainting", names)
 
     def controlnet(self) -> None:
         conditions = self.studio.conditions
@@ -210,44 +221,49 @@ class Page:
             return [gr.update(visible=source != DRAWN), gr.update(visible=source == DRAWN)]
 
         first = next(iter(conditions))
-        with gr.Column():
-            titles = [(title[:1].upper() + title[1:], name) for name, title in conditions.items()]
-            condition = gr.Dropdown(titles, value=first, label="Follow")
-            there = sources(first)
-            source = gr.Radio(there, value=there[0], label="The control picture", info=_where(there, conditions[first]))
-            with gr.Column(visible=there[0] != DRAWN) as uploaded:
-                image = Upload(self.first, format="png", label="Picture", height=SIDE, sources=["upload", "clipboard"])
-                said = self._said(image, whole=True)  # it may be a control picture, whose colours must not mix
-            with gr.Column(visible=False) as drawing:
-                pad = gr.ImageEditor(
-                    _canvas(Image.new("RGB", (SIDE, SIDE)), SIDE),
-                    type="pil",
-                    format="png",
-                    label="Draw white lines",
-                    brush=gr.Brush(default_size=SIDE // 64, colors=["#ffffff"], color_mode="fixed"),
-                    sources=[],
-                    transforms=[],
-                    layers=False,
-                    canvas_size=(SIDE, SIDE),
-                    height=SIDE + 130,
+        with gr.Row():
+            with gr.Column():
+                titles = [(title[:1].upper() + title[1:], name) for name, title in conditions.items()]
+                condition = gr.Dropdown(titles, value=first, label="Follow")
+                there = sources(first)
+                source = gr.Radio(
+                    there, value=there[0], label="The control picture", info=_where(there, conditions[first])
                 )
-            show = gr.Button("Show what it follows", size="sm")
-            words = self._words()
-            scale = gr.Slider(0, 2, 1, step=0.05, label="Scale", info="how much the control counts")
-            with gr.Row():
-                start = gr.Slider(0, 1, 0, step=0.05, label="From", info="the first of the steps that hear it")
-                end = gr.Slider(0, 1, 1, step=0.05, label="To", info="the last, as a share of all")
-            rest = self._sliders()
-            button = gr.Button("Draw", variant="primary")
-            gr.Examples([[p] for p in self.prompts], [words], label="Examples", cache_examples=False)
-        outputs = self._result(control=True)
+                with gr.Column(visible=there[0] != DRAWN) as uploaded:
+                    image = Upload(
+                        self.first, format="png", label="Picture", height=SIDE, sources=["upload", "clipboard"]
+                    )
+                    said = self._said(image, whole=True)  # it may be a control picture, whose colours must not mix
+                with gr.Column(visible=False) as drawing:
+                    pad = gr.ImageEditor(
+                        _canvas(Image.new("RGB", (SIDE, SIDE)), SIDE),
+                        type="pil",
+                        format="png",
+                        label="Draw white lines",
+                        brush=gr.Brush(default_size=SIDE // 64, colors=["#ffffff"], color_mode="fixed"),
+                        sources=[],
+                        transforms=[],
+                        layers=False,
+                        canvas_size=(SIDE, SIDE),
+                        height=SIDE + 130,
+                    )
+                show = gr.Button("Show what it follows", size="sm")
+                words = self._words()
+                scale = gr.Slider(0, 2, 1, step=0.05, label="Scale", info="how much the control counts")
+                with gr.Row():
+                    start = gr.Slider(0, 1, 0, step=0.05, label="From", info="the first of the steps that hear it")
+                    end = gr.Slider(0, 1, 1, step=0.05, label="To", info="the last, as a share of all")
+                rest = self._sliders()
+                button = gr.Button("Draw", variant="primary")
+            outputs = self._result(control=True)
+        self._examples(self.prompts, words)
         asked = [condition, source, image, pad]
         condition.change(chosen, [condition, source], source, api_visibility="private", show_progress="hidden")
         source.change(seen, source, [uploaded, drawing], api_visibility="private", show_progress="hidden")
         show.click(shown, asked, outputs[-1], api_name="control", **ONE)
 
         def put(path: str, name: str) -> list[Any]:
-            return [self.studio.fit(path), "", sources(name)[0]]
+            return [self.studio.fit(path), _line(""), sources(name)[0]]
 
         self.takes["ControlNet"] = ([image, said, source], put, [condition])
         names = ["condition", "source", "image", "drawing", "prompt", "scale", "start", "end"]
@@ -267,32 +283,44 @@ class Page:
             seed = gr.Number(-1, label="Seed", precision=0, info="-1 takes another one each time")
         return [negative, steps, guidance, seed, number]
 
+    @staticmethod
+    def _examples(prompts: Sequence[str], words: gr.Textbox, strength: gr.Slider | None = None) -> None:
+        """Prompts to click on, each with a strength if there is a slider for it."""
+        rows: list[list[Any]] = [[prompt] for prompt in prompts]
+        if strength is not None:
+            rows = [[prompt, value] for prompt, value in zip(prompts, (0.5, 0.6, 0.7, 0.9), strict=False)]
+        if rows:
+            inputs = [words] if strength is None else [words, strength]
+            gr.Examples(rows, inputs, label="Examples", cache_examples=False)
+
     def _said(self, image: Upload, whole: bool = False) -> gr.HTML:
         """A line below an upload: what is done to it, or why it cannot be used."""
 
-        def read(path: str | None) -> tuple[Any, str]:
+        def read(path: str | None) -> tuple[Any, gr.HTML]:
             try:
                 picture, done = self.studio.read(path, whole=whole)
             except ValueError as error:
                 return None, _line(error)
             return picture, _line(done)
 
-        said = gr.HTML(elem_classes="said")
+        said = gr.HTML(elem_classes="said", visible=False)
         image.upload(read, image, [image, said], api_visibility="private", show_progress="hidden")
-        image.clear(lambda: "", None, said, api_visibility="private", show_progress="hidden")
+        image.clear(lambda: _line(""), None, said, api_visibility="private", show_progress="hidden")
         return said
 
     def _result(self, first: Image.Image | None = None, control: bool = False) -> list[Any]:
         """The gallery, which of its pictures is chosen, and what they follow; with buttons for the other tabs."""
         with gr.Column():
-            followed = [gr.Image(format="png", label="What it follows", height=SIDE, interactive=False)] * control
+            followed = []
+            if control:
+                followed = [gr.Image(format="png", label="What it follows", height=SIDE - 100, interactive=False)]
             gallery = gr.Gallery(
                 [(first, "seed 0")] if first else None,
                 format="png",
                 label="Drawn",
                 columns=2,
-                height=SIDE + 40,
                 object_fit="contain",
+                elem_classes="drawn",
                 interactive=False,
                 buttons=["download", "fullscreen"],
             )
@@ -366,7 +394,7 @@ class Page:
             yield list(pictures)
 
 
-#: Each tab is a method that fills a row; add another one for a fifth tab.
+#: Each tab is a method that fills it; add another one for a fifth tab.
 TABS: dict[str, Callable[[Page], None]] = {
     "Text to image": Page.text_to_image,
     "Image to image": Page.image_to_image,
@@ -408,10 +436,10 @@ def _sentence(said: Any) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _line(said: Any) -> str:
-    """A line below an upload; an error is shown as one."""
+def _line(said: Any) -> gr.HTML:
+    """A line below an upload, or none for ""; an error is shown as one."""
     kind = ' class="error"' if isinstance(said, Exception) else ""
-    return f'<p role="status"{kind}>{html.escape(_sentence(said))}</p>'
+    return gr.HTML(f'<p role="status"{kind}>{html.escape(_sentence(said))}</p>', visible=bool(str(said)))
 
 
 @contextmanager
