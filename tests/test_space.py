@@ -561,15 +561,16 @@ def function(page, component, event: str):
 
 def test_an_upload_gets_its_sentence(app, studio, tmp_path):
     page = app.Page(studio, ["a b"])
-    (image,) = [b for b in page.blocks.blocks.values() if isinstance(b, app.Upload)]
+    (image,) = [b for b in page.blocks.blocks.values() if getattr(b, "label", "") == "Begin with"]
     assert image.preprocess(SimpleNamespace(path="/a/b.png")) == "/a/b.png", "it is the studio that reads the file"
     read = function(page, image, "upload")
     (tmp_path / "<b>.pdf").write_bytes(b"%PDF")
     shown, said = read(str(tmp_path / "<b>.pdf"))
-    assert shown is None and 'class="error"' in said and "&lt;b&gt;.pdf&#x27; is a PDF document" in said
+    assert shown is None and said.visible
+    assert 'class="error"' in said.value and "&lt;b&gt;.pdf&#x27; is a PDF document" in said.value
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     shown, said = read(str(tmp_path / "a.png"))
-    assert shown.size == (32, 32) and "PNG, 60 x 40; cropped to its middle, 40 x 40: 33% lost" in said
+    assert shown.size == (32, 32) and "PNG, 60 x 40; cropped to its middle, 40 x 40: 33% lost" in said.value
 
 
 def test_a_picture_can_be_used_in_every_other_tab(app, following, tmp_path):

@@ -69,15 +69,6 @@ OTHERS = (
 )
 
 
-class Upload(gr.Image):
-    """A picture as its file, however unusual: the studio reads it, and says what it did, or why it could not."""
-
-    is_template = True  # in the browser it is an Image
-
-    def preprocess(self, payload: Any) -> str | None:
-        return payload.path if payload else None
-
-
 class Page:
     """The page with all tabs. The model draws the first picture when the Space starts, which warms it up."""
 
@@ -125,9 +116,7 @@ class Page:
 
         with gr.Row():
             with gr.Column():
-                image = Upload(
-                    self.first, format="png", label="Begin with", height=SIDE, sources=["upload", "clipboard"]
-                )
+                image = _upload(self.first, "Begin with")
                 said = self._said(image)
                 words = self._words()
                 strength = gr.Slider(
@@ -230,9 +219,7 @@ class Page:
                     there, value=there[0], label="The control picture", info=_where(there, conditions[first])
                 )
                 with gr.Column(visible=there[0] != DRAWN) as uploaded:
-                    image = Upload(
-                        self.first, format="png", label="Picture", height=SIDE, sources=["upload", "clipboard"]
-                    )
+                    image = _upload(self.first, "Picture")
                     said = self._said(image, whole=True)  # it may be a control picture, whose colours must not mix
                 with gr.Column(visible=False) as drawing:
                     pad = gr.ImageEditor(
@@ -251,8 +238,8 @@ class Page:
                 words = self._words()
                 scale = gr.Slider(0, 2, 1, step=0.05, label="Scale", info="how much the control counts")
                 with gr.Row():
-                    start = gr.Slider(0, 1, 0, step=0.05, label="From", info="the first of the steps that hear it")
-                    end = gr.Slider(0, 1, 1, step=0.05, label="To", info="the last, as a share of all")
+                    start = gr.Slider(0, 1, 0, step=0.05, label="From", info="0: heard from the first step on")
+                    end = gr.Slider(0, 1, 1, step=0.05, label="To", info="1: heard until the last step")
                 rest = self._sliders()
                 button = gr.Button("Draw", variant="primary")
             outputs = self._result(control=True)
@@ -293,7 +280,7 @@ class Page:
             inputs = [words] if strength is None else [words, strength]
             gr.Examples(rows, inputs, label="Examples", cache_examples=False)
 
-    def _said(self, image: Upload, whole: bool = False) -> gr.HTML:
+    def _said(self, image: gr.Image, whole: bool = False) -> gr.HTML:
         """A line below an upload: what is done to it, or why it cannot be used."""
 
         def read(path: str | None) -> tuple[Any, gr.HTML]:
@@ -401,6 +388,14 @@ TABS: dict[str, Callable[[Page], None]] = {
     "Inpainting": Page.inpainting,
     "ControlNet": Page.controlnet,
 }
+
+
+def _upload(first: Image.Image | None, label: str) -> gr.Image:
+    """A picture as its file, however unusual: the studio reads it, and says what it did, or why it could not."""
+    image = gr.Image(first, type="filepath", format="png", label=label, height=SIDE, sources=["upload", "clipboard"])
+    # Not by a class of its own, beside whose file gradio would write another.
+    image.preprocess = lambda payload: payload.path if payload else None  # pyrefly: ignore[bad-assignment]
+    return image
 
 
 def _options(rest: Sequence[Any]) -> dict[str, Any]:
