@@ -162,7 +162,7 @@ class Page:
                     height=SIDE + 130,
                 )
                 upload = gr.UploadButton("Upload another picture", size="sm")
-                said = gr.HTML(elem_classes="said", visible=False)
+                said = gr.HTML(elem_classes="said", padding=False, visible=False)
                 words = self._words()
                 strength = gr.Slider(
                     0.05, 1, 1, step=0.05, label="Strength", info="below 1, what was there shows through"
@@ -290,7 +290,7 @@ class Page:
                 return None, _line(error)
             return picture, _line(done)
 
-        said = gr.HTML(elem_classes="said", visible=False)
+        said = gr.HTML(elem_classes="said", padding=False, visible=False)
         image.upload(read, image, [image, said], api_visibility="private", show_progress="hidden")
         image.clear(lambda: _line(""), None, said, api_visibility="private", show_progress="hidden")
         return said
