@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -608,15 +610,14 @@ def test_a_gpu_that_is_lent_is_lent_for_drawing_alone(app, following, monkeypatc
 
     monkeypatch.setattr(app, "spaces", SimpleNamespace(GPU=lend))
     monkeypatch.setattr(app, "LENT", True)
+    following._following.clear()
     page = app.Page(following, ["a b"])
     assert page.first is None and not calls
+    assert list(following._following) == list(following.conditions), "models cannot be made ready later"
     assert len(called(page, "text_to_image", "a", "", 1, 3.0, 7, 2, None)) == 2
-    control = Image.new("RGB", (32, 32))
-    following._following.clear()
     with pytest.raises(gr.Error, match="There is no control picture"):
         called(page, "controlnet", "canny", app.READY, None, None, "a", 1, 0, 1, "", 1, 3, 0, 1, None)
     assert calls == [("draw", False)], "unfit input asks for no GPU"
-    assert control.size == (32, 32)
 
 
 # ---- Running it here -------------------------------------------------------------------------------------------------
@@ -675,6 +676,29 @@ def test_when_the_command_is_told_to_end_everything_that_it_started_ends(tmp_pat
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 128 + signal.SIGTERM
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows ends processes at once")
+def test_a_page_that_is_told_to_end_leaves_nothing_behind(tiny, tmp_path):
+    port, path = free_port(), os.pathsep.join(filter(None, (str(companion.ROOT), os.environ.get("PYTHONPATH", ""))))
+    environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(tmp_path), "STEPS": "1"}
+    words = [sys.executable, "-m", "companion.cli", "space", "run", "--model", str(tiny), "--port", str(port)]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 500
+    while True:
+        with suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=5).close()
+            break
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.terminate()
+    assert process.wait(120) == 128 + signal.SIGTERM
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+    command.check_port(port)
+    assert not list(tmp_path.glob("space-*")), "the folder is gone as well"
 
 
 # ---- Pushing

@@ -76,6 +76,9 @@ class Page:
         self.studio, self.prompts = studio, list(prompts) or list(MINIATURE if studio.size <= 128 else OTHERS)
         settings = {"steps": studio.steps, "guidance": studio.guidance, "seed": 0}
         self.first = None if LENT else studio.draw(self.prompts[0], **settings)[0]
+        if LENT:  # a model can be made ready for a GPU that is lent only here, before the page is served
+            for condition in studio.conditions:
+                studio.following(condition)
         self.drawings = spaces.GPU(duration=SECONDS)(self._drawings) if spaces else self._drawings
         # By tab: how a picture is put into it (the components, their values, and what else these depend on). And where
         # pictures come from: the gallery, which of it is chosen, and a button for each tab.
@@ -198,7 +201,7 @@ class Page:
         def given(name: str, source: str, image: Any, pad: Any, prompt: str, *rest: Any) -> tuple[Any, ...]:
             found, (scale, start, end, *rest) = control(name, source, image, pad), rest
             gr.Progress()(0, desc="Loading the ControlNet")
-            self.studio.following(name)  # here, since a process to which a GPU is lent would forget it
+            self.studio.following(name)
             about = {"control": found, "condition": name, "scale": scale, "start": start, "end": end}
             return "follow", about | _options([prompt, *rest]), found
 
@@ -227,7 +230,7 @@ class Page:
                         type="pil",
                         format="png",
                         label="Draw white lines",
-                        brush=gr.Brush(default_size=SIDE // 64, colors=["#ffffff"], color_mode="fixed"),
+                        brush=gr.Brush(default_size=SIDE // 128, colors=["#ffffff"], color_mode="fixed"),
                         sources=[],
                         transforms=[],
                         layers=False,
