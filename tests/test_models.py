@@ -499,7 +499,7 @@ def test_a_controlnet_of_pickles_is_refused(net, tmp_path, hub, cache):
 @pytest.mark.parametrize(
     ("condition", "model", "sentence"),
     [
-        ("mood", "sd15", "No ControlNet 'mood' is known for sd15; these are: canny, softedge, mlsd, depth, normal, openpose"),
+        ("mood", "sd15", "No ControlNet 'mood' is known for sd15; these are: canny, softedge, mlsd, depth, normal"),
         ("mood", "tabletop", "No ControlNet 'mood' is known for tabletop; "),
         ("canny", "lcm", "No ControlNet 'canny' is known for lcm; none is"),
     ],

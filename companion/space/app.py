@@ -199,11 +199,11 @@ class Page:
                 return control(*given)
 
         def given(name: str, source: str, image: Any, pad: Any, prompt: str, *rest: Any) -> tuple[Any, ...]:
-            found, (scale, start, end, *rest) = control(name, source, image, pad), rest
+            found, (scale, start, end, *others) = control(name, source, image, pad), rest
             gr.Progress()(0, desc="Loading the ControlNet")
             self.studio.following(name)
             about = {"control": found, "condition": name, "scale": scale, "start": start, "end": end}
-            return "follow", about | _options([prompt, *rest]), found
+            return "follow", about | _options([prompt, *others]), found
 
         def chosen(name: str, source: str) -> Any:
             there = sources(name)
@@ -352,9 +352,9 @@ class Page:
         """
 
         def told(*values: Any) -> Iterator[list[Any]]:
-            *values, number, _ = values
+            *rest, number, _ = values
             with _sentences():
-                method, options, *more = given(*values)
+                method, options, *more = given(*rest)
             for pictures in self.drawings(method, int(number), options):
                 yield [pictures, 0, *more]
 
@@ -413,7 +413,7 @@ def _index(event: gr.SelectData) -> int:
     return event.index
 
 
-def _canvas(picture: Image.Image, side: int) -> dict[str, Any]:
+def _canvas(picture: Image.Image, side: int) -> Any:
     """A picture as an editor's value."""
     return {"background": picture.resize((side, side)), "layers": [], "composite": None}
 

@@ -130,7 +130,8 @@ def _parts(model: str, base: str | None) -> dict[str, Path | str]:
         parts = {"model": entry, "base": entry.base}
         return {name: _place(part) for name, part in parts.items() if part}
     if base is None or _on_hub(base):
-        return {"model": model} | ({"base": base} if base else {})
+        hub: dict[str, Path | str] = {"model": model}
+        return hub | ({"base": base} if base else {})
     return {"model": model, "base": _place(find(base))}
 
 

@@ -58,10 +58,10 @@ class Studio:
         nets: Mapping[str, str | Path] | None = None,
     ) -> None:
         known: Model | None = None
+        text: Any = models
         if isinstance(models, list | tuple):
-            self.text, known = _load(models, base, device)
-        else:
-            self.text = models
+            text, known = _load(models, base, device)
+        self.text = text
         if not hasattr(self.text, "unet"):
             raise OSError(f"A {type(self.text).__name__} has no U-Net: take a Stable Diffusion.")
         self.device = self.text.device.type
