@@ -129,7 +129,24 @@ def train(
         task = bar.add_task(f"training {what}", total=total)
         for progress in run:
             bar.update(task, completed=progress.step, description=f"training {what}, loss {progress.loss:.3f}")
+    if what == Name.lora:
+        _card(out / "learned", known, prompt)
     typer.echo(f"What was learned is in {out / 'learned'}; look at {out / 'report.html'}.")
+
+
+def _card(folder: Path, base: Model, prompt: str) -> None:
+    """Write what a LoRA is for beside it, in the form in which `models.find` and the hub read it."""
+    import json
+
+    from companion.files import written
+
+    # The name that all know. A folder of this machine would mean nothing on another.
+    name = "" if base.path else base.mirrors[0] if base.mirrors else base.name
+    lines = ["library_name: diffusers", "tags: [lora, text-to-image]", f"instance_prompt: {json.dumps(prompt)}"]
+    lines += [f"base_model: {name}"] if name else []
+    with written(folder / "README.md") as temporary:
+        text = "\n".join(["---", *lines, "---", "", f"A LoRA for pictures of: {prompt}", ""])
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _method(what: Name, rank: int, blocks: int, text_encoder: bool, token: str, initial: str) -> Method:

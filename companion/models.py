@@ -2,6 +2,7 @@
 
     pipe = load("tabletop")
     picture = pipe("a red ball on grass by day", generator=seeded(0), **find("tabletop").settings).images[0]
+    pipe = load("you/your-model")  # a pipeline on the hub, or a LoRA, which is put on its base model
 
 Only safetensors are loaded, never pickle. A model on this machine is used without network access; a model of the hub is
 fetched from the first of its mirrors that gives all of it, and every file is checked.
@@ -13,7 +14,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,16 +31,25 @@ if TYPE_CHECKING:
 #: huggingface_hub gives up: after six times HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, by default 10 seconds) in
 #: the middle of a file, or after a few minutes between two files.
 TIMEOUT = 10.0
+#: The way out without a model of the hub, for errors.
+INSTEAD = "give the path of a pipeline's folder, or use 'tabletop', which is in the clone"
 #: The guidance scale for the miniature's pictures; data/models/README.md says how it was found.
 GUIDANCE = 3.0
+#: The file that a LoRA's folder or repository is known by.
+LORA = "pytorch_lora_weights.safetensors"
+#: A repository that is gone, which many LoRAs name as their base, and what it held.
+GONE = {"runwayml/stable-diffusion-v1-5": "sd15"}
+#: Kinds of devices; one of several is named with its number, such as "cuda:1".
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 class UnknownModelError(ValueError):
-    """The name is neither in the catalogue nor a folder."""
+    """The name is neither in the catalogue, nor a folder, nor a repository's; or a LoRA's base is not said."""
 
 
 class NotAPipelineError(ValueError):
-    """The folder or repository lacks files of a diffusers pipeline."""
+    """The folder or repository lacks files of a diffusers pipeline, or holds a LoRA that does not fit its base."""
 
 
 class PickleRefusedError(ValueError):
@@ -60,7 +70,7 @@ class NoMirrorError(OSError):
 
 @dataclass(frozen=True)
 class Model:
-    """One model of the catalogue, or one folder.
+    """One model: of the catalogue, in a folder, or in a repository of the hub.
 
     Attributes:
         size: width and height of a picture, in pixels.
@@ -69,6 +79,7 @@ class Model:
         path: its folder, when it was found by path.
         download: the size of the download from a mirror, in GB.
         options: given to `from_pretrained` unless the caller overrides them.
+        base: of a LoRA, the model that it changes; None for a whole pipeline.
     """
 
     name: str
@@ -80,6 +91,7 @@ class Model:
     path: Path | None = None
     download: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    base: Model | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -161,61 +173,130 @@ CONTROLNETS: dict[str, dict[str, str]] = {
 }
 
 
-def find(name_or_path: str | Path) -> Model:
-    """The catalogue's entry of that name, or one for the pipeline in that folder.
+def find(
+    name_or_path: str | Path, *, base: str | None = None, timeout: float = TIMEOUT, endpoint: str | None = None
+) -> Model:
+    """The catalogue's entry of that name, or one for the pipeline or LoRA in that folder or repository of the hub.
 
-    A folder takes the steps, guidance and options of "tabletop" if its pictures are no larger, else those of "sd15".
+    A pipeline takes the steps, guidance and options of "tabletop" if its pictures are no larger, else those of "sd15";
+    a LoRA those of its base. Of a pipeline on the hub that is not in the cache, only its description is fetched.
 
+    Args:
+        base: of a LoRA, the model that it was trained on, by name, folder or repository. By default the one that its
+            README.md (as `base_model`) or adapter_config.json (as `base_model_name_or_path`) names.
+        timeout, endpoint: see `download`.
     Raises:
-        UnknownModelError: it is neither.
-        NotAPipelineError, DamagedError: the folder has no model_index.json, or one that cannot be read.
+        UnknownModelError: there is no such thing, or a LoRA's base is not said.
+        NotAPipelineError, PickleRefusedError, DamagedError: what is there cannot be used.
+        OfflineError, NoMirrorError: the repository cannot be asked.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name not in CATALOGUE and path.is_dir():
+        path = path.resolve()
+        lora = (path / LORA).is_file() and not (path / "model_index.json").is_file()
+        found = _described(path.name, f"in {path}", path, lora, base, timeout, endpoint)
+        return replace(found, path=path, mirrors=())
+    if name not in CATALOGUE and isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
+        try:
+            folder, lora = _description(name, timeout, endpoint)
+        except NoMirrorError as error:
+            raise NoMirrorError(f"{error} There is no folder of that name here either.") from None
+        return _described(name, f"in the repository {name}", folder, lora, base, timeout, endpoint)
+    if base is not None:
+        raise ValueError(f"base={base!r} is for a LoRA, and {name!r} is none.")
     if name in CATALOGUE:
         return CATALOGUE[name]
-    if path.is_dir():
-        path = path.resolve()
-        size = _picture_size(path)
-        like = CATALOGUE["tabletop" if size <= CATALOGUE["tabletop"].size else "sd15"]
-        return replace(like, name=path.name, summary=f"the pipeline in {path}", size=size, path=path, mirrors=())
     if isinstance(name_or_path, Path) or re.search(r"[/\\~.]", name):
         raise UnknownModelError(f"There is no folder {name!r}; the catalogue has {', '.join(CATALOGUE)}.")
     near = difflib.get_close_matches(name.lower(), CATALOGUE, n=1, cutoff=0.5)
     raise UnknownModelError(
-        f"There is no model {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} "
-        f"The catalogue has {', '.join(CATALOGUE)}; the path of a pipeline's folder works too."
+        f"There is no model {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} The catalogue has "
+        f"{', '.join(CATALOGUE)}; the path of a pipeline's folder works too, and a repository of the hub (owner/name)."
     )
+
+
+def _described(
+    name: str, where: str, folder: Path, lora: bool, base: str | None, timeout: float, endpoint: str | None
+) -> Model:
+    """The model, as one of the hub, whose description is in this folder."""
+    if not lora:
+        size = _picture_size(folder)
+        if base is not None:
+            raise ValueError(f"base={base!r} is for a LoRA, and what is {where} is a pipeline.")
+        like = CATALOGUE["tabletop" if size <= CATALOGUE["tabletop"].size else "sd15"]
+        return replace(like, name=name, summary=f"the pipeline {where}", size=size, mirrors=(name,), download=0.0)
+    told = base or _base_of(folder)
+    if not told:
+        raise UnknownModelError(
+            f"The LoRA {where} does not say which model it changes: name that one, as base='sd15' or with --base sd15."
+        )
+    of_catalogue = next((known for known in CATALOGUE.values() if told in known.mirrors), None)
+    below = of_catalogue or find(GONE.get(told, told), timeout=timeout, endpoint=endpoint)
+    if below.base:
+        raise NotAPipelineError(f"{told} is itself a LoRA; the base of {name} must be a pipeline.")
+    return replace(below, name=name, summary=f"the LoRA {where}", path=None, mirrors=(name,), download=0.0, base=below)
+
+
+def _base_of(folder: Path) -> str:
+    """The base model that a LoRA's description names, of the catalogue or the hub; "" when it names none."""
+    import huggingface_hub
+    import yaml  # it comes with huggingface_hub
+
+    found: list[Any] = []
+    try:
+        found.append((huggingface_hub.metadata_load(folder / "README.md") or {}).get("base_model"))
+    except (OSError, ValueError, yaml.YAMLError):
+        pass  # there is none, or a person wrote it
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found.append(config.get("base_model_name_or_path"))
+    except (OSError, ValueError, AttributeError):
+        pass
+    names = [name[0] if isinstance(name, list) and name else name for name in found]
+    # Not a path: it would be one on the machine that trained.
+    return next((n for n in names if isinstance(n, str) and (n in CATALOGUE or _REPOSITORY.fullmatch(n))), "")
 
 
 def load(
     name_or_path: str | Path = "tabletop",
     *,
+    base: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     timeout: float = TIMEOUT,
+    endpoint: str | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
     """A stock diffusers pipeline, ready to draw.
 
     Args:
-        name_or_path: a name of the catalogue, or a folder that `save_pretrained` wrote.
+        name_or_path: a name of the catalogue; a folder that `save_pretrained` or `finetuning.save_learned` wrote; or a
+            repository of the hub, "owner/name". The latter two may hold a pipeline or a LoRA.
+        base: of a LoRA, the model that it was trained on, if it does not say so itself; see `find`.
         device: by default the GPU if torch sees a CUDA one, else the CPU. Name any other, such as "mps".
         dtype: by default torch.float16 on CUDA, else torch.float32; the weights are converted to it.
         timeout: seconds that a mirror of the hub may take to answer.
+        endpoint: the hub's address, if not huggingface_hub's default (HF_ENDPOINT).
         options: given to `from_pretrained`. A part that is named here is neither read nor fetched:
             `safety_checker=None` leaves out the safety checker, `unet=...` puts in another U-Net.
 
     Raises:
-        UnknownModelError, NotAPipelineError, PickleRefusedError: the name or folder cannot be used.
-        ValueError: the device is CUDA or MPS, and torch sees no such GPU.
+        UnknownModelError, NotAPipelineError, PickleRefusedError: the name, folder or repository cannot be used.
+        ValueError: the device is unknown, or it is CUDA or MPS, and torch sees no such GPU.
         OfflineError, NoMirrorError: a model of the hub cannot be fetched.
         DamagedError: a file on this machine is damaged.
     """
-    model = find(name_or_path)
+    check_device(device)
+    model = find(name_or_path, base=base, timeout=timeout, endpoint=endpoint)
     options = {**model.options, **options}
     if "safety_checker" in options and options["safety_checker"] is None:
         options.setdefault("requires_safety_checker", False)
-    folder = model.folder or download(model, skip=options, timeout=timeout)
+    lora = None
+    if model.base:  # before the base, which is many times larger
+        lora = model.path or download(model, timeout=timeout, endpoint=endpoint)
+        _check_lora(lora)
+    whole = model.base or model
+    folder = whole.folder or download(whole, skip=options, timeout=timeout, endpoint=endpoint)
     weights = check_folder(folder, skip=options)
     _check_sums(folder)
 
@@ -225,10 +306,42 @@ def load(
 
         device, stored = _settings(device, dtype, weights)
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **stored, **options).to(device)
+        if lora is not None:
+            _put_on(pipe, lora, f"The LoRA {model.name} does not fit its base, {whole.name}")
     _fit(pipe, device)
     # Small models draw too fast for a progress bar to be of use.
     pipe.set_progress_bar_config(disable=model.size <= CATALOGUE["tabletop"].size, leave=False)
     return pipe
+
+
+def _put_on(pipe: Any, folder: Path, unfit: str) -> None:
+    """Put a folder's LoRA on a pipeline, or raise NotAPipelineError, which begins with `unfit`."""
+    if not hasattr(pipe, "load_lora_weights"):
+        raise NotAPipelineError(f"{unfit}: a {type(pipe).__name__} takes none.")
+    try:
+        pipe.load_lora_weights(folder, weight_name=LORA, local_files_only=True)
+    except (ValueError, RuntimeError, KeyError) as error:  # layers that are not there, or of other sizes
+        reason = str(error).strip().partition("\n")[2].strip().partition("\n")[0] or str(error)
+        raise NotAPipelineError(f"{unfit} ({reason.strip().rstrip('.:')[:200]}).") from None
+    if not pipe.get_active_adapters():  # none of its layers has a name that is known
+        raise NotAPipelineError(f"{unfit}: it changes no layer of it.")
+
+
+def controlnets(
+    model: str | Path | Model = "tabletop", *, timeout: float = TIMEOUT, endpoint: str | None = None
+) -> dict[str, Path | str]:
+    """The ControlNets that are known for a model, by condition: folders on this machine, or repositories of the hub.
+
+    Those of a model of the catalogue also suit its LoRAs, and pipelines with pictures of its size.
+    """
+    known = model if isinstance(model, Model) else find(model, timeout=timeout, endpoint=endpoint)
+    known = known.base or known
+    alike = (other.name for other in CATALOGUE.values() if other.size == known.size)
+    name = known.name if known.name in CATALOGUE else next(alike, "")
+    if name != "tabletop":
+        return dict(CONTROLNETS.get(name, {}))
+    start = f"{name}-controlnet-"
+    return {p.name.removeprefix(start): p for p in sorted((companion.DATA / "models").glob(f"{start}*")) if p.is_dir()}
 
 
 def load_controlnet(
@@ -238,13 +351,15 @@ def load_controlnet(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     timeout: float = TIMEOUT,
+    endpoint: str | None = None,
 ) -> ControlNetModel:
     """A stock ControlNet for a model.
 
     Args:
-        condition: such as "canny" or "depth", or the folder of a ControlNet that `save_pretrained` wrote.
-        model: a name of the catalogue, or the folder of a pipeline that is as large as one of those.
-        device, dtype, timeout: as in `load`.
+        condition: such as "canny" or "depth"; or a ControlNet of your own: a folder that `save_pretrained` wrote, or a
+            repository of the hub, "owner/name".
+        model: a name of the catalogue, or another model that is like one of those (see `controlnets`).
+        device, dtype, timeout, endpoint: as in `load`.
 
     Raises:
         ValueError: no such ControlNet is known; the message lists those that are.
@@ -252,23 +367,21 @@ def load_controlnet(
         OfflineError, NoMirrorError: a ControlNet of the hub cannot be fetched.
         DamagedError: a file on this machine is damaged.
     """
-    base = find(model)
-    name = next(known.name for known in CATALOGUE.values() if known.size == base.size) if base.path else base.name
-    if isinstance(condition, Path) or Path(condition).is_dir():
-        folder = Path(condition)
-    elif name in CONTROLNETS:
-        if condition not in CONTROLNETS[name]:
-            raise ValueError(f"No ControlNet {condition!r} is known for {name}: {', '.join(CONTROLNETS[name])}.")
-        repo = Model(condition, "", base.size, 0, 0.0, (CONTROLNETS[name][condition],))
-        folder = download(repo, single=True, timeout=timeout)
-    else:
-        start, end = f"{name}-controlnet-", companion.DATA / "models"
-        folder = end / f"{start}{condition}"
-        if not folder.is_dir():
-            there = sorted(p.name.removeprefix(start) for p in end.glob(f"{start}*"))
-            known = f"these are: {', '.join(there)}" if there else "none is"
-            raise ValueError(f"No ControlNet {str(condition)!r} is known for {name}; {known}.")
+    check_device(device)
+    place: Path | str = condition
+    if not (isinstance(condition, Path) or Path(condition).is_dir() or _REPOSITORY.fullmatch(condition)):
+        base = find(model, timeout=timeout, endpoint=endpoint)
+        known = controlnets(base)
+        if condition not in known:
+            there = f"these are: {', '.join(known)}" if known else "none is"
+            raise ValueError(f"No ControlNet {condition!r} is known for {base.name}; {there}.")
+        place = known[condition]
+    if isinstance(place, Path) or Path(place).is_dir():
+        folder = Path(place)
         _check_sums(folder)
+    else:
+        repository = Model(place, "", 0, 0, 0.0, (place,))
+        folder = download(repository, single=True, timeout=timeout, endpoint=endpoint)
     weights = check_part(folder)
     with quiet():
         from diffusers import ControlNetModel
@@ -283,6 +396,12 @@ def seeded(seed: int) -> torch.Generator:
     import torch
 
     return torch.Generator("cpu").manual_seed(seed)
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Check that a device can be one, without importing torch. Raises ValueError when it cannot."""
+    if device is not None and not re.fullmatch(rf"(?:{'|'.join(DEVICES)})(?::\d+)?", str(device)):
+        raise ValueError(f"device={str(device)!r} is unknown; known are {', '.join(DEVICES)}, and cuda:1 for a second.")
 
 
 def _settings(
@@ -389,6 +508,13 @@ def check_part(folder: Path) -> list[str]:
     return weights
 
 
+def _check_lora(folder: Path) -> None:
+    """Check the file of a LoRA's folder. Raises NotAPipelineError and DamagedError."""
+    if not (folder / LORA).is_file():
+        raise NotAPipelineError(f"{folder} lacks {LORA}.")
+    _check_length(folder / LORA)
+
+
 def _parts(folder: Path) -> dict[str, str]:
     """The parts that model_index.json names, each with the name of its class."""
     try:
@@ -463,14 +589,16 @@ def download(
     single: bool = False,
     timeout: float = TIMEOUT,
     endpoint: str | None = None,
-    instead: str = "give the path of a pipeline's folder, or use 'tabletop', which is in the clone",
+    instead: str = INSTEAD,
 ) -> Path:
     """The folder of a hub's model in huggingface_hub's cache, fetched from the first mirror that gives all of it.
 
-    A model in the cache needs no network. A mirror is passed over when it does not answer in time, lacks the model, has
-    only pickle weights, or sends a file that differs from its listing; such a file is deleted.
+    A model in the cache needs no network, and stays as it is when the repository changes: `hf cache rm` forgets it. A
+    mirror is passed over when it does not answer in time, lacks the model, has only pickle weights, or sends a file
+    that differs from its listing; such a file is deleted.
 
     Args:
+        model: a pipeline, or a LoRA, which comes without its base.
         skip: parts that are not wanted, such as {"safety_checker"}.
         single: the repositories hold one part of a pipeline, such as a ControlNet.
         timeout: seconds that a mirror may take to answer; see `TIMEOUT`.
@@ -481,41 +609,117 @@ def download(
         OfflineError: it is not in the cache, and HF_HUB_OFFLINE is set.
         NoMirrorError: no mirror gave it; the message holds each one's reason.
     """
+    form = _form(model, skip, single)
+    for repo in model.mirrors:
+        if folder := _cached(repo, form.last):
+            try:
+                form.check(folder)
+                return folder
+            except (NotAPipelineError, PickleRefusedError, DamagedError):
+                pass  # an earlier download that did not end, or one that left parts out
+    return _from_mirrors(model.name, model.mirrors, form, timeout, endpoint, instead)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What belongs to a model: the file that is fetched last, a choice of a repository's files, and a check of them."""
+
+    last: str
+    wanted: Callable[[str, Collection[str]], list[str]]
+    check: Callable[[Path], Any]
+
+
+def _form(model: Model, skip: Collection[str], single: bool) -> _Form:
+    if single:
+        return _Form("config.json", _wanted_part, check_part)
+    if model.base:
+        return _Form(LORA, lambda _, files: _wanted_lora(files), _check_lora)
+    return _Form("model_index.json", lambda _, files: _wanted(files, skip), lambda folder: check_folder(folder, skip))
+
+
+def _cached(repo: str, name: str) -> Path | None:
+    """The folder of the cache that holds a repository's file, if it is there."""
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(repo, name)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _from_mirrors(
+    name: str, mirrors: Collection[str], form: _Form, timeout: float, endpoint: str | None, instead: str = INSTEAD
+) -> Path:
+    """The folder of what the first mirror gave. Raises OfflineError and NoMirrorError."""
     import huggingface_hub
     from huggingface_hub.errors import HTTPError  # of httpx in huggingface_hub 1, of httpx2 in 2
 
-    last = "config.json" if single else "model_index.json"  # fetched when all else is there
-    for repo in model.mirrors:
-        if (index := huggingface_hub.try_to_load_from_cache(repo, last)) and isinstance(index, str):
-            try:
-                _ = check_part(Path(index).parent) if single else check_folder(Path(index).parent, skip)
-                return Path(index).parent
-            except (NotAPipelineError, PickleRefusedError, DamagedError):
-                pass  # an earlier download that did not end, or one that left parts out
     if huggingface_hub.is_offline_mode():
         raise OfflineError(
-            f"{model.name!r} is not on this machine and HF_HUB_OFFLINE is set, so it cannot be fetched: "
+            f"{name!r} is not on this machine and HF_HUB_OFFLINE is set, so it cannot be fetched: "
             f"unset it, {instead}."
         )
     reasons = []
-    for repo in model.mirrors:
+    for repo in mirrors:
         try:
-            return _fetch(repo, skip, single, timeout, endpoint)
-        except (NotAPipelineError, PickleRefusedError, OSError, HTTPError) as error:
+            return _fetch(repo, form, timeout, endpoint)
+        except (NotAPipelineError, PickleRefusedError) as error:
+            if name in mirrors:  # asked for by its own name: it is there, and cannot be used
+                raise type(error)(f"The repository {name} cannot be used: {str(error).rstrip('.')}.") from None
             reasons.append(f"{repo} ({_reason(error, timeout)})")
+        except (OSError, HTTPError) as error:
+            reasons.append(f"{repo} ({_reason(error, timeout)})")
+    if name in mirrors:
+        raise NoMirrorError(
+            f"The hub did not give {reasons[0]}. Check the name and the network; a private repository needs HF_TOKEN."
+        )
     raise NoMirrorError(
-        f"No mirror gave {model.name!r}: {'; '.join(reasons)}. Check the network and try again, {instead}."
+        f"No mirror gave {name!r}: {'; '.join(reasons)}. Check the network and try again, {instead}."
     )
 
 
-def _fetch(repo: str, skip: Collection[str], single: bool, timeout: float, endpoint: str | None) -> Path:
-    """Fetch one mirror's pipeline, or part, into the cache; every file is compared with what the mirror listed."""
+def _description(repo: str, timeout: float, endpoint: str | None) -> tuple[Path, bool]:
+    """The folder of the cache with what a repository says about itself, and whether that is a LoRA."""
+    if folder := _cached(repo, "model_index.json"):
+        return folder, False
+    if folder := _cached(repo, LORA):
+        return folder, True
+    form = _Form("", lambda _, files: _wanted_description(files), lambda folder: None)
+    folder = _from_mirrors(repo, (repo,), form, timeout, endpoint)
+    return folder, not (folder / "model_index.json").is_file()
+
+
+def _wanted_description(files: Collection[str]) -> list[str]:
+    """The files of a repository that tell whether it is a pipeline or a LoRA, how large its pictures are, or its base.
+
+    Raises NotAPipelineError and PickleRefusedError when it is neither.
+    """
+    if "model_index.json" in files:
+        return [
+            *(f"{part}/config.json" for part in ("unet", "vae") if f"{part}/config.json" in files),
+            "model_index.json",
+        ]
+    return _wanted_lora(files)
+
+
+def _wanted_lora(files: Collection[str]) -> list[str]:
+    """The files of a repository that make a LoRA; the weights are last. Raises as `_wanted_description` does."""
+    if LORA in files:
+        return [*(name for name in ("README.md", "adapter_config.json") if name in files), LORA]
+    pickled = LORA.replace(".safetensors", ".bin")
+    if pickled in files:
+        raise PickleRefusedError(
+            f"{pickled} is a pickle file, which can run any code when it is loaded; only safetensors are loaded"
+        )
+    raise NotAPipelineError(f"it has neither model_index.json, as a pipeline has, nor {LORA}, as a LoRA has")
+
+
+def _fetch(repo: str, form: _Form, timeout: float, endpoint: str | None) -> Path:
+    """Fetch one mirror's model into the cache; every file is compared with what the mirror listed."""
     import huggingface_hub as hub
 
     # snapshot_download would be one call, but it may wait forever for the listing, and does not check what it gets.
     listing = hub.HfApi(endpoint=endpoint).model_info(repo, files_metadata=True, timeout=timeout).siblings or []
     listed = {file.rfilename: file for file in listing}
-    wanted = _wanted_part(repo, listed) if single else _wanted(listed, skip)
+    wanted = form.wanted(repo, listed)
     # If a mirror does not serve its files, huggingface_hub would ask six times, a minute each; this asks once.
     hub.get_hf_file_metadata(hub.hf_hub_url(repo, wanted[-1], endpoint=endpoint), timeout=timeout, endpoint=endpoint)
     for name in wanted:
@@ -524,7 +728,7 @@ def _fetch(repo: str, skip: Collection[str], single: bool, timeout: float, endpo
             path.resolve().unlink()  # the cache's copy, and the link to it
             path.unlink(missing_ok=True)
             raise DamagedError(f"{name} {problem}")
-    _ = check_part(path.parent) if single else check_folder(path.parent, skip)
+    form.check(path.parent)
     return path.parent
 
 

@@ -499,7 +499,7 @@ def test_a_controlnet_of_pickles_is_refused(net, tmp_path, hub, cache):
 @pytest.mark.parametrize(
     ("condition", "model", "sentence"),
     [
-        ("mood", "sd15", "No ControlNet 'mood' is known for sd15: canny, softedge, mlsd, depth, normal, openpose"),
+        ("mood", "sd15", "No ControlNet 'mood' is known for sd15; these are: canny, softedge, mlsd, depth, normal"),
         ("mood", "tabletop", "No ControlNet 'mood' is known for tabletop; "),
         ("canny", "lcm", "No ControlNet 'canny' is known for lcm; none is"),
     ],
@@ -513,3 +513,160 @@ def test_a_controlnet_that_is_not_whole_is_told_what_it_lacks(tmp_path):
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(models.NotAPipelineError, match="lacks diffusion_pytorch_model.safetensors"):
         models.load_controlnet(tmp_path)
+
+
+def test_a_controlnet_of_ones_own_comes_from_the_hub(hub, cache, net):
+    hub.repos["you/edges"] = Repo(files(net))
+    loaded = models.load_controlnet("you/edges", endpoint=hub.url, timeout=5)
+    assert type(loaded).__name__ == "ControlNetModel"
+
+
+def test_the_miniatures_controlnets_are_those_in_the_data_folder(net, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    assert models.controlnets() == {}
+    for condition in ("depth", "canny"):
+        shutil.copytree(net, tmp_path / "models" / f"tabletop-controlnet-{condition}")
+    assert list(models.controlnets()) == ["canny", "depth"]
+    assert type(models.load_controlnet("canny")).__name__ == "ControlNetModel"
+
+
+def test_no_controlnet_is_known_for_a_model_unlike_any_other(tiny):
+    assert models.controlnets(tiny) == {}
+    with pytest.raises(ValueError, match="No ControlNet 'canny' is known for tiny; none is"):
+        models.load_controlnet("canny", tiny)
+
+
+# ---- Repositories by name, and LoRAs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lora(tiny, tmp_path_factory) -> Path:
+    """The folder of a LoRA for the tiny pipeline that changes its pictures, without a word about its base."""
+    from companion.finetuning import Lora, attach, save_learned
+
+    tuned = attach(load(tiny, device="cpu"), Lora(rank=2))
+    for p in tuned.parameters:
+        p.data = 0.3 * torch.randn(p.shape, generator=seeded(p.numel()))
+    folder = tmp_path_factory.mktemp("lora") / "learned"
+    save_learned(tuned, folder)
+    return folder
+
+
+CARD = b"---\nlicense: mit\nbase_model: someone/tiny\n---\nwords\n"
+
+
+def test_a_pipeline_on_the_hub_is_found_by_its_description_and_loaded_whole(hub, cache, tiny):
+    hub.repos["you/model"] = Repo(files(tiny) | {"README.md": b"words", "x.ckpt": b"pickle"})
+    found = find("you/model", endpoint=hub.url, timeout=5)
+    assert (found.size, found.name, found.mirrors, found.base) == (32, "you/model", ("you/model",), None)
+    assert found.settings == CATALOGUE["tabletop"].settings and not weights_asked(hub)
+    pipe = load("you/model", endpoint=hub.url, timeout=5)
+    assert np.array_equal(draw(pipe), draw(load(tiny)))
+    hub.requests.clear()
+    assert np.array_equal(draw(load("you/model", endpoint=hub.url)), draw(pipe)) and not hub.requests
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"README.md": CARD},
+        {"README.md": CARD.replace(b"base_model: ", b"base_model:\n- ")},
+        {"adapter_config.json": b'{"base_model_name_or_path": "someone/tiny"}'},
+    ],
+    ids=["readme", "list", "adapter_config"],
+)
+def test_a_lora_on_the_hub_brings_its_base_along(hub, cache, tiny, lora, about):
+    hub.repos["someone/tiny"] = Repo(files(tiny))
+    hub.repos["you/lora"] = Repo(files(lora) | about | {"samples/1.png": b"picture", "optimizer.bin": b"pickle"})
+    found = find("you/lora", endpoint=hub.url, timeout=5)
+    assert found.base.name == "someone/tiny" and found.size == 32
+    pipe = load("you/lora", endpoint=hub.url, timeout=5)
+    by_hand = load(tiny)
+    by_hand.load_lora_weights(lora, weight_name=models.LORA)
+    assert np.array_equal(draw(pipe), draw(by_hand))
+    assert not np.array_equal(draw(pipe), draw(load(tiny)))
+    assert set(kept(cache)) == set(files(tiny)) | {models.LORA, *about}, "all of both, and nothing else"
+    hub.requests.clear()
+    load("you/lora", endpoint=hub.url)
+    assert not hub.requests, "both are in the cache"
+
+
+def test_a_lora_in_a_folder_is_put_on_the_base_that_is_named(tiny, lora):
+    with pytest.raises(UnknownModelError, match="does not say which model it changes: name that one"):
+        load(lora)
+    pipe = load(lora, base=str(tiny))
+    assert not np.array_equal(draw(pipe), draw(load(tiny)))
+    found = find(lora, base=str(tiny))
+    assert found.path == lora and found.base.path == tiny.resolve() and found.size == 32
+
+
+@pytest.mark.parametrize("name", ["runwayml/stable-diffusion-v1-5", CATALOGUE["sd15"].mirrors[2], "sd15"])
+def test_a_base_that_is_in_the_catalogue_is_taken_from_there(lora, tmp_path, name):
+    shutil.copytree(lora, tmp_path / "lora")
+    (tmp_path / "lora" / "README.md").write_text(f"---\nbase_model: {name}\n---\n", encoding="utf-8")
+    assert find(tmp_path / "lora").base == CATALOGUE["sd15"]
+
+
+def test_a_path_in_a_readme_is_no_base(lora, tiny, tmp_path):
+    shutil.copytree(lora, tmp_path / "lora")
+    (tmp_path / "lora" / "README.md").write_text(f"---\nbase_model: {tiny}\n---\n", encoding="utf-8")
+    with pytest.raises(UnknownModelError, match="does not say"):
+        find(tmp_path / "lora")
+
+
+def test_a_lora_that_does_not_fit_is_told_in_a_sentence(lora, tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(lora / models.LORA)
+    for name, changed in (
+        ("sizes", {k: torch.cat([v, v], 1) if "lora_A" in k else v for k, v in weights.items()}),
+        ("names", {k.replace("unet.", "transformer."): v for k, v in weights.items()}),
+    ):
+        (tmp_path / name).mkdir()
+        save_file({k: v.contiguous() for k, v in changed.items()}, tmp_path / name / models.LORA)
+        with pytest.raises(NotAPipelineError, match=f"The LoRA {name} does not fit its base, {tiny.name}") as error:
+            load(tmp_path / name, base=str(tiny))
+        assert "\n" not in str(error.value)
+
+
+def test_a_base_is_for_loras_only(tiny, hub, cache):
+    for name in ("tabletop", tiny):
+        with pytest.raises(ValueError, match="base='sd15' is for a LoRA"):
+            find(name, base="sd15")
+    hub.repos["one/lora"] = Repo({models.LORA: b"", "README.md": b"---\nbase_model: two/lora\n---\n"})
+    hub.repos["two/lora"] = Repo({models.LORA: b"", "README.md": CARD})
+    hub.repos["someone/tiny"] = Repo(files(tiny))
+    with pytest.raises(NotAPipelineError, match="two/lora is itself a LoRA"):
+        find("one/lora", endpoint=hub.url, timeout=5)
+
+
+def test_a_repository_that_cannot_be_used_is_told_why(hub, cache, tiny, lora):
+    hub.repos["a/pickle"] = Repo({"pytorch_lora_weights.bin": b"pickle", "README.md": CARD})
+    hub.repos["a/dataset"] = Repo({"README.md": b"words", "train.csv": b"1"})
+    hub.repos["a/lie"] = Repo(files(lora) | {"README.md": CARD}, lies={models.LORA: b"else"})
+    for name, error, sentence in (
+        ("a/pickle", PickleRefusedError, "a/pickle cannot be used: pytorch_lora_weights.bin is a pickle file"),
+        ("a/dataset", NotAPipelineError, "it has neither model_index.json, as a pipeline has, nor"),
+        ("a/lie", NoMirrorError, f"{models.LORA} is cut short"),
+        ("no/such", NoMirrorError, "no such repository, or a private one.*needs HF_TOKEN.*no folder of that name"),
+    ):
+        with pytest.raises(error, match=sentence) as raised:
+            load(name, endpoint=hub.url, timeout=5)
+        assert "\n" not in str(raised.value)
+    assert models.LORA not in kept(cache)
+
+
+def test_offline_a_repository_that_is_not_here_is_told(hub, cache, tiny, monkeypatch):
+    import huggingface_hub
+
+    hub.repos["you/model"] = Repo(files(tiny))
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    with pytest.raises(OfflineError, match="'you/model' is not on this machine and HF_HUB_OFFLINE is set"):
+        load("you/model", endpoint=hub.url)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "tpu"])
+def test_an_unknown_device_is_told_before_anything_is_looked_for(device):
+    with pytest.raises(ValueError, match=f"device='{device}' is unknown; known are cpu, cuda"):
+        load("nowhere", device=device)

@@ -9,62 +9,142 @@ import getpass
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 import companion
-from companion.models import CATALOGUE, check_folder, find
+from companion.models import CATALOGUE, Model, check_device, check_folder, check_part, controlnets, find
 
 HERE = Path(__file__).parent
-#: Copied unchanged.
+#: Copied unchanged, from here and from the package.
 FILES = ("app.py", "studio.py")
+MODULES = (
+    "__init__.py",
+    "conditions.py",
+    "diffusion.py",
+    "files.py",
+    "metrics.py",
+    "models.py",
+    "pictures.py",
+    "tabletop/__init__.py",
+    "tabletop/caption.py",
+    "tabletop/judge.py",
+    "tabletop/measures.py",
+    "tabletop/scene.py",
+)
 #: What the Space installs, at the versions that the tests run with.
-PACKAGES = ("accelerate", "diffusers", "pillow", "safetensors", "torch", "transformers")
+PACKAGES = (
+    "accelerate",
+    "diffusers",
+    "huggingface_hub",
+    "numpy",
+    "opencv-python-headless",
+    "packaging",
+    "peft",
+    "pillow",
+    "pyyaml",
+    "safetensors",
+    "scipy",
+    "torch",
+    "transformers",
+)
 FREE = "cpu-basic"
 #: Seconds without a visitor after which a paid Space stops, and stops costing money.
 SLEEP = 900
+TITLE = "Stable Diffusion, four ways"
 
 
-def build(out: Path, model: str = "tabletop", title: str = "Stable Diffusion, three ways") -> Path:
-    """Write the Space into `out`, a new or empty folder: page, packages, description, and the model if it is here.
+def build(
+    out: Path,
+    model: str = "tabletop",
+    title: str = TITLE,
+    base: str | None = None,
+    nets: Mapping[str, Path] | None = None,
+) -> Path:
+    """Write the Space into `out`, a new or empty folder: page, packages, description, and the models that are here.
 
     Args:
-        model: a name in the catalogue, a pipeline's folder, or a repository on the hub (owner/name). Models on the hub
-            are not copied: the Space downloads them.
+        model: a name in the catalogue, the folder of a pipeline or LoRA, or a repository on the hub (owner/name).
+            Models on the hub are not copied: the Space downloads them.
+        base: of a LoRA, the model that it was trained on, if it does not say so itself.
+        nets: folders of ControlNets by condition, besides those that are known for the model.
 
-    Raises ValueError when `out` is in use, or `model` is none of these.
+    Raises ValueError when `out` is in use, or what is named is none of these.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already; name a new folder.")
-    names, folder = _where(model)
+    parts = _parts(model, base)
+    entry = None if _on_hub(model) else find(model, base=base)
+    known = controlnets(entry) if entry else {}
+    controls = {name: place for name, place in known.items() if isinstance(place, Path)} | dict(nets or {})
+    for folder in controls.values():
+        check_part(folder)
     out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copy(HERE / name, out / name)
-    if folder:
-        # The faster runtime's graphs are of no use to a stock pipeline.
-        shutil.copytree(folder, out / "model", ignore=shutil.ignore_patterns("*.onnx*"))
+    for name in MODULES:
+        (out / "companion" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(HERE.parent / name, out / "companion" / name)
+    for name, place in parts.items():
+        if isinstance(place, Path):
+            _copy(place, out / name)
+    for condition, folder in controls.items():
+        _copy(folder, out / "controlnets" / condition)
+    if controls and entry and entry.size == CATALOGUE["tabletop"].size:  # the judge reads pictures for them
+        _copy(companion.DATA / "models" / "judge", out / "data" / "models" / "judge")
     pins = _pins()
     (out / "requirements.txt").write_text("".join(f"{name}=={pins[name]}\n" for name in PACKAGES), encoding="utf-8")
+    names = [name for place in parts.values() if isinstance(place, str) for name in _repositories(place)]
     (out / "README.md").write_text(_description(title, pins["gradio"], names, model), encoding="utf-8")
     return out
 
 
-def _where(model: str) -> tuple[list[str], Path | None]:
-    """The hub repositories of a model, and its folder on this machine; one of the two is empty."""
-    if model not in CATALOGUE and re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).is_dir():
-        return [model], None
-    entry = find(model)
+def _copy(folder: Path, to: Path) -> None:
+    # The faster runtime's graphs are of no use to a stock pipeline.
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.onnx*"))
+
+
+def _on_hub(model: str) -> bool:
+    """Whether it is named as a repository of the hub, which is not asked."""
+    return model not in CATALOGUE and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model)) and not Path(model).is_dir()
+
+
+def _parts(model: str, base: str | None) -> dict[str, Path | str]:
+    """The model, and a LoRA's base unless the LoRA says it itself: folders to copy, or names that the Space loads by.
+
+    Raises ValueError when there is no such thing, or it is not whole.
+    """
+    if not _on_hub(model):
+        entry = find(model, base=base)
+        parts = {"model": entry, "base": entry.base}
+        return {name: _place(part) for name, part in parts.items() if part}
+    if base is None or _on_hub(base):
+        hub: dict[str, Path | str] = {"model": model}
+        return hub | ({"base": base} if base else {})
+    return {"model": model, "base": _place(find(base))}
+
+
+def _place(entry: Model) -> Path | str:
     if entry.folder is None:
-        return list(entry.mirrors), None
-    check_folder(entry.folder, entry.options)
-    return [], entry.folder
+        return entry.name
+    if entry.base is None:
+        check_folder(entry.folder, entry.options)
+    return entry.folder
+
+
+def _repositories(name: str) -> tuple[str, ...]:
+    return CATALOGUE[name].mirrors if name in CATALOGUE else (name,)
 
 
 def _pins() -> dict[str, str]:
@@ -87,17 +167,18 @@ app_file: app.py
 suggested_hardware: {FREE if not names and model == "tabletop" else "t4-small"}
 {f"models:{chr(10)}{models}" if names else ""}---
 
-Text to image, image to image and inpainting with one Stable Diffusion. app.py is the page, studio.py draws.
+Text to image, image to image, inpainting and ControlNets with one Stable Diffusion. app.py is the page, studio.py
+draws, and companion/ is what they need of the course that they come from.
 
-Make it yours: *Duplicate this Space*, and set the variable `MODEL` to your own model (a repository, or several
-separated by commas, tried in that order) and the secret `HF_TOKEN` if it is private. app.py lists the others.
+Make it yours: *Duplicate this Space*, and set the variable `MODEL` to your own model (the repository of a pipeline or a
+LoRA, or several separated by commas, tried in that order) and the secret `HF_TOKEN` if it is private. app.py lists the
+others.
 """
 
 
-def settings(model: str) -> dict[str, str]:
+def settings(model: str, base: str | None = None) -> dict[str, str]:
     """The Space's variables for this model."""
-    names, _ = _where(model)
-    return {"MODEL": ",".join(names)} if names else {}
+    return {name.upper(): place for name, place in _parts(model, base).items() if isinstance(place, str)}
 
 
 def push(
@@ -124,7 +205,7 @@ def push(
         api.add_space_secret(repo, key, value)
     for key, value in (variables or {}).items():
         api.add_space_variable(repo, key, value)
-    message = "Text to image, image to image and inpainting"
+    message = "Text to image, image to image, inpainting and ControlNets"
     api.upload_folder(repo_id=repo, repo_type="space", folder_path=folder, commit_message=message)
     if hardware != FREE:
         api.request_space_hardware(repo, hardware, sleep_time=sleep)
@@ -168,44 +249,116 @@ def _api() -> Any:
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-Model = Annotated[str, typer.Option(help="tabletop, sd15, a pipeline's folder, or owner/name of a repository.")]
+Name = Annotated[str, typer.Option("--model", help="tabletop, sd15, a folder, or owner/name of a repository.")]
+Base = Annotated[str | None, typer.Option(help="Of a LoRA that does not say so: the model that it was trained on.")]
+Nets = Annotated[
+    list[str] | None, typer.Option("--controlnet", metavar="CONDITION=FOLDER", help="A ControlNet of your own.")
+]
 
 
 @app.callback()
 def _about() -> None:
-    """A Gradio Space with txt2img, img2img and inpainting."""
+    """A Gradio Space with txt2img, img2img, inpainting and ControlNets."""
 
 
 @app.command("build")
 def _build(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
-    model: Model = "tabletop",
-    title: Annotated[str, typer.Option(help="What stands above it.")] = "Stable Diffusion, three ways",
+    model: Name = "tabletop",
+    base: Base = None,
+    controlnet: Nets = None,
+    title: Annotated[str, typer.Option(help="What stands above it.")] = TITLE,
 ) -> None:
     """Write the Space's files."""
-    build(out, model, title)
+    build(out, model, title, base, _nets(controlnet))
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     typer.echo(f"{out}: {size / 1e6:.1f} MB. Try it with `companion space run --model {model}`.")
 
 
 @app.command("run")
 def _run(
-    model: Model = "tabletop",
+    model: Name = "tabletop",
+    base: Base = None,
+    controlnet: Nets = None,
     port: Annotated[int, typer.Option(help="Where the page is served.")] = 7860,
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; else a GPU if there is one.")] = None,
 ) -> None:
     """Run it on this machine, exactly as it would be pushed."""
+    check_device(device)
+    check_port(port)
     import gradio  # noqa: F401  # says which extra is missing, before anything is copied
 
     with tempfile.TemporaryDirectory(prefix="space-", ignore_cleanup_errors=True) as folder:
-        out = build(Path(folder) / "space", model)
-        environment = os.environ | settings(model) | {"GRADIO_SERVER_PORT": str(port)}
-        raise typer.Exit(subprocess.run([sys.executable, "app.py"], cwd=out, env=environment).returncode)
+        out = build(Path(folder) / "space", model, base=base, nets=_nets(controlnet))
+        environment = os.environ | settings(model, base) | {"GRADIO_SERVER_PORT": str(port)}
+        environment |= {"DEVICE": device} if device else {}
+        raise typer.Exit(_until_it_ends([sys.executable, "app.py"], out, environment))
+
+
+def check_port(port: int) -> None:
+    """Raises ValueError when no page can be served at this port, with a sentence that says what to do."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port {port} is no port: take one from 1024 to 65535, such as 7860.")
+    with socket.socket() as probe:
+        if os.name == "posix":  # as the server does: a page that has just ended leaves its port waiting
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", port))
+        except PermissionError:
+            raise ValueError(f"Port {port} needs the rights of an administrator: take one from 1024 on.") from None
+        except OSError:
+            other = port + 1 if port < 65535 else port - 1
+            raise ValueError(
+                f"Port {port} is in use on this machine, perhaps by another Space: end that, or take --port {other}."
+            ) from None
+
+
+def _until_it_ends(command: list[str], folder: Path, environment: Mapping[str, str]) -> int:
+    """Run a command in a folder, and return its exit status. When this process is told to end, all of it ends."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    names = ("SIGTERM", "SIGHUP")  # Windows lacks the second
+    before = {number: signal.signal(number, end) for name in names if (number := getattr(signal, name, None))}
+    child = None
+    try:
+        child = subprocess.Popen(command, cwd=folder, env=environment)
+        return child.wait()
+    except KeyboardInterrupt:  # Ctrl+C is how one ends a page
+        return 0
+    finally:
+        for number in before:  # a second one must not keep this from being done
+            signal.signal(number, signal.SIG_IGN)
+        if child is not None:
+            _end(child)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End a process and those that it started: politely, and after some seconds by force."""
+    try:
+        parent = psutil.Process(child.pid)
+        family = [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    child.wait()
 
 
 @app.command("push")
 def _push(
     repo: Annotated[str, typer.Argument(help="owner/name of the Space.")],
-    model: Model = "tabletop",
+    model: Name = "tabletop",
+    base: Base = None,
+    controlnet: Nets = None,
     source: Annotated[str, typer.Option("--duplicate", help="Copy this Space (owner/name) instead.")] = "",
     hardware: Annotated[str, typer.Option(help="Such as cpu-basic (free), t4-small, l4x1, a10g-small.")] = FREE,
     sleep: Annotated[int, typer.Option(help="Seconds without visitors until paid hardware stops.")] = SLEEP,
@@ -221,14 +374,14 @@ def _push(
         raise ValueError(f"{repo!r} is not owner/name, such as you/my-space.")
     given: dict[str, Any] = {"hardware": hardware, "sleep": sleep, "private": not public, "api": _api()}
     given["secrets"] = dict(_secrets(secret or []))
-    given["variables"] = ({} if source else settings(model)) | dict(_pairs(variable or []))
+    given["variables"] = ({} if source else settings(model, base)) | dict(_pairs(variable or []))
     if hardware != FREE and not yes:
         typer.confirm(f"{hardware} is paid by the hour while it is awake. Go on?", abort=True)
     if source:
         typer.echo(duplicate(source, repo, **given))
         return
     with tempfile.TemporaryDirectory(prefix="space-", ignore_cleanup_errors=True) as folder:
-        typer.echo(push(build(Path(folder) / "space", model), repo, **given))
+        typer.echo(push(build(Path(folder) / "space", model, base=base, nets=_nets(controlnet)), repo, **given))
 
 
 def _pairs(items: list[str]) -> Iterator[tuple[str, str]]:
@@ -237,6 +390,16 @@ def _pairs(items: list[str]) -> Iterator[tuple[str, str]]:
         if not equals:
             raise ValueError(f"--variable {item!r} is not NAME=VALUE, such as STEPS=20.")
         yield name, value
+
+
+def _nets(items: list[str] | None) -> dict[str, Path]:
+    found = {}
+    for item in items or []:
+        condition, equals, folder = item.partition("=")
+        if not equals or not Path(folder).is_dir():
+            raise ValueError(f"--controlnet {item!r} is not CONDITION=FOLDER, such as canny=run/learned.")
+        found[condition] = Path(folder)
+    return found
 
 
 def _secrets(names: list[str]) -> Iterator[tuple[str, str]]:

@@ -1,101 +1,125 @@
-"""What the Space draws with: one pipeline used three ways, and the limits that let a room full of people share it.
+"""What the Space draws with: one pipeline used four ways, and the limits that let a room full of people share it.
 
-Nothing here depends on the page or the course: this file is copied into the Space unchanged.
+Nothing here depends on the page. This file is copied into the Space unchanged, with those of the course that it needs.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
-#: The most steps, and characters in a prompt, that a visitor may ask for.
-MAX_STEPS, MAX_WORDS = 50, 300
+import companion
+from companion.models import Model, controlnets, find, load, load_controlnet
+from companion.pictures import load_picture, open_picture
+
+#: The most steps, characters in a prompt, and pictures at once, that a visitor may ask for.
+MAX_STEPS, MAX_WORDS, MAX_PICTURES = 50, 300, 4
 SEEDS = 2**31
 #: The default guidance scale, and the one proposed for a small model.
 GUIDANCE = 3.0
+#: The conditions whose control pictures are white lines on black, which a visitor may draw by hand.
+LINES = ("canny", "softedge", "mlsd", "scribble")
+
+#: Told after each step: how many are done, of how many.
+Watch = Callable[[int, int], None]
 
 
 class Studio:
-    """Draws from text, from a picture, and into a hole in a picture, with one Stable Diffusion of any family.
+    """Draws from text, from a picture, into a hole in one, and after a control picture, with one Stable Diffusion.
 
-    The three pipelines share their parts, so that the model is in memory only once. They take turns, since a scheduler
-    keeps state while it draws.
+    The pipelines share their parts, so that the model is in memory only once. They take turns, since a scheduler keeps
+    state while it draws. A picture that is given may be a file's path or a PIL picture, of any size, mode and rotation
+    (see `companion.pictures`). All methods raise ValueError for input that is unfit, with a sentence for the visitor.
 
     Args:
-        models: folders or repositories on the hub, tried in this order (OSError if none loads); or a loaded pipeline.
-        token: for a private repository.
+        models: names, folders or repositories, as `companion.models.load` takes them, tried in this order (OSError if
+            none loads); or a loaded pipeline.
+        base: of a LoRA, the model that it was trained on, if it does not say so itself.
         device: by default the GPU if CUDA has one, or else the CPU.
         steps, guidance: the values to propose; by default they depend on the model's picture size.
+        nets: ControlNets by condition, as `companion.models.load_controlnet` takes them; by default those that are
+            known for the model.
     """
 
     def __init__(
         self,
-        models: list[str] | tuple[str, ...] | Any,
-        token: str | None = None,
+        models: Sequence[str] | Any,
+        base: str | None = None,
         device: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        nets: Mapping[str, str | Path] | None = None,
     ) -> None:
-        import torch
-
+        known: Model | None = None
+        text: Any = models
+        if isinstance(models, list | tuple):
+            text, known = _load(models, base, device)
+        self.text = text
+        if not hasattr(self.text, "unet"):
+            raise OSError(f"A {type(self.text).__name__} has no U-Net: take a Stable Diffusion.")
+        self.device = self.text.device.type
         with _quiet():
             from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
-            if isinstance(models, list | tuple):
-                self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-                dtype = torch.float16 if self.device == "cuda" else torch.float32
-                self.text = _load(models, dtype, token).to(self.device)
-            else:
-                self.text, self.device, dtype = models, models.device.type, models.dtype
             self.text.set_progress_bar_config(disable=True)
             # from_pipe would otherwise guess the precision, and convert the shared parts to it.
-            self.image = AutoPipelineForImage2Image.from_pipe(self.text, **_precision(dtype))
-            self.hole = AutoPipelineForInpainting.from_pipe(self.text, **_precision(dtype))
+            self.image = AutoPipelineForImage2Image.from_pipe(self.text, **_precision(self.text.dtype))
+            self.hole = AutoPipelineForInpainting.from_pipe(self.text, **_precision(self.text.dtype))
         for pipe in (self.image, self.hole):
             pipe.set_progress_bar_config(disable=True)
-        if self.device == "cuda":
-            self.text.vae.enable_slicing()
         self.size = self.text.unet.config.sample_size * self.text.vae_scale_factor
         small = self.size < 512
         self.steps = steps or (20 if small else 30)
         self.guidance = guidance or (GUIDANCE if small else 7.5)
+        self._nets = dict(nets) if nets is not None else _known_nets(known)
+        self._following: dict[str, Any] = {}  # the pipelines with a ControlNet, by condition
         self._turn = threading.Lock()
 
     def draw(
-        self, prompt: str, negative: str = "", steps: int = 20, guidance: float = GUIDANCE, seed: int = -1
+        self,
+        prompt: str,
+        negative: str = "",
+        steps: int = 20,
+        guidance: float = GUIDANCE,
+        seed: int = -1,
+        watch: Watch | None = None,
     ) -> tuple[Image.Image, int]:
-        """A picture from text, and its seed (-1: a random one). Raises ValueError, like the others, for unfit input."""
-        return self._run(self.text, prompt, negative, steps, guidance, seed)
+        """A picture from text, and its seed (-1: a random one)."""
+        return self._run(self.text, prompt, negative, steps, guidance, seed, watch)
 
     def vary(
         self,
-        image: Image.Image | None,
+        image: Any,
         prompt: str,
         strength: float = 0.6,
         negative: str = "",
         steps: int = 20,
         guidance: float = GUIDANCE,
         seed: int = -1,
+        watch: Watch | None = None,
     ) -> tuple[Image.Image, int]:
         """A picture drawn from another one, and its seed. Strength, 0.05 to 1, is how much changes; 1 keeps nothing."""
         given = {"image": self.fit(image), "strength": _strength(strength, steps)}
-        return self._run(self.image, prompt, negative, steps, guidance, seed, **given)
+        return self._run(self.image, prompt, negative, steps, guidance, seed, watch, **given)
 
     def fill(
         self,
-        image: Image.Image | None,
-        mask: Image.Image | None,
+        image: Any,
+        mask: Any,
         prompt: str,
         strength: float = 1.0,
         negative: str = "",
         steps: int = 20,
         guidance: float = GUIDANCE,
         seed: int = -1,
+        watch: Watch | None = None,
     ) -> tuple[Image.Image, int]:
         """The picture, cropped by `fit`, redrawn where the mask is white and unchanged elsewhere; and its seed."""
         kept = self.fit(image)
@@ -104,18 +128,137 @@ class Studio:
             raise ValueError("Nothing is painted, so there is nothing to fill: paint over a part of the picture.")
         given = {"image": kept, "mask_image": hole, "strength": _strength(strength, steps)}
         given |= {"height": self.size, "width": self.size}
-        drawn, seed = self._run(self.hole, prompt, negative, steps, guidance, seed, **given)
+        drawn, seed = self._run(self.hole, prompt, negative, steps, guidance, seed, watch, **given)
         # The decoder changes every pixel a little, so the pixels outside the hole are put back.
         return Image.composite(drawn, kept, hole), seed
 
-    def fit(self, image: Image.Image | None, what: str = "picture") -> Image.Image:
-        """The middle square of a picture, resized for the model. Raises ValueError when there is no picture."""
+    def fit(self, image: Any, what: str = "picture") -> Image.Image:
+        """The middle square of a picture, resized for the model."""
+        return self.read(image, what)[0]
+
+    def read(self, image: Any, what: str = "picture", whole: bool = False) -> tuple[Image.Image, str]:
+        """The middle square of a picture, resized for the model (or all of it); and what was done for that."""
         if image is None:
             raise ValueError(f"There is no {what}: upload one.")
-        return ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.LANCZOS)
+        fitted = load_picture(image, self.size)
+        return fitted.original if whole else fitted.picture, str(fitted)
+
+    # ---- ControlNets
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """What each condition is called, of those for which a ControlNet is there."""
+        if not self._nets:
+            return {}
+        from companion.conditions import CONDITIONS
+
+        return {name: CONDITIONS[name].title if name in CONDITIONS else name for name in self._nets}
+
+    def can_find(self, condition: str) -> bool:
+        """Whether the condition's map can be found in a picture, instead of being uploaded."""
+        from companion.conditions import ANYWHERE, CONDITIONS
+        from companion.tabletop.measures import can_be_judged
+
+        return condition in ANYWHERE or (condition in CONDITIONS and can_be_judged(self.text) and _judge_is_here())
+
+    def control(self, condition: str, image: Any, ready: bool = False) -> Image.Image:
+        """The control picture that is found in a picture; or, when that is `ready`, made from it by resizing alone."""
+        title = self._titled(condition)
+        if ready:
+            return self._ready(condition, image)
+        if not self.can_find(condition):
+            raise ValueError(
+                f"For {title}, a control picture can be found in pictures of the miniature world only: upload the "
+                "control picture itself, and say so above it."
+            )
+        from companion.conditions import CONDITIONS
+
+        known, picture = CONDITIONS[condition], np.array(self.fit(image))
+        return Image.fromarray(known.paint(known.annotate(picture[None]))[0])
+
+    def _ready(self, condition: str, image: Any) -> Image.Image:
+        if image is None:
+            raise ValueError("There is no control picture: upload one.")
+        picture, _ = open_picture(image)
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        # Between two colours that stand for labels there is no third.
+        how = Image.Resampling.NEAREST if condition == "seg" else Image.Resampling.LANCZOS
+        return picture.resize((self.size, self.size), how, (left, top, left + side, top + side))
+
+    def drawn(self, lines: Any) -> Image.Image:
+        """The control picture of lines that a hand drew, white on black, of any size."""
+        shrunk = self.fit(lines, what="drawing").convert("L").point(lambda value: 255 * (value > 127))
+        if shrunk.getextrema() == (0, 0):
+            raise ValueError("Nothing is drawn, so there is nothing to follow: draw some lines.")
+        return shrunk.convert("RGB")
+
+    def follow(
+        self,
+        control: Any,
+        condition: str,
+        prompt: str,
+        scale: float = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
+        negative: str = "",
+        steps: int = 20,
+        guidance: float = GUIDANCE,
+        seed: int = -1,
+        watch: Watch | None = None,
+    ) -> tuple[Image.Image, int]:
+        """A picture that follows a control picture (see `control`), and its seed.
+
+        Args:
+            scale: 0 to 2, how much the control counts.
+            start, end: the part of the steps, from 0 to 1, in which it is heard.
+        """
+        given: dict[str, Any] = {"image": self._ready(condition, control)}
+        given["controlnet_conditioning_scale"] = float(_within("scale", scale, 0, 2))
+        given["control_guidance_start"] = float(_within("start", start, 0, 1))
+        given["control_guidance_end"] = float(_within("end", end, 0, 1))
+        if start >= end:
+            raise ValueError(f"The control starts at {start:g} and ends at {end:g}: let it end after it starts.")
+        return self._run(self.following(condition), prompt, negative, steps, guidance, seed, watch, **given)
+
+    def following(self, condition: str) -> Any:
+        """The pipeline with a condition's ControlNet, which is loaded when it is first needed, and kept."""
+        title = self._titled(condition)
+        with self._turn:
+            if condition not in self._following:
+                try:
+                    net = load_controlnet(self._nets[condition], device=self.text.device, dtype=self.text.dtype)
+                except OSError as error:
+                    raise ValueError(f"The ControlNet for {title} could not be loaded: {error}") from None
+                asked, has = net.config.cross_attention_dim, self.text.unet.config.cross_attention_dim
+                if asked != has:
+                    raise ValueError(f"The ControlNet for {title} is of another kind of model ({asked} for {has}).")
+                with _quiet():
+                    from diffusers import AutoPipelineForText2Image
+
+                    pipe = AutoPipelineForText2Image.from_pipe(self.text, controlnet=net, **_precision(self.text.dtype))
+                pipe.set_progress_bar_config(disable=True)
+                self._following[condition] = pipe
+            return self._following[condition]
+
+    def _titled(self, condition: str) -> str:
+        if condition not in self.conditions:
+            there = f"there are {', '.join(self.conditions)}" if self.conditions else "there is none at all"
+            raise ValueError(f"There is no ControlNet for {condition!r} here; {there}.")
+        return self.conditions[condition]
+
+    # ---- All of them
 
     def _run(
-        self, pipe: Any, prompt: str, negative: str, steps: int, guidance: float, seed: int, **given: Any
+        self,
+        pipe: Any,
+        prompt: str,
+        negative: str,
+        steps: int,
+        guidance: float,
+        seed: int,
+        watch: Watch | None,
+        **given: Any,
     ) -> tuple[Image.Image, int]:
         import torch
 
@@ -127,6 +270,12 @@ class Studio:
         steps = int(_within("steps", steps, 1, MAX_STEPS))
         guidance = _within("guidance", guidance, 1.0, 20.0)
         seed = random.randrange(SEEDS) if seed is None or int(seed) < 0 else int(seed) % SEEDS
+
+        def stepped(drawing: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            if watch is not None:
+                watch(index + 1, drawing.num_timesteps)
+            return values
+
         with self._turn, torch.inference_mode():
             picture = pipe(
                 prompt,
@@ -134,6 +283,7 @@ class Studio:
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 generator=torch.Generator("cpu").manual_seed(seed),
+                callback_on_step_end=stepped,
                 **given,
             ).images[0]
         return picture, seed
@@ -172,19 +322,27 @@ def _precision(dtype: Any) -> dict[str, Any]:
     return {"dtype" if new else "torch_dtype": dtype}
 
 
-def _load(models: Sequence[str], dtype: Any, token: str | None) -> Any:
+def _load(models: Sequence[str], base: str | None, device: str | None) -> tuple[Any, Model]:
     """The first of these models that can be loaded. Raises OSError when none can, with the reason for each."""
-    from diffusers import AutoPipelineForText2Image
-
     reasons = []
     for model in models:
-        # A repository may have its weights only in half precision, or only in full precision.
-        for variant in ("fp16", None):
-            try:
-                return AutoPipelineForText2Image.from_pretrained(
-                    model, use_safetensors=True, variant=variant, token=token, **_precision(dtype)
-                )
-            except (OSError, ValueError) as error:
-                reason = str(error).partition("\n")[0]
-        reasons.append(f"{model} ({reason})")
+        try:
+            return load(model, base=base, device=device), find(model, base=base)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{model} ({str(error).rstrip('.')})")
     raise OSError(f"No model could be loaded: {'; '.join(reasons) or 'none is named'}. Set the Space's MODEL.")
+
+
+def _judge_is_here() -> bool:
+    try:
+        return (companion.DATA / "models" / "judge").is_dir()
+    except FileNotFoundError:
+        return False
+
+
+def _known_nets(model: Model | None) -> dict[str, str | Path]:
+    """The ControlNets that are known for a model."""
+    try:
+        return dict(controlnets(model)) if model else {}
+    except FileNotFoundError:  # the course's data/ is not here
+        return {}

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from companion import DATA
+import companion
 from companion.diffusion import picture_size
 from companion.metrics import pictures_to_tensor
 from companion.tabletop.caption import Wish, parse
@@ -29,7 +29,7 @@ NOT_JUDGED = "The judge knows the miniature world only, so this is not measured 
 @cache
 def judge() -> Judge:
     """The judge that the course ships, loaded once."""
-    return Judge.load(DATA / "models" / "judge")
+    return Judge.load(companion.DATA / "models" / "judge")
 
 
 def can_be_judged(pipe: StableDiffusionPipeline) -> bool:
