@@ -398,7 +398,8 @@ def listening(graph: Model) -> Model:
 
 def taking(graph: Model, names: Iterable[str]) -> Model:
     """A network's graph in which some of its weights are inputs, by their names in the network's state dictionary."""
-    from openvino import Type, opset13 as ops
+    from openvino import Type
+    from openvino import opset13 as ops
 
     graph = graph.clone()
     found = {name: op.output(0) for op in graph.get_ops() for name in op.output(0).get_names() if op.get_output_size()}

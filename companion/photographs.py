@@ -389,7 +389,10 @@ def select(
     given, unwanted = as_boxes(boxes), set(leave_out)
     with files_of(source) as files:
         names = [name for name, _ in files]
-        for name, what in [*((name, "There is a box for") for name in given), *((n, "You leave out") for n in unwanted)]:
+        for name, what in [
+            *((name, "There is a box for") for name in given),
+            *((n, "You leave out") for n in unwanted),
+        ]:
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else "."
