@@ -145,7 +145,7 @@ class Fast:
             self._varied = names, Compiled(taking(self._unet.graph, names), self._threads, side_by_side=2)
         compiled, n = self._varied[1], len(weights[names[0]])
 
-        def unet(x: Tensor, t: float | Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        def unet(x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
             if "unet" in self._changed:
                 return varied(self.pipe.unet, weights)(x, t, encoder_hidden_states)
             t = torch.as_tensor(t, dtype=torch.float32).expand(len(x))
@@ -215,11 +215,11 @@ def varied(unet: nn.Module, weights: Mapping[str, Tensor]) -> UNet:
     """
     n = len(next(iter(weights.values())))
 
-    def predict(x: Tensor, t: float | Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def predict(x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         out = torch.empty_like(x)
         for i in range(min(n, len(x))):
             own = {name: weight[i] for name, weight in weights.items()}
-            t_own = t[i::n] if isinstance(t, Tensor) and t.ndim else t
+            t_own = t[i::n] if t.ndim else t
             out[i::n] = torch.func.functional_call(unet, own, (x[i::n], t_own, encoder_hidden_states[i::n])).sample
         return out
 

@@ -50,7 +50,7 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.
     return sheet
 
 
-def columns(parts: Mapping[widgets.Widget, int]) -> widgets.Box:
+def columns(parts: Mapping[widgets.DOMWidget, int]) -> widgets.Box:
     """Parts side by side, each with its width in pixels; one below the other where the window is narrow."""
     for part, width in parts.items():
         part.layout = widgets.Layout(width=f"{width}px", max_width="100%", flex="0 0 auto", margin="0")

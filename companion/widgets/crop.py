@@ -122,8 +122,8 @@ class Cropper(Editor):
         )
         self.boxes = boxes or {}
         self.left_out = leave_out
-        self.observe(lambda change: self._send(), ["current", "squares"])
-        self._send()
+        self.observe(lambda change: self._update(), ["current", "squares"])
+        self._update()
 
     @property
     def boxes(self) -> dict[str, Square]:
@@ -194,7 +194,7 @@ class Cropper(Editor):
             raise traitlets.TraitError(f"there is no photograph {proposal['value']}; there are {len(self.sizes)}")
         return proposal["value"]
 
-    def _send(self) -> None:
+    def _update(self) -> None:
         """Send the browser the photograph that it wants, and what the model will see of it."""
         i = self.current
         try:

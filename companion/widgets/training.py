@@ -20,7 +20,7 @@ from companion.widgets.painter import Editor, script
 
 LARGEST = 640  # a step's pictures are shown at most this wide, in pixels
 TALLEST = 480  # and at most this tall
-SIDE = 240  # of a picture of several, in pixels
+SIDE = 236  # of a picture of several, in pixels
 
 Values = Sequence[float] | Mapping[int, float]
 
