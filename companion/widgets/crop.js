@@ -49,6 +49,7 @@ function render({ model, el }) {
   preview.setAttribute("role", "img");
   preview.classList.toggle("crop-pixels", size < 200); // enlarged on the screen
   const context = preview.getContext("2d");
+  const caption = element("div", { className: "crop-caption", textContent: `what the model will see: ${size} × ${size} pixels` });
   const said = element("div", { className: "editor-said" }), heard = spoken();
 
   // ---- what is seen
@@ -296,7 +297,7 @@ function render({ model, el }) {
   el.append(
     element("div", { className: "editor-row" }, [
       area,
-      element("div", { className: "crop-side" }, [preview, said, tools]),
+      element("div", { className: "crop-side" }, [preview, caption, said, tools]),
     ]),
     strip, unused, heard,
   );

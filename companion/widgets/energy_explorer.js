@@ -210,7 +210,8 @@ function render({ model, el }) {
   const redraw = () => { drawGlobe(); draw(); };
 
   function hint() {
-    said.textContent = flat() ? "Drag a point, or use Tab and arrow keys." : "Drag a point, or turn the sphere beside it.";
+    said.textContent = flat() ? "Drag a point, or use Tab and arrow keys. Arrows are forces."
+      : "Drag a point, or turn the sphere beside it. Arrows are forces.";
   }
 
   // ---- what changes
@@ -239,6 +240,12 @@ function render({ model, el }) {
     said.textContent = words;
   }
 
+  // What moves by itself is `playing`: the next frame's id, and what to do when it ends.
+  function plays(what) {
+    playing = what;
+    stage.setAttribute("aria-busy", String(Boolean(what)));
+  }
+
   // Play a change that takes some frames: `at(part)` are the points by then, from 0 to 1.
   function animate(at, done) {
     stop();
@@ -248,8 +255,8 @@ function render({ model, el }) {
     const tick = (frame) => {
       points = at(frame / FRAMES);
       draw();
-      if (frame < FRAMES) { playing = { id: requestAnimationFrame(() => tick(frame + 1)), done: () => {} }; return; }
-      playing = null;
+      if (frame < FRAMES) { plays({ id: requestAnimationFrame(() => tick(frame + 1)), done: () => {} }); return; }
+      plays(null);
       send();
       done();
     };
@@ -261,7 +268,7 @@ function render({ model, el }) {
     if (!playing) return;
     cancelAnimationFrame(playing.id);
     const { done } = playing;
-    playing = null;
+    plays(null);
     send();
     done();
   }
@@ -298,8 +305,8 @@ function render({ model, el }) {
       let goes = true;
       for (let k = 0; goes && k < 1 + Math.min(20, n / 10); k++) goes = more();
       draw();
-      if (goes) playing = { id: requestAnimationFrame(tick), spreads: true, done };
-      else { playing = null; send(); done(); }
+      if (goes) plays({ id: requestAnimationFrame(tick), spreads: true, done });
+      else { plays(null); send(); done(); }
     };
     tick();
   }

@@ -1,4 +1,4 @@
-"""The panels of finetuning in a real Chromium, each on a bare page: what is dragged, pressed and typed reaches Python."""
+"""The panels of finetuning in a real Chromium, on bare pages: what is dragged, pressed or typed reaches Python."""
 
 from __future__ import annotations
 
@@ -192,11 +192,15 @@ class TestCropper:
         editor.page.wait_for_timeout(100)
         assert np.abs(shown() - expected(*boxes(editor)["duck.jpg"])).max() < 4
 
-    def test_rules_leaving_out_undo_and_reset(self, editor):
+    def test_rules_leaving_out_undo_and_reset(self, opened):
+        busy = photographs()["duck.jpg"]  # at its right end
+        noise = np.random.default_rng(0).integers(0, 255, (40, 12, 3), np.uint8)
+        busy.paste(Image.fromarray(noise).resize((400, 1380)), (1400, 0))
+        editor = opened(Cropper(photographs() | {"duck.jpg": busy}, 512), width=1000, height=700)
         first = boxes(editor)
         editor.drag((200, 150), (230, 150))
         editor.press("Detail")
-        assert boxes(editor)["duck.jpg"] == detail(photographs()["duck.jpg"])
+        assert boxes(editor)["duck.jpg"] == detail(busy) != first["duck.jpg"]
         assert editor.page.locator(".crop-detail").get_attribute("aria-pressed") == "true"
         editor.press("Centre")
         assert boxes(editor) == first
@@ -204,7 +208,7 @@ class TestCropper:
         editor.press("Undo")
         assert boxes(editor)["duck.jpg"][0] > first["duck.jpg"][0]
         editor.press("Redo")
-        assert boxes(editor)["duck.jpg"] == detail(photographs()["duck.jpg"])
+        assert boxes(editor)["duck.jpg"] == detail(busy) != first["duck.jpg"]
         editor.page.get_by_label("leave it out").check()
         assert "duck.jpg" not in boxes(editor) and editor.widget.left_out == ["duck.jpg"]
         assert "left out" in editor.page.locator(".crop-thumbnail").first.get_attribute("aria-label")
@@ -383,14 +387,7 @@ def said(editor: EditorPage) -> str:
 
 def finished(editor: EditorPage) -> None:
     """What moves has come to rest, and Python has it."""
-    editor.page.wait_for_function(
-        """() => {
-            const now = document.querySelector('.energy-number').textContent, before = window.before;
-            window.before = now;
-            return now === before;
-        }""",
-        polling=250,
-    )
+    editor.page.locator(".editor-stage[aria-busy='false']").wait_for()
     editor.sent()
 
 
