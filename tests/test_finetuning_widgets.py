@@ -329,7 +329,7 @@ class TestAdapterStrength:
             moved = [found.moved for found in panel.ways.values()]
             assert np.allclose(moved, moved[0], atol=1e-5) and (moved[0] > 0.1) == bool(share)
             assert torch.allclose(panel.result, panel.result[:1].expand(4, -1, -1, -1), atol=1e-3)
-        assert "R to the power t" in panel.table.value and "%" in panel.table.value
+        assert "R to the power t" in panel.table.value and ">0.00000<" in panel.table.value
 
     def test_an_adapter_that_is_merged_or_trains_on(self, pipe):
         tuned = with_oft(pipe)
@@ -366,15 +366,28 @@ class TestAdapterStrength:
         assert unchanged(tuned.pipe.unet, before) and "RᵀR" not in panel.table.value
         assert torch.allclose(drawn(tuned.pipe), panel.result[1], atol=1e-4) is False
 
-    def test_on_its_way_it_takes_few_steps(self, pipe):
+    def test_on_its_way_only_the_right_way_is_drawn_and_in_few_steps(self, pipe):
         tuned = with_oft(pipe)
         panel = AdapterStrength(tuned, "ab", preview=1, **SETTINGS)
+        before = panel.result
         panel.strength.set_trait("held", True)
-        assert "in 1 steps, as a preview" in panel.message.value
-        oft_vs_lora.merge(tuned.unet)
+        panel.strength.set_trait("value", 0.5)
+        assert "in 1 steps, as a preview" in panel.message.value and panel.table.value.count("…") == 9
+        oft_vs_lora.merge(tuned.unet, 0.5)
         assert torch.allclose(panel.result[0], drawn(tuned, 1), atol=1e-4)
+        assert torch.equal(panel.result[1:], before[1:])
         panel.strength.set_trait("held", False)
         assert torch.allclose(panel.result[0], drawn(tuned), atol=1e-4) and "preview" not in panel.message.value
+        assert not torch.allclose(panel.result[3], before[3], atol=1e-3) and "…" not in panel.table.value
+
+    def test_on_its_way_the_picture_without_lora_stays(self, pipe):
+        tuned = with_lora(pipe)
+        panel = AdapterStrength(tuned.pipe, "ab", preview=1, **SETTINGS)
+        without = panel.result[0]
+        panel.strength.set_trait("held", True)
+        panel.strength.set_trait("value", 6.0)
+        assert torch.equal(panel.result[0], without) and list(panel.ways) == ["without it", "alpha 6"]
+        assert torch.allclose(panel.result[1], drawn(with_lora(pipe, 6.0).pipe, 1), atol=1e-4)
 
     def test_every_control_draws_anew(self, pipe):
         tuned = with_oft(pipe)

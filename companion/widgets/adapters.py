@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class LiveSlider(anywidget.AnyWidget):
 
     Args:
         label: what it sets.
-        marks: values by the names of their buttons.
+        marks: names of buttons, each with its value.
     """
 
     _esm, _css = script("live_slider.js"), STYLE
@@ -45,7 +45,7 @@ class LiveSlider(anywidget.AnyWidget):
     max = traitlets.Float(1.0).tag(sync=True)
     step = traitlets.Float(0.05).tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)
-    marks = traitlets.Dict().tag(sync=True)
+    marks = traitlets.List().tag(sync=True)
 
     @traitlets.validate("value")
     def _within(self, proposal: dict[str, Any]) -> float:
@@ -79,7 +79,7 @@ class AdapterStrength(Panel):
     trained to be (1), backwards (-1) and beyond (2). Beside it are three wrong ways, from `oft_vs_lora.SLIDERS`. For
     LoRA it is alpha, beside the picture without the adapter. A table says what each does to the weights.
 
-    While the slider is on its way, pictures are drawn in few steps; when it is let go, in all.
+    While the slider is on its way, only the right way, or alpha's, is drawn, in few steps; when it is let go, all are.
 
     Args:
         pipe: its U-Net has an adapter of `oft_vs_lora`, merged or not, or one of LoRA (by PEFT), not merged.
@@ -88,7 +88,7 @@ class AdapterStrength(Panel):
         guidance: the guidance scale.
     Attributes:
         result: the pictures (N, 3, H, W) in [-1, 1], one for each of `ways`.
-        ways: what was made of the weights, by name.
+        ways: what was made of the weights, by name. On the slider's way, wrong ones are those of where it was let go.
     Raises:
         ValueError: when the U-Net has no such adapter, or the strength is outside of what the slider has.
     """
@@ -117,10 +117,12 @@ class AdapterStrength(Panel):
         if not least <= first <= most:
             name = "t" if self._oft else "alpha"
             raise ValueError(f"{name} = {first:g} is outside [{least:g}, {most:g}], which the slider has")
-        marks = {"-1": -1.0, "0, pretrained": 0.0, "½": 0.5, "1, trained": 1.0, "2": 2.0}
+        names = ["-1", "0, pretrained", "½", "1, trained", "2"]
+        shares = [-1.0, 0.0, 0.5, 1.0, 2.0]
         if not self._oft:
-            names = {-1: "", 0: ", without", 1: ", trained", 2: ""}
-            marks = {f"{k * self._alpha:g}{text}": k * self._alpha for k, text in names.items()}
+            ends = ["", ", without", "", ", trained", ""]
+            names = [f"{share * self._alpha:g}{end}" for share, end in zip(shares, ends, strict=True)]
+        marks = [[name, share * self._alpha] for name, share in zip(names, shares, strict=True)]
         self.strength = LiveSlider(
             value=first,
             min=least,
@@ -140,7 +142,7 @@ class AdapterStrength(Panel):
         super().__init__(controls, 2 * SIDE + MARGIN, SIDE)
         self.message = Said()
         self.picture.layout = widgets.Layout(width="100%", height="auto", margin="0")
-        self.table: Any = widgets.HTML()
+        self.table: Any = widgets.HTML(layout=widgets.Layout(overflow="auto"))
         drawn, beside = widgets.VBox([self.picture, self.message]), widgets.VBox([*controls, self.table])
         self.children = (columns({drawn: 2 * SIDE + MARGIN, beside: 380}),)
         for control in (self.prompt, self.seed):
@@ -158,17 +160,26 @@ class AdapterStrength(Panel):
         quick = self.strength.held
         if quick and not self._preview:
             return
+        quick = quick and len(self.result) > 0
         steps = self._preview if quick and self._preview else self._steps
         self.message.value = "drawing …"
         begin = time.perf_counter()
-        ways = self._turns() if self._oft else self._scaled()
-        weights = {name: torch.stack([way.weights[name] for way in ways.values()]) for name in _first(ways).weights}
-        self.result, self.ways = self._pictures(weights, len(ways), steps), ways
+        found = self._turns(only_right=quick) if self._oft else self._scaled()
+        live = 0 if self._oft else 1
+        fresh = [list(found.values())[live]] if quick else list(found.values())
+        weights = {name: torch.stack([way.weights[name] for way in fresh]) for name in fresh[0].weights}
+        drawn = self._pictures(weights, len(fresh), steps)
+        if quick:
+            drawn = torch.cat([self.result[:live], drawn, self.result[live + 1 :]])
+        self.result, self.ways = drawn, (self.ways | found if self._oft else found)
+        pictures = [as_pil(picture, SIDE) for picture in drawn]
+        if quick and self._oft:  # the others are of where the slider was
+            faint = [Image.blend(picture, Image.new("RGB", picture.size, PAPER), 0.7) for picture in pictures[1:]]
+            pictures[1:] = faint
+        titles = list(self.ways)
+        sheets = [side_by_side(pictures[i : i + 2], titles[i : i + 2]) for i in range(0, len(pictures), 2)]
+        self.table.value = _table(found, titles)
         note = f" in {steps} steps, as a preview" if quick else ""
-        rows = [as_pil(picture, SIDE) for picture in self.result]
-        titles = list(ways)
-        sheets = [side_by_side(rows[i : i + 2], titles[i : i + 2]) for i in range(0, len(rows), 2)]
-        self.table.value = _table(ways)
         self.show(_stacked(sheets), f"drawn in {time.perf_counter() - begin:.1f} s{note}")
 
     def _pictures(self, weights: Mapping[str, Tensor], n: int, steps: int) -> Tensor:
@@ -184,14 +195,14 @@ class AdapterStrength(Panel):
         return diffusion.draw(self._plain, prompts, seed, steps=steps, guidance_scale=self._guidance, unet=unet)
 
     @torch.no_grad()
-    def _turns(self) -> dict[str, Way]:
-        """The right way and the wrong ones, for the adapter as it is by now."""
+    def _turns(self, only_right: bool = False) -> dict[str, Way]:
+        """The right way, which comes first, and the wrong ones, for the adapter as it is by now."""
         # Copies, since reading a constrained adapter brings it back into its ball.
         adapters, t = copy.deepcopy(oft_vs_lora.adapters(self._pipe.unet)), self.strength.value
         if not adapters:
             raise ValueError("the U-Net has no adapter any more: make the panel again")
         found = {}
-        for name, slider in oft_vs_lora.SLIDERS.items():
+        for name, slider in list(oft_vs_lora.SLIDERS.items())[: 1 if only_right else None]:
             weights, error = {}, 0.0
             for layer, oft in adapters.items():
                 R = oft.R(t, slider)
@@ -229,10 +240,6 @@ class AdapterStrength(Panel):
         return Way(weights, error, end / start - 1, float(change / size))
 
 
-def _first(ways: Mapping[str, Way]) -> Way:
-    return next(iter(ways.values()))
-
-
 def _lora_layers(unet: Any) -> dict[str, Any]:
     """The layers of LoRA by the names that they have in the plain U-Net."""
     from peft.tuners.lora import LoraLayer
@@ -267,21 +274,34 @@ def _stacked(sheets: list[Image.Image]) -> Image.Image:
     return whole
 
 
-def _table(ways: Mapping[str, Way]) -> str:
-    """What each way does to the weights, as an HTML table."""
-    turns = _first(ways).error is not None
-    head = [*(["|RᵀR − I|"] if turns else []), "energy", "moved"]
-    right, left = 'style="text-align:right;padding:2px 6px"', 'style="text-align:left;padding:2px 6px"'
+def _table(ways: Mapping[str, Way], names: Sequence[str]) -> str:
+    """What each way does to the weights, as an HTML table; dots for those of `names` that are not there yet."""
+    turns = next(iter(ways.values())).error is not None
+    head = [*(["|RᵀR − I|"] if turns else []), "energy, %", "moved, %"]
+    left = 'style="text-align:left;padding:1px 5px"'
+    right = 'style="text-align:right;padding:1px 5px;white-space:nowrap"'
+
+    def cells(way: Way | None) -> list[str]:
+        if way is None:
+            return ["…"] * len(head)
+        error = [f"{way.error:.1e}"] if way.error is not None else []
+        return [*error, _signed(100 * way.energy), f"{100 * way.moved:.2f}"]
+
     rows = "".join(
         f'<tr><th scope="row" {left}>{html.escape(name)}</th>'
-        + (f"<td {right}>{way.error:.1e}</td>" if turns else "")
-        + f"<td {right}>{100 * way.energy:+.4f} %</td><td {right}>{100 * way.moved:.2f} %</td></tr>"
-        for name, way in ways.items()
+        + "".join(f"<td {right}>{cell}</td>" for cell in cells(ways.get(name)))
+        + "</tr>"
+        for name in names
     )
     said = "; |RᵀR − I|: its largest entry, 0 for a rotation" if turns else ""
     return (
-        '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums;line-height:1.4">'
+        '<table style="border-collapse:collapse;font-size:12px;font-variant-numeric:tabular-nums;line-height:1.5">'
         '<caption style="text-align:left;caption-side:bottom;line-height:1.4">Energy: the change of the hyperspherical '
         f"energy. Moved: ‖W − W₀‖ / ‖W₀‖{said}.</caption>"
         f"<tr><td></td>{''.join(f'<th scope=col {right}>{name}</th>' for name in head)}</tr>{rows}</table>"
     )
+
+
+def _signed(percent: float) -> str:
+    """A change with its sign, unless it is nothing but rounding."""
+    return f"{percent:+.5f}" if abs(percent) >= 5e-6 else "0.00000"

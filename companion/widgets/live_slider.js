@@ -31,7 +31,7 @@ function render({ model, el }) {
     timer ??= setTimeout(() => send(true), PAUSE);
   });
   input.addEventListener("change", () => send(false));
-  const marks = Object.entries(model.get("marks")).map(([name, value]) =>
+  const marks = model.get("marks").map(([name, value]) =>
     button(name, "live-slider-mark", () => { input.value = value; send(false); }));
   const line = element("label", { className: "live-slider-line" }, [label, input, shown]);
   el.append(line, element("div", { className: "editor-tools" }, marks.length ? [group("Values", marks)] : []));

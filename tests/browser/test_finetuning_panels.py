@@ -348,7 +348,9 @@ class TestTrainingScrubber:
 
 
 def test_a_slider_says_whether_it_is_on_its_way(opened):
-    slider = LiveSlider(value=1.0, min=-1.0, max=2.0, step=0.05, label="t", marks={"0, pretrained": 0.0})
+    slider = LiveSlider(
+        value=1.0, min=-1.0, max=2.0, step=0.05, label="t", marks=[["2", 2.0], ["-1", -1.0], ["0, pretrained", 0.0]]
+    )
     editor = opened(slider)
     handle = editor.page.locator("input").bounding_box()
     x, y, mouse = handle["x"] + handle["width"] * 2 / 3, handle["y"] + handle["height"] / 2, editor.page.mouse
@@ -362,6 +364,7 @@ def test_a_slider_says_whether_it_is_on_its_way(opened):
     mouse.up()
     assert editor.sent()[-1]["held"] is False and not slider.held and -1 <= slider.value < 0.9
     assert editor.page.locator("output").inner_text() == f"{slider.value:.2f}"
+    assert editor.page.locator("button").all_inner_texts() == ["2", "-1", "0, pretrained"]
     editor.press("0, pretrained")
     editor.sent()
     assert slider.value == 0 and not slider.held
