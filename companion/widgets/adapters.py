@@ -278,8 +278,8 @@ def _table(ways: Mapping[str, Way], names: Sequence[str]) -> str:
     """What each way does to the weights, as an HTML table; dots for those of `names` that are not there yet."""
     turns = next(iter(ways.values())).error is not None
     head = [*(["|RᵀR − I|"] if turns else []), "energy, %", "moved, %"]
-    left = 'style="text-align:left;padding:1px 5px"'
-    right = 'style="text-align:right;padding:1px 5px;white-space:nowrap"'
+    left = 'style="text-align:left;padding:1px 4px"'
+    right = 'style="text-align:right;padding:1px 4px;white-space:nowrap"'
 
     def cells(way: Way | None) -> list[str]:
         if way is None:
@@ -294,11 +294,12 @@ def _table(ways: Mapping[str, Way], names: Sequence[str]) -> str:
         for name in names
     )
     said = "; |RᵀR − I|: its largest entry, 0 for a rotation" if turns else ""
+    top = right.replace("nowrap", "normal")
     return (
         '<table style="border-collapse:collapse;font-size:12px;font-variant-numeric:tabular-nums;line-height:1.5">'
-        '<caption style="text-align:left;caption-side:bottom;line-height:1.4">Energy: the change of the hyperspherical '
-        f"energy. Moved: ‖W − W₀‖ / ‖W₀‖{said}.</caption>"
-        f"<tr><td></td>{''.join(f'<th scope=col {right}>{name}</th>' for name in head)}</tr>{rows}</table>"
+        f"<tr><td></td>{''.join(f'<th scope=col {top}>{name}</th>' for name in head)}</tr>{rows}</table>"
+        '<div style="font-size:12px;line-height:1.4">Energy: the change of the hyperspherical energy. '
+        f"Moved: ‖W − W₀‖ / ‖W₀‖{said}.</div>"
     )
 
 
