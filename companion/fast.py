@@ -24,7 +24,7 @@ import os
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ class Fast:
         self._unet = Compiled(stored(pipe.unet), threads, side_by_side=2)
         self._listening = Compiled(listening(self._unet.graph), threads, side_by_side=2)
         self._decoder = Compiled(stored(pipe.vae), threads)
+        self._varied: tuple[tuple[str, ...], Compiled] | None = None
         self._nets: weakref.WeakSet[FastControlNet] = weakref.WeakSet()
         self._states: OrderedDict[str, Tensor] = OrderedDict()
         self._seen = {name: _fingerprint(getattr(pipe, name)) for name in ("unet", "vae", "text_encoder")}
@@ -134,6 +135,26 @@ class Fast:
         residuals = (*down_block_additional_residuals, mid_block_additional_residual)
         return self._listening(**inputs, **{f"residual{i}": r for i, r in enumerate(residuals)})[0]
 
+    def varied(self, weights: Mapping[str, Tensor]) -> UNet:
+        """The U-Net with other weights for some pictures of a batch (see `varied`), compiled.
+
+        They are inputs of a graph that is compiled when a set of names is first drawn with, and kept for the next.
+        """
+        names = tuple(weights)
+        if self._varied is None or self._varied[0] != names:
+            self._varied = names, Compiled(taking(self._unet.graph, names), self._threads, side_by_side=2)
+        compiled, n = self._varied[1], len(weights[names[0]])
+
+        def unet(x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+            if "unet" in self._changed:
+                return varied(self.pipe.unet, weights)(x, t, encoder_hidden_states)
+            t = torch.as_tensor(t, dtype=torch.float32).expand(len(x))
+            which = torch.arange(len(x)) % n
+            own = {name: weight[which] for name, weight in weights.items()}
+            return compiled(x=x, t=t, states=encoder_hidden_states, **own)[0]
+
+        return unet
+
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), in about [-1, 1] (not clamped), of latents (B, C, h, w) as the U-Net sees them."""
         z = latents / self.pipe.vae.config.scaling_factor
@@ -183,6 +204,26 @@ class Fast:
             return StableDiffusionPipelineOutput(images=x, nsfw_content_detected=None)
         images: Any = pipe.image_processor.postprocess(self.decode(x), output_type=output_type)
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=None)
+
+
+def varied(unet: nn.Module, weights: Mapping[str, Tensor]) -> UNet:
+    """A U-Net with other weights for some pictures of a batch; the network itself is not changed.
+
+    Args:
+        weights: by their names in the network's state dictionary, (V, *shape) each. Of a batch, picture i is drawn with
+            the weights i % V, in both halves of guidance.
+    """
+    n = len(next(iter(weights.values())))
+
+    def predict(x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        for i in range(min(n, len(x))):
+            own = {name: weight[i] for name, weight in weights.items()}
+            t_own = t[i::n] if t.ndim else t
+            out[i::n] = torch.func.functional_call(unet, own, (x[i::n], t_own, encoder_hidden_states[i::n])).sample
+        return out
+
+    return predict
 
 
 # ---- Graphs ----------------------------------------------------------------------------------------------------------
@@ -351,6 +392,27 @@ def listening(graph: Model) -> Model:
         residual.output(0).tensor.names = {f"residual{i}"}
         place.replace_source_output(ops.add(source, residual).output(0))
         graph.add_parameters([residual])
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+def taking(graph: Model, names: Iterable[str]) -> Model:
+    """A network's graph in which some of its weights are inputs, by their names in the network's state dictionary."""
+    from openvino import Type
+    from openvino import opset13 as ops
+
+    graph = graph.clone()
+    found = {name: op.output(0) for op in graph.get_ops() for name in op.output(0).get_names() if op.get_output_size()}
+    for name in names:
+        weight = found[f"model.{name}"]
+        shape = list(weight.get_shape())
+        given = ops.parameter([-1, *shape], Type.f32, name=name)  # a sample's own: the first side is the batch's
+        given.output(0).tensor.names = {name}
+        users = list(weight.get_target_inputs())
+        own = ops.reshape(given, ops.constant(shape, Type.i64), special_zero=False)
+        for user in users:
+            user.replace_source_output(own.output(0))
+        graph.add_parameters([given])
     graph.validate_nodes_and_infer_types()
     return graph
 

@@ -487,13 +487,31 @@ def merged(tuned: Tuned) -> StableDiffusionPipeline:
     return with_parts(pipe, unet=unet.requires_grad_(False), text_encoder=text_encoder.requires_grad_(False))
 
 
-def _fuse(module: Any) -> None:
-    """Add PEFT's adapters into a module's weights, and remove them."""
+def pretrained(module: nn.Module) -> Any:
+    """A copy without its adapters, of OFT or PEFT: what they change. It shares the weights' memory with the original.
+
+    Raises ValueError when one of PEFT's is merged into the weights, since the pretrained ones are then gone.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(layer, BaseTunerLayer) and layer.merged for layer in module.modules()):
+        raise ValueError("the adapter is merged into the weights; undo it first, as by unfuse_lora or unmerge_adapter")
+    other = sharing_copy(module)
+    if oft_vs_lora.adapters(other):
+        oft_vs_lora.remove(other)
+    if getattr(other, "peft_config", None):
+        _fuse(other, merge=False)
+    return other
+
+
+def _fuse(module: Any, merge: bool = True) -> None:
+    """Remove PEFT's adapters from a module, after they were added into its weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in list(module.named_modules()):
         if isinstance(layer, BaseTunerLayer):
-            layer.merge()
+            if merge:
+                layer.merge()
             parent = module.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
     del module.peft_config

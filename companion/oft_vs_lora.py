@@ -176,20 +176,23 @@ class OFT(nn.Module):
         q = self.q.to(torch.promote_types(self.q.dtype, torch.float32))
         return skew(q / q.shape[-1] ** 0.5, self.b)
 
-    def R(self, t: float = 1.0) -> Tensor:
-        """The blocks of R^t, shaped as those of Q."""
-        return cayley(self.Q()) if t == 1 else power(self.Q(), t)
+    def R(self, t: float = 1.0, slider: Callable[[Tensor, float], Tensor] = power) -> Tensor:
+        """The blocks of R^t, shaped as those of Q; or what a wrong slider (see `SLIDERS`) has in its place."""
+        return cayley(self.Q()) if t == 1 else slider(self.Q(), t)
 
     def forward(self, weight: Tensor, t: float = 1.0) -> Tensor:
         """The turned weight, in the shape and precision of `weight` (n, ...); with t, that of R^t and D^t."""
         with torch.autocast(weight.device.type, enabled=False):  # half precision would not be orthogonal
-            R = self.R(t)
-            blocks = weight.to(R.dtype).reshape(len(weight), -1, self.b).transpose(0, 1)
-            turned = blocks @ R.mT  # (r, n, b); a row is a neuron, so it is W0 R^T
-            turned = turned.transpose(0, 1).reshape(weight.shape)
-            if self.s is not None:
-                turned = turned * torch.exp(t * self.s.to(R.dtype)).view(-1, *[1] * (weight.ndim - 1))
-            return turned.to(weight.dtype)
+            return self.turned(weight, self.R(t), t)
+
+    def turned(self, weight: Tensor, R: Tensor, t: float = 1.0) -> Tensor:
+        """The weight that the blocks R make of `weight` (n, ...), with lengths of D^t."""
+        blocks = weight.to(R.dtype).reshape(len(weight), -1, self.b).transpose(0, 1)
+        turned = blocks @ R.mT  # (r, n, b); a row is a neuron, so it is W0 R^T
+        turned = turned.transpose(0, 1).reshape(weight.shape)
+        if self.s is not None:
+            turned = turned * torch.exp(t * self.s.to(R.dtype)).view(-1, *[1] * (weight.ndim - 1))
+        return turned.to(weight.dtype)
 
 
 # ---- A model's adapter -----------------------------------------------------------------------------------------------

@@ -180,6 +180,7 @@ def prepare(
     *,
     crop: str = "centre",
     boxes: Mapping[str, Sequence[int]] | str | Path | None = None,
+    leave_out: Iterable[str] = (),
     keep_alike: bool = False,
     class_pictures: str | Path | None = None,
     watch: Watch | None = None,
@@ -193,7 +194,9 @@ def prepare(
         size: width and height in pixels that the model takes, a multiple of 8.
         crop: "centre" takes the largest square in the middle; "detail" moves it to where the detail is (see `detail`).
         boxes: left, top and side in pixels of the upright original, by the file's name in the source; they override
-            `crop` for these files. Or the path of a JSON file that holds such a mapping.
+            `crop` for these files. Or the path of a JSON file that holds such a mapping. The panel `widgets.Cropper`
+            makes them by hand.
+        leave_out: names of files that are not wanted.
         keep_alike: keep near-duplicates, too.
         class_pictures: a folder or zip with pictures of the class. Theirs is the square in the middle, and they may be
             alike, since a model that draws one prompt again and again draws alike pictures.
@@ -208,7 +211,7 @@ def prepare(
         if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
             raise ValueError(f"{out} is inside {place}, whose pictures would be mixed with their copies: name another.")
     check_free(out)  # before a thousand pictures are read
-    made = select(source, size, crop=crop, boxes=boxes, keep_alike=keep_alike, watch=watch)
+    made = select(source, size, crop=crop, boxes=boxes, leave_out=leave_out, keep_alike=keep_alike, watch=watch)
     if class_pictures:
         others = select(class_pictures, size, keep_alike=True, least=1, watch=watch)
         made = replace(made, class_set=replace(others, path=out / "class"))
@@ -249,7 +252,7 @@ def check_zip(path: str | Path, least: int = LEAST) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and a zip is wanted: `companion replicate zip` makes it.")
     readable = 0
-    with _files_of(path) as files:
+    with files_of(path) as files:
         for _, read in files:
             try:
                 open_picture(read())
@@ -296,8 +299,8 @@ def detail(picture: Image.Image) -> Square:
     return (start, 0, side) if picture.width > picture.height else (0, start, side)
 
 
-def _boxes(boxes: Mapping[str, Sequence[int]] | str | Path | None) -> dict[str, Square]:
-    """Boxes by name, from a mapping or a JSON file."""
+def as_boxes(boxes: Mapping[str, Sequence[int]] | str | Path | None) -> dict[str, Square]:
+    """Boxes by name, from a mapping or a JSON file; ValueError for what is no box of three whole numbers."""
     if isinstance(boxes, str | Path):
         _, data = read_file(boxes)
         try:
@@ -367,6 +370,7 @@ def select(
     *,
     crop: str = "centre",
     boxes: Mapping[str, Sequence[int]] | str | Path | None = None,
+    leave_out: Iterable[str] = (),
     keep_alike: bool = False,
     least: int = LEAST,
     watch: Watch | None = None,
@@ -382,16 +386,24 @@ def select(
         hint = f"; did you mean {near[0]!r}" if near else ""
         raise ValueError(f"crop={crop!r} is no rule{hint}: {', '.join(RULES)}")
     fit(Image.new("RGB", (8, 8)), size)  # an impossible size is refused before anything is read
-    given = _boxes(boxes)
-    with _files_of(source) as files:
+    given, unwanted = as_boxes(boxes), set(leave_out)
+    with files_of(source) as files:
         names = [name for name, _ in files]
-        for name in given:
+        for name, what in [
+            *((name, "There is a box for") for name in given),
+            *((n, "You leave out") for n in unwanted),
+        ]:
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else "."
-                raise ValueError(f"There is a box for {name!r}, and no such file in {source}{hint}")
+                raise ValueError(f"{what} {name!r}, and no such file in {source}{hint}")
         watched = watch(files, len(files)) if watch else files
-        found = [_examined(name, read, size, crop, given.get(name)) for name, read in watched]
+        found = [
+            Photograph(name, reason="was left out by hand")
+            if name in unwanted
+            else _examined(name, read, size, crop, given.get(name))
+            for name, read in watched
+        ]
     found = _without_duplicates(found, keep_alike)
     numbers = iter(range(len(found)))
     found = [p if p.reason else replace(p, file=f"{next(numbers):03}.jpg") for p in found]
@@ -406,14 +418,11 @@ def _examined(name: str, read: Callable[[], bytes], size: int, crop: str, box: S
     """Read one file, and cut its square; or say why not."""
     try:
         data = read()
-        file = io.BytesIO(data)
-        file.name = PurePosixPath(name).name
-        picture, steps = open_picture(file, whole=True)
+        picture, steps = upright(name, data)
     except PictureError as error:
         if box:
             raise ValueError(f"There is a box for {name}, but it cannot be used: {error}.") from None
-        last = PurePosixPath(name).name
-        return Photograph(name, reason=str(error).removeprefix(f"{last!r} ").removeprefix(f"{last} "))
+        return Photograph(name, reason=without_name(name, error))
     square = box or (centre if crop == "centre" else detail)(picture)
     known = Photograph(
         name, size=picture.size, square=square, enlarged=size / square[2] if square[2] > 0 else 0.0, length=len(data)
@@ -423,7 +432,7 @@ def _examined(name: str, read: Callable[[], bytes], size: int, crop: str, box: S
         if box:
             raise ValueError(f"The box of {name} has {large}.")
         return replace(known, reason=f"is too small: its square has {large}")
-    if _is_flat(picture):
+    if is_flat(picture):
         return replace(known, reason="shows one flat colour")
     try:
         fitted = fit(picture, size, square=square)
@@ -442,7 +451,20 @@ def _examined(name: str, read: Callable[[], bytes], size: int, crop: str, box: S
     )
 
 
-def _is_flat(picture: Image.Image) -> bool:
+def upright(name: str, data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+    """A file's picture (see `open_picture`), upright and at its original size; a PictureError begins with its name."""
+    file = io.BytesIO(data)
+    file.name = PurePosixPath(name).name
+    return open_picture(file, whole=True)
+
+
+def without_name(name: str, error: PictureError) -> str:
+    """Why a file cannot be used, as the end of a sentence that begins with its name."""
+    last = PurePosixPath(name).name
+    return str(error).removeprefix(f"{last!r} ").removeprefix(f"{last} ")
+
+
+def is_flat(picture: Image.Image) -> bool:
     """Whether a picture's 9 x 9 thumbnail has less than four levels of contrast: nothing can be learned from it."""
     colours = np.asarray(picture.resize((9, 9), Image.Resampling.BOX), int).reshape(-1, 3)
     return bool(np.ptp(colours, 0).max() < 4)
@@ -479,7 +501,7 @@ _Files = list[tuple[str, Callable[[], bytes]]]
 
 
 @contextmanager
-def _files_of(source: Path) -> Iterator[_Files]:
+def files_of(source: Path) -> Iterator[_Files]:
     """Every file of a folder or zip in the order of their names, and how to read each: bytes, or a PictureError."""
     if not source.exists():
         raise FileNotFoundError(f"There is no {source}: name a folder of pictures, or a zip of them.")
@@ -616,19 +638,24 @@ def contact_sheet(made: TrainingSet) -> Image.Image:
     sheet = Image.new("RGB", (columns * (wide + gap) + gap, tops[-1]), (236, 236, 236))  # so that white is seen
     pen = ImageDraw.Draw(sheet)
     for i, (p, original) in enumerate(zip(shown, thumbnails, strict=True)):
-        x, y, scale = gap + i % columns * (wide + gap), tops[i // columns], original.width / p.size[0]
-        left, top, side = (round(value * scale) for value in p.square)
-        lit = (left, top, min(left + side, original.width), min(top + side, original.height))
-        dark = original.point(lambda value: value * 2 // 5)
-        dark.paste(original.crop(lit), lit[:2])
-        ImageDraw.Draw(dark).rectangle((lit[0], lit[1], lit[2] - 1, lit[3] - 1), outline=(255, 210, 0), width=2)
-        sheet.paste(dark, (x, y + 24))
+        x, y = gap + i % columns * (wide + gap), tops[i // columns]
+        sheet.paste(lit(original, p.square, p.size[0]), (x, y + 24))
         square = Image.open(io.BytesIO(p.jpeg)).resize((SQUARE, SQUARE), Image.Resampling.LANCZOS)
         sheet.paste(square, (x + TILE + 8, y + 24))
         pen.text((x, y), _fitting(f"{p.file}  {p.name}", font, wide), "black", font)
         if p.enlarged > 1.05:
             pen.text((x + TILE + 8, y + 24 + SQUARE + 4), f"enlarged {p.enlarged:.1f} times", (200, 60, 0), font)
     return sheet
+
+
+def lit(thumbnail: Image.Image, square: Square, width: int) -> Image.Image:
+    """A thumbnail of a picture that is `width` pixels wide, dark outside of a square of that picture."""
+    left, top, side = (round(value * thumbnail.width / width) for value in square)
+    box = (left, top, min(left + side, thumbnail.width), min(top + side, thumbnail.height))
+    dark = thumbnail.point(lambda value: value * 2 // 5)
+    dark.paste(thumbnail.crop(box), box[:2])
+    ImageDraw.Draw(dark).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 210, 0), width=2)
+    return dark
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, wide: int) -> str:

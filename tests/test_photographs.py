@@ -302,6 +302,19 @@ def test_impossible_boxes_are_refused(three, tmp_path, boxes, sentence):
     assert not (tmp_path / "set").exists()
 
 
+def test_what_is_left_out_by_hand_is_not_read(three, tmp_path):
+    for name in ("3.png", "4.png"):
+        pattern(int(name[0]), 96, 64).save(three / name)
+    made = prepare(three, tmp_path / "set", 64, boxes={"3.png": (0, 0, 64)}, leave_out=["3.png"])
+    assert [p.name for p in made.kept] == ["0.png", "1.png", "2.png", "4.png"]
+    assert [(p.name, p.reason) for p in made.left_out] == [("3.png", "was left out by hand")]
+    assert "3.png was left out by hand" in str(made)
+    with pytest.raises(ValueError, match="You leave out '3.pgn', and no such file in .*; did you mean '3.png'"):
+        prepare(three, tmp_path / "other", 64, leave_out=["3.pgn"])
+    with pytest.raises(ValueError, match="holds 2 pictures .* was left out by hand.* DreamBooth needs at least 3"):
+        prepare(three, tmp_path / "other", 64, leave_out=["0.png", "1.png", "2.png"])
+
+
 # ---- Refusals
 
 

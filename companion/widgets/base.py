@@ -10,10 +10,12 @@ import asyncio
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import anywidget
 import ipywidgets as widgets
+import traitlets
 from PIL import Image, ImageDraw, ImageFont
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -46,6 +48,34 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.
         sheet.paste(image, (left, LINE))
         left += image.width + MARGIN
     return sheet
+
+
+def columns(parts: Mapping[widgets.DOMWidget, int]) -> widgets.Box:
+    """Parts side by side, each with its width in pixels; one below the other where the window is narrow."""
+    for part, width in parts.items():
+        part.layout = widgets.Layout(width=f"{width}px", max_width="100%", flex="0 0 auto", margin="0")
+    row = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", grid_gap="8px 16px")
+    return widgets.HBox(list(parts), layout=row)
+
+
+class Said(anywidget.AnyWidget):
+    """A line of text (HTML) that a screen reader says when it changes."""
+
+    _esm = """
+    function render({ model, el }) {
+      const said = document.createElement("div");
+      said.setAttribute("role", "status");
+      said.setAttribute("aria-live", "polite");
+      said.style.cssText = "min-height: 3em; color: var(--jp-ui-font-color1, inherit)";
+      el.append(said);
+      const show = () => { said.innerHTML = model.get("value"); };
+      model.on("change:value", show);
+      show();
+      return () => model.off("change:value", show);
+    }
+    export default { render };
+    """
+    value = traitlets.Unicode().tag(sync=True)
 
 
 class Panel(widgets.VBox):

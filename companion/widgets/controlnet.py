@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import anywidget
 import ipywidgets as widgets
 import numpy as np
 import traitlets
@@ -21,7 +20,7 @@ from companion.figures import as_pil
 from companion.models import GUIDANCE
 from companion.pose import robot_joints
 from companion.tabletop.scene import BONES, JOINTS
-from companion.widgets.base import Panel, png, side_by_side
+from companion.widgets.base import Panel, Said, columns, png, side_by_side
 from companion.widgets.painter import SIDE, Editor, Painter, script
 
 if TYPE_CHECKING:
@@ -219,26 +218,6 @@ def _over(picture: Image.Image | None, drawn: np.ndarray) -> Image.Image:
 # ---- Panels ----------------------------------------------------------------------------------------------------------
 
 
-class Said(anywidget.AnyWidget):
-    """A line of text (HTML) that a screen reader says when it changes."""
-
-    _esm = """
-    function render({ model, el }) {
-      const said = document.createElement("div");
-      said.setAttribute("role", "status");
-      said.setAttribute("aria-live", "polite");
-      said.style.cssText = "min-height: 3em; color: var(--jp-ui-font-color1, inherit)";
-      el.append(said);
-      const show = () => { said.innerHTML = model.get("value"); };
-      model.on("change:value", show);
-      show();
-      return () => model.off("change:value", show);
-    }
-    export default { render };
-    """
-    value = traitlets.Unicode().tag(sync=True)
-
-
 class Following(Panel):
     """An editor, the picture that follows what is made in it, and the controls, side by side.
 
@@ -278,15 +257,8 @@ class Following(Panel):
         self.message = Said()
         self.picture.layout = widgets.Layout(width="100%", height="auto", margin="0")
 
-        def column(width: int) -> widgets.Layout:
-            return widgets.Layout(width=f"{width}px", max_width="100%", flex="0 0 auto", margin="0")
-
-        self.editor.layout = column(SIDE)
-        drawn = widgets.VBox([self.picture, self.message], layout=column(SIDE))
-        beside = widgets.VBox(controls, layout=column(310))
-        # Side by side, and one below the other where the window is narrow.
-        row = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", grid_gap="8px 16px")
-        self.children = (widgets.HBox([self.editor, drawn, beside], layout=row),)
+        drawn, beside = widgets.VBox([self.picture, self.message]), widgets.VBox(controls)
+        self.children = (columns({self.editor: SIDE, drawn: SIDE, beside: 310}),)
         for control in controls:
             self.watch(control, self.draw)
         self.attempt(self.draw)

@@ -1,9 +1,20 @@
 // What the editors share. It stands before each editor's own script, since a widget's script is one module.
 
 const MAX_UNDO = 50;
+const SVG = "http://www.w3.org/2000/svg";
+const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+const clamp = (value, least, most) => Math.max(least, Math.min(most, value));
 
 function element(tag, options = {}, children = []) {
   const made = Object.assign(document.createElement(tag), options);
+  made.append(...children);
+  return made;
+}
+
+function svg(tag, attributes = {}, children = []) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
 }
@@ -66,6 +77,17 @@ function frame(el, name) {
   el.addEventListener("keydown", (event) => event.stopPropagation());
 }
 
+// A button that stays pressed.
+function press(button, pressed) { button.setAttribute("aria-pressed", String(pressed)); }
+
+// Buttons that belong together, in a row, with a name for screen readers.
+function group(label, buttons) {
+  const made = element("span", { className: "editor-buttons" }, buttons);
+  made.setAttribute("role", "group");
+  made.setAttribute("aria-label", label);
+  return made;
+}
+
 // Words that a screen reader says and nobody sees.
 function spoken() {
   const made = element("div", { className: "editor-spoken" });
@@ -73,7 +95,7 @@ function spoken() {
   return made;
 }
 
-// The address of a PNG that the model has as bytes; null without one.
-function addressOf(data) {
-  return data && data.byteLength ? URL.createObjectURL(new Blob([data], { type: "image/png" })) : null;
+// The address of a picture that the model has as bytes; null without one.
+function addressOf(data, type = "image/png") {
+  return data && data.byteLength ? URL.createObjectURL(new Blob([data], { type })) : null;
 }

@@ -138,7 +138,6 @@ function render({ model, el }) {
     send();
   }
 
-  const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   shown.addEventListener("keydown", (event) => {
     const way = WAYS[event.key];
     if (event.ctrlKey || event.metaKey || event.altKey) return;

@@ -3,20 +3,12 @@
 
 const NEAR = { mouse: 14, pen: 18, touch: 34 }; // how far from a joint it can be taken, in pixels of the screen
 const PAUSE = 100; // milliseconds between two poses that are sent while a joint moves
-const SVG = "http://www.w3.org/2000/svg";
-
-function svg(tag, attributes = {}, children = []) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
 
 // ---- Poses: lists of [x, y, seen]
 
 const copied = (pose) => pose.map((joint) => [...joint]);
 const equal = (a, b) => a.length === b.length && a.every((joint, i) => joint.every((v, k) => v === b[i][k]));
-const within = (v, most) => Math.max(0, Math.min(most, v));
+const within = (v, most) => clamp(v, 0, most);
 const turn = (angle) => Math.atan2(Math.sin(angle), Math.cos(angle)); // in (-pi, pi]
 
 // The part of a change, from 0 to 1, that keeps every joint of `moved` in the picture. `at(part)` is the pose by then.
@@ -248,7 +240,6 @@ function render({ model, el }) {
     send();
   }
 
-  const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   joints.forEach((joint, i) => {
     joint.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || drag) return;
@@ -295,12 +286,7 @@ function render({ model, el }) {
   ]);
   const presets = Object.entries(model.get("presets")).map(([name, given]) =>
     button(name, "pose-editor-preset", () => change(given)));
-  if (presets.length) {
-    const group = element("span", { className: "editor-buttons" }, presets);
-    group.setAttribute("role", "group");
-    group.setAttribute("aria-label", "Poses");
-    tools.append(group);
-  }
+  if (presets.length) tools.append(group("Poses", presets));
 
   // ---- what Python sets
 

@@ -126,11 +126,12 @@ def notebook_page(lab, browser):
 
 @pytest.fixture
 def opened(browser):
-    """`opened(widget, theme)`: an editor on a bare page, 600 pixels wide."""
+    """`opened(widget, theme)`: an editor on a bare page, 600 pixels wide unless another size is given."""
     contexts = []
 
-    def open_page(widget, theme: str = "light") -> EditorPage:
-        contexts.append(browser.new_context(viewport={"width": 600, "height": 500}, has_touch=True))
+    def open_page(widget, theme: str = "light", width: int = 600, height: int = 500, **options) -> EditorPage:
+        viewport = {"width": width, "height": height}
+        contexts.append(browser.new_context(viewport=viewport, has_touch=True, **options))
         return EditorPage(contexts[-1].new_page(), widget, theme)
 
     yield open_page

@@ -20,7 +20,10 @@ THEMES = {
 # The part of anywidget's model that editors use. `sent` has what each save_changes would send to Python.
 MODEL = """async ([script, state]) => {
     const bytes = text => new DataView(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
-    for (const [key, value] of Object.entries(state)) if (value?.bytes !== undefined) state[key] = bytes(value.bytes);
+    const read = value => value?.bytes !== undefined ? bytes(value.bytes)
+        : Array.isArray(value) && value[0]?.bytes !== undefined ? value.map(read) : value;
+    for (const [key, value] of Object.entries(state)) state[key] = read(value);
+    window.read = read;
     const handlers = {};
     let changed = {};
     window.model = {
@@ -39,6 +42,7 @@ MODEL = """async ([script, state]) => {
     window.keys = [];
     document.addEventListener("keydown", event => window.keys.push(event.key));
     const module = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+    window.module = module;
     window.clean = module.default.render({ model, el: document.getElementById("editor") });
 }"""
 # Bytes come as the text of base64, since a page answers in JSON.
@@ -55,12 +59,7 @@ class EditorPage:
         html = PAGE.format(style=widget._css, theme=THEMES[theme])
         page.route(ADDRESS, lambda route: route.fulfill(body=html, content_type="text/html"))
         page.goto(ADDRESS)
-        state = {}
-        for name in widget.trait_names(sync=True):
-            value = getattr(widget, name)
-            if not name.startswith("_") and isinstance(value, bytes | str | int | float | list | dict):
-                state[name] = {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
-        page.evaluate(MODEL, [str(widget._esm), state])
+        page.evaluate(MODEL, [str(widget._esm), self.state(*widget.trait_names(sync=True))])
         self.stage = page.locator(".editor-stage")
 
     def sent(self) -> list[dict[str, Any]]:
@@ -72,6 +71,28 @@ class EditorPage:
                 state[name] = memoryview(base64.b64decode(value["bytes"])) if isinstance(value, dict) else value
                 self.widget.set_trait(name, state[name])
         return states
+
+    def state(self, *names: str) -> dict[str, Any]:
+        """Some of the widget's traits, as JSON can hold them."""
+
+        def written(value: Any) -> Any:
+            return {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+        state = {}
+        for name in names:
+            value = getattr(self.widget, name)
+            if not name.startswith("_") and isinstance(value, bytes | str | int | float | list | dict):
+                state[name] = [written(v) for v in value] if isinstance(value, list) else written(value)
+        return state
+
+    def receive(self, *names: str) -> None:
+        """The page gets these traits from Python, as a kernel sends them."""
+        self.page.evaluate(
+            "state => { for (const [key, value] of Object.entries(state)) model.set(key, read(value)); }",
+            self.state(*names),
+        )
+        self.page.evaluate("model.save_changes()")  # they are not sent back
+        self._taken += 1
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where in the window a point of the picture lies, x and y in its pixels."""
