@@ -654,8 +654,7 @@ def _from_mirrors(
 
     if huggingface_hub.is_offline_mode():
         raise OfflineError(
-            f"{name!r} is not on this machine and HF_HUB_OFFLINE is set, so it cannot be fetched: "
-            f"unset it, {instead}."
+            f"{name!r} is not on this machine and HF_HUB_OFFLINE is set, so it cannot be fetched: unset it, {instead}."
         )
     reasons = []
     for repo in mirrors:
@@ -671,9 +670,7 @@ def _from_mirrors(
         raise NoMirrorError(
             f"The hub did not give {reasons[0]}. Check the name and the network; a private repository needs HF_TOKEN."
         )
-    raise NoMirrorError(
-        f"No mirror gave {name!r}: {'; '.join(reasons)}. Check the network and try again, {instead}."
-    )
+    raise NoMirrorError(f"No mirror gave {name!r}: {'; '.join(reasons)}. Check the network and try again, {instead}.")
 
 
 def _description(repo: str, timeout: float, endpoint: str | None) -> tuple[Path, bool]:

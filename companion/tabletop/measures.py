@@ -123,7 +123,7 @@ def clip() -> tuple[CLIPModel, CLIPTokenizer]:
     """The miniature's CLIP and its tokenizer, loaded once."""
     from transformers import CLIPModel, CLIPTokenizer
 
-    folder = DATA / "models" / "clip"
+    folder = companion.DATA / "models" / "clip"
     return CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
 
 
