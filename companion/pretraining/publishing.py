@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
 from companion import DATA
+from companion.conditions import COLUMNS
 from companion.controlnet import adapter_of, controlnet_of
 from companion.fast import write_graphs
 from companion.files import write_checksums, written
@@ -158,8 +159,9 @@ def publish(folder: Path) -> Iterator[str]:
             save_file(shape.state_dict(), temporary)
     for path in sorted([*folder.glob("controlnet-*.safetensors"), *folder.glob("adapter-*.safetensors")]):
         save_net(trained_net(folder, path.stem, model.unet), MODELS / f"tabletop-{path.stem}")
-    held = dataset.read(folder / "renders", "val", ("picture",), 256)["picture"]
-    samples.save_held_out(held, dataset.scenes(folder / "renders", "val", 256))
+    held = dataset.read(folder / "renders", "val", COLUMNS, 256)
+    samples.save_held_out(held["picture"], dataset.scenes(folder / "renders", "val", 256))
+    samples.save_columns(held)
     few = 1500
     samples.save_latents(cached(folder, 8, few)[0], dataset.scenes(folder / "renders", "train", few))
     for log in sorted(folder.glob("*.jsonl")):

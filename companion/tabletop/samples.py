@@ -1,8 +1,9 @@
-"""The parts of the dataset that come with the course: 256 held-out renders, and latents to train on."""
+"""The parts of the dataset that come with the course: 256 held-out renders with their maps, and latents to train on."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,15 @@ def held_out(n: int = 256) -> tuple[np.ndarray, list[Scene]]:
     return tiles[:n].copy(), scenes[:n]
 
 
+def columns(n: int = 256) -> tuple[dict[str, np.ndarray], list[Scene]]:
+    """What exact maps of the first `n` held-out renders are made from (`conditions.COLUMNS`), and their scenes."""
+    pictures, scenes = held_out(n)
+    with np.load(FOLDER / "held_out_maps.npz", allow_pickle=False) as z:
+        found = {"picture": pictures, **{name: z[name] for name in z.files}}
+    total = int(found["edge_counts"][:n].sum())  # edges of all renders stand one after the other
+    return {name: values[: total if name == "edges" else n] for name, values in found.items()}, scenes
+
+
 def renders(pipe: StableDiffusionPipeline, n: int) -> tuple[Tensor, list[Scene]]:
     """`n` held-out renders (n, 3, S, S) and their scenes, enlarged where the pipeline draws larger pictures."""
     pictures, scenes = held_out(n)
@@ -72,6 +82,14 @@ def save_held_out(pictures: np.ndarray, scenes: list[Scene]) -> None:
         Image.fromarray(atlas).save(temporary, "PNG", optimize=True)
     with written(FOLDER / "held_out.json") as temporary:
         temporary.write_text(_scenes_json(scenes), encoding="utf-8")
+
+
+def save_columns(columns: Mapping[str, np.ndarray]) -> None:
+    """Write what exact maps of the held-out renders are made from; their pictures are in the atlas already."""
+    total = int(columns["edge_counts"].sum())
+    kept = {name: values[: total if name == "edges" else None] for name, values in columns.items() if name != "picture"}
+    with written(FOLDER / "held_out_maps.npz") as temporary, temporary.open("wb") as f:
+        np.savez_compressed(f, **kept)
 
 
 def save_latents(latents: Tensor, scenes: list[Scene]) -> None:

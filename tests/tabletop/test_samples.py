@@ -27,3 +27,18 @@ def test_what_is_written_is_read_again(tmp_path, monkeypatch):
     assert np.array_equal(again, pictures[[255, 254, 253]]) and scenes_again == scenes[:-4:-1]
     latents_again, seen_again = samples.cached_latents()
     assert torch.equal(latents_again, latents[:10]) and seen_again == seen[:10]
+
+
+def test_maps_that_are_written_are_those_of_their_renders(tmp_path, monkeypatch):
+    pictures, scenes = samples.held_out(256)
+    monkeypatch.setattr(samples, "FOLDER", tmp_path)
+    samples.save_held_out(pictures, scenes)
+    counts = np.arange(256) % 3
+    edges = np.arange(counts.sum() + 7, dtype=np.float32)[:, None].repeat(4, 1)  # and some of renders that are not kept
+    segments = np.arange(256, dtype=np.uint8)[:, None, None].repeat(2, 1)
+    samples.save_columns({"picture": pictures, "edge_counts": counts, "edges": edges, "segments": segments})
+    found, seen = samples.columns(5)
+    assert np.array_equal(found["picture"], pictures[:5]) and seen == scenes[:5]
+    assert found["edge_counts"].tolist() == [0, 1, 2, 0, 1] and found["edges"][:, 0].tolist() == [0, 1, 2, 3]
+    assert found["segments"][:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert len(samples.columns()[0]["edges"]) == counts.sum()
