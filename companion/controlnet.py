@@ -9,8 +9,9 @@ the control picture alone, once for all steps (`Adapted`, `adapter_of`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,23 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
+import companion
 from companion import diffusion
-from companion.conditions import Condition
+from companion.conditions import ANYWHERE, CONDITIONS, Condition
 from companion.fast import Fast, FastControlNet, faster
 from companion.intervals import ratio_of_means
 from companion.metrics import tensor_to_bytes
 from companion.models import seeded
+from companion.photo_conditions import annotator
+from companion.tabletop import samples
+from companion.tabletop.caption import caption
+from companion.tabletop.measures import can_be_judged
+from companion.tabletop.scene import FINISHES, WITHHELD, Scene
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+FREE = ("finish", "place", "time")  # what a prompt says and no control picture does
 EMBEDDER = (16, 16, 32, 32)  # channels on the way from a control picture to latents: three halvings, as the autoencoder
 
 
@@ -277,6 +285,88 @@ def follower(pipe: StableDiffusionPipeline, net: ControlNetModel) -> Callable[..
     return follow
 
 
+# ---- What is asked for -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Scenes that pictures shall follow.
+
+    Attributes:
+        condition: what is followed.
+        controls: control pictures, uint8 (N, S, S, 3).
+        maps: what the condition compares, of the same scenes; None where nobody can find such maps in drawn pictures.
+        renders: of the scenes (N, 3, S, S), in [-1, 1].
+        scenes: what the renders show.
+    """
+
+    condition: Condition
+    controls: np.ndarray
+    maps: np.ndarray | None
+    renders: Tensor
+    scenes: Sequence[Scene]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The scenes' captions."""
+        return [caption(scene) for scene in self.scenes]
+
+    @property
+    def seeds(self) -> list[int]:
+        """A seed for each scene."""
+        return list(range(len(self.scenes)))
+
+    def followed(self, pictures: Tensor) -> np.ndarray:
+        """How well pictures (N, 3, S, S) in [-1, 1] follow: a number for each, NaN where it cannot be said."""
+        if self.maps is None:
+            return np.full(len(pictures), np.nan)
+        return followed(self.condition, self.maps, pictures)
+
+
+def asked(
+    pipe: StableDiffusionPipeline, name: str, n: int, *, skip: int = 0, where: Callable[[Scene], bool] | None = None
+) -> Asked:
+    """What the first `n` held-out renders ask for, of those with something to follow.
+
+    The maps of the miniature are exact. For a pipeline of larger pictures the renders are enlarged, and the maps are
+    found in them as in photographs.
+
+    Args:
+        name: of the condition.
+        skip: so many are left out first, such as those that something was measured on.
+        where: which scenes count; all when None.
+    Raises:
+        ValueError: for an unknown condition, or when there are not so many.
+    """
+    if name not in CONDITIONS:
+        raise ValueError(f"{name!r} is no condition; the eight are {', '.join(CONDITIONS)}")
+    condition, (columns, scenes), exact = CONDITIONS[name], samples.columns(), can_be_judged(pipe)
+    maps = condition.exact(columns, scenes)
+    there = maps.reshape(len(maps), -1).any(1)
+    kept = [i for i in np.flatnonzero(there).tolist() if where is None or where(scenes[i])]
+    if not 1 <= n <= len(kept) - skip:
+        raise ValueError(f"n={n} is outside 1 to {len(kept) - skip}; so many held-out renders have {condition.title}")
+    kept = kept[skip : skip + n]
+    renders = samples.renders(pipe, len(scenes))[0][kept]
+    if exact:
+        return Asked(condition, condition.paint(maps[kept]), maps[kept], renders, [scenes[i] for i in kept])
+    pictures = tensor_to_bytes(renders).numpy()
+    found = condition.annotate(pictures) if name in ANYWHERE else None
+    return Asked(condition, annotator(name)(pictures), found, renders, [scenes[i] for i in kept])
+
+
+def other_finishes(scenes: Sequence[Scene]) -> list[str]:
+    """Captions of the same scenes with other colours and materials, in pairs with a kind that training has seen."""
+    found = []
+    for scene in scenes:
+        things = []
+        for thing in scene.things:
+            others = [f for f in FINISHES if f != thing.finish and (thing.kind, f) not in WITHHELD]
+            things.append(replace(thing, finish=others[(FINISHES.index(thing.finish) + len(found)) % len(others)]))
+        found.append(caption(replace(scene, things=tuple(things))))
+    return found
+
+
 # ---- Fidelity --------------------------------------------------------------------------------------------------------
 
 
@@ -336,27 +426,43 @@ def followed(condition: Condition, asked: np.ndarray, pictures: Tensor) -> np.nd
 
 
 def fidelity(
-    pipe: StableDiffusionPipeline,
-    net: ControlNetModel | T2IAdapter,
-    condition: Condition,
-    asked: np.ndarray,
-    renders: np.ndarray,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    **options: Any,
+    pipe: StableDiffusionPipeline, net: ControlNetModel | T2IAdapter, asked: Asked, **options: Any
 ) -> Fidelity:
     """Draw with and without control, and compare with what the annotator finds in the renders.
 
-    Args:
-        asked: the exact maps of renders.
-        renders: uint8 (N, H, W, 3), with their captions as `prompts`.
-        options: those of `drawn_with`.
+    `options` are those of `drawn_with`.
     """
-    controls = condition.paint(asked)
-
-    ceiling = condition.compare(asked, condition.annotate(renders))
     floor, drawn = (
-        followed(condition, asked, drawn_with(pipe, some, controls, prompts, seeds, **options)) for some in (None, net)
+        asked.followed(drawn_with(pipe, some, asked.controls, asked.prompts, asked.seeds, **options))
+        for some in (None, net)
     )
+    ceiling = asked.followed(asked.renders)
     there = ~np.isnan(ceiling)
     return Fidelity(floor[there], drawn[there], ceiling[there])
+
+
+# ---- What was measured when the course was made ----------------------------------------------------------------------
+
+
+def training_logs() -> dict[str, dict[str, list[float]]]:
+    """For each ControlNet that the course ships, "step" and "fidelity" through its training."""
+    found = {}
+    for name in CONDITIONS:
+        path = companion.DATA / "models" / "training" / f"controlnet-{name}-measured.jsonl"
+        if path.exists():
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            found[name] = {key: [line[key] for line in lines] for key in ("step", "fidelity")}
+    return found
+
+
+def reported() -> dict[str, dict[str, float]]:
+    """For each ControlNet that the course ships, what `companion build report` measured: "share" of the way from no
+    control to renders, "low" and "high" (its interval's ends), and the means "floor", "drawn" and "ceiling".
+    """
+    numbers = json.loads((companion.DATA / "models" / "report.json").read_text(encoding="utf-8"))
+    keys = {"share": "", **{key: f"_{key}" for key in ("low", "high", "floor", "drawn", "ceiling")}}
+    return {
+        name: {key: numbers[f"control_{name}{end}"] for key, end in keys.items()}
+        for name in CONDITIONS
+        if f"control_{name}" in numbers
+    }

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from companion.diffusion import (
     Step,
+    UNet,
     decode,
     denoise,
     for_each,
@@ -124,6 +125,7 @@ def img2img(
     guidance_scale: float | Sequence[float],
     negative_prompt: str = "",
     scheduler: Any = None,
+    unet: UNet | None = None,
 ) -> Iterator[Step]:
     """Draw from pictures (N, 3, H, W) or one (3, H, W): noised to a timestep, then denoised (SDEdit, arXiv 2108.01073).
 
@@ -131,6 +133,7 @@ def img2img(
 
     Args:
         strength: how far back towards noise it starts, in (0, 1]; int(steps * strength) steps are taken.
+        unet: used instead of the pipeline's own, such as one that listens to a ControlNet.
     Raises:
         ValueError: for an unusable strength or size, or numbers of pictures, prompts and seeds that do not match.
     """
@@ -140,7 +143,7 @@ def img2img(
     source = _encode_sampled(pipe, batch.pictures, batch.generators)
     noise = _noise(source, batch.generators)
     latents = scheduler.add_noise(source, noise, timesteps[:1].repeat(len(source)))
-    predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt)
+    predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt, unet)
     yield from denoise(scheduler, predict, latents, timesteps, batch.generators)
 
 
@@ -239,6 +242,7 @@ def inpaint(
     negative_prompt: str = "",
     scheduler: Any = None,
     cover: Literal["nearest", "any"] = "nearest",
+    unet: UNet | None = None,
 ) -> Iterator[Step]:
     """Draw inside masks (see `as_mask`), keeping the pictures (N, 3, H, W) or (3, H, W) outside them.
 
@@ -246,6 +250,8 @@ def inpaint(
     noise (Blended Latent Diffusion, arXiv 2206.02779). One of 9, trained to inpaint, also gets the shrunken mask and
     the latents of the picture without its masked part. Both equal `StableDiffusionInpaintPipeline` with the same seeds.
 
+    Args:
+        unet: used instead of the pipeline's own, such as one that listens to a ControlNet.
     Raises:
         ValueError: for unusable masks, strength or sizes, or a U-Net whose number of channels is neither 4 nor 9.
     """
@@ -256,7 +262,7 @@ def inpaint(
         raise ValueError(f"a U-Net of {channels} channels cannot inpaint; it takes {kept} or {2 * kept + 1}")
     scheduler = fresh(scheduler or pipe.scheduler)
     timesteps = timesteps_from_strength(scheduler, steps, strength, pipe.unet.device)
-    predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt)
+    predict = noise_predictor(pipe, batch.prompts, batch.scales, negative_prompt, unet)
     small = shrink_mask(mask, pipe.vae_scale_factor, cover).to(pipe.unet.device, pipe.unet.dtype)
 
     # Random numbers are drawn in the stock pipeline's order.

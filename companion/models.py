@@ -25,7 +25,7 @@ from companion.files import damage, sha256
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import ControlNetModel, DiffusionPipeline
+    from diffusers import ControlNetModel, DiffusionPipeline, T2IAdapter
 
 #: Seconds that a mirror may take to list its files, and to answer for the first of them. If it falls silent later,
 #: huggingface_hub gives up: after six times HF_HUB_DOWNLOAD_TIMEOUT (an environment variable, by default 10 seconds) in
@@ -334,14 +334,7 @@ def controlnets(
 
     Those of a model of the catalogue also suit its LoRAs, and pipelines with pictures of its size.
     """
-    known = model if isinstance(model, Model) else find(model, timeout=timeout, endpoint=endpoint)
-    known = known.base or known
-    alike = (other.name for other in CATALOGUE.values() if other.size == known.size)
-    name = known.name if known.name in CATALOGUE else next(alike, "")
-    if name != "tabletop":
-        return dict(CONTROLNETS.get(name, {}))
-    start = f"{name}-controlnet-"
-    return {p.name.removeprefix(start): p for p in sorted((companion.DATA / "models").glob(f"{start}*")) if p.is_dir()}
+    return _companions("controlnet", CONTROLNETS, model, timeout, endpoint)
 
 
 def load_controlnet(
@@ -368,13 +361,75 @@ def load_controlnet(
         DamagedError: a file on this machine is damaged.
     """
     check_device(device)
+    folder, weights = _part_folder("ControlNet", condition, model, controlnets, timeout, endpoint)
+    with quiet():
+        from diffusers import ControlNetModel
+
+        device, options = _settings(device, dtype, weights)
+        net = ControlNetModel.from_pretrained(folder, **options)
+    return net.to(device).eval()
+
+
+def load_adapter(
+    condition: str | Path,
+    model: str | Path = "tabletop",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    timeout: float = TIMEOUT,
+    endpoint: str | None = None,
+) -> T2IAdapter:
+    """A stock T2I-Adapter for a model; arguments and errors are those of `load_controlnet`."""
+    check_device(device)
+    folder, weights = _part_folder("T2I-Adapter", condition, model, adapters, timeout, endpoint)
+    with quiet():
+        from diffusers import T2IAdapter
+
+        device, options = _settings(device, dtype, weights)
+        adapter = T2IAdapter.from_pretrained(folder, **options)
+    return adapter.to(device).eval()
+
+
+def adapters(
+    model: str | Path | Model = "tabletop", *, timeout: float = TIMEOUT, endpoint: str | None = None
+) -> dict[str, Path | str]:
+    """The T2I-Adapters that are known for a model, by condition (see `controlnets`); those of the miniature alone."""
+    return _companions("adapter", {}, model, timeout, endpoint)
+
+
+def _companions(
+    what: str,
+    published: Mapping[str, Mapping[str, str]],
+    model: str | Path | Model,
+    timeout: float,
+    endpoint: str | None,
+) -> dict[str, Path | str]:
+    known = model if isinstance(model, Model) else find(model, timeout=timeout, endpoint=endpoint)
+    known = known.base or known
+    alike = (other.name for other in CATALOGUE.values() if other.size == known.size)
+    name = known.name if known.name in CATALOGUE else next(alike, "")
+    if name != "tabletop":
+        return dict(published.get(name, {}))
+    start = f"{name}-{what}-"
+    return {p.name.removeprefix(start): p for p in sorted((companion.DATA / "models").glob(f"{start}*")) if p.is_dir()}
+
+
+def _part_folder(
+    what: str,
+    condition: str | Path,
+    model: str | Path,
+    known_for: Callable[..., dict[str, Path | str]],
+    timeout: float,
+    endpoint: str | None,
+) -> tuple[Path, Collection[str]]:
+    """The folder of a ControlNet or T2I-Adapter, fetched if need be, and the names of its weights."""
     place: Path | str = condition
     if not (isinstance(condition, Path) or Path(condition).is_dir() or _REPOSITORY.fullmatch(condition)):
         base = find(model, timeout=timeout, endpoint=endpoint)
-        known = controlnets(base)
+        known = known_for(base)
         if condition not in known:
             there = f"these are: {', '.join(known)}" if known else "none is"
-            raise ValueError(f"No ControlNet {condition!r} is known for {base.name}; {there}.")
+            raise ValueError(f"No {what} {condition!r} is known for {base.name}; {there}.")
         place = known[condition]
     if isinstance(place, Path) or Path(place).is_dir():
         folder = Path(place)
@@ -382,13 +437,7 @@ def load_controlnet(
     else:
         repository = Model(place, "", 0, 0, 0.0, (place,))
         folder = download(repository, single=True, timeout=timeout, endpoint=endpoint)
-    weights = check_part(folder)
-    with quiet():
-        from diffusers import ControlNetModel
-
-        device, options = _settings(device, dtype, weights)
-        net = ControlNetModel.from_pretrained(folder, **options)
-    return net.to(device).eval()
+    return folder, check_part(folder)
 
 
 def seeded(seed: int) -> torch.Generator:

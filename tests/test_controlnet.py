@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,30 +11,43 @@ from diffusers import (
     DDIMScheduler,
     MultiControlNetModel,
     StableDiffusionAdapterPipeline,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
 )
 from PIL import Image
 from stock import scheduler_of, variant
+from torch.nn import functional as F
 
 import companion
 from companion import diffusion
+from companion import img2img_inpainting as edit
 from companion.conditions import CONDITIONS
 from companion.controlnet import (
     Adapted,
+    Asked,
     Control,
     Controlled,
     Fidelity,
     adapter_of,
     as_controls,
+    asked,
     controlnet_of,
     drawn_with,
     fidelity,
     followed,
     listening,
+    other_finishes,
+    reported,
+    training_logs,
 )
-from companion.metrics import pictures_to_tensor
+from companion.diffusion import picture_size
+from companion.metrics import pictures_to_tensor, tensor_to_bytes
 from companion.models import seeded
 from companion.pretraining.unet import make_unet
+from companion.tabletop import samples
+from companion.tabletop.caption import caption, parse
+from companion.tabletop.scene import WITHHELD
 
 PROMPT = "a red ball on grass"
 
@@ -209,24 +224,113 @@ def test_a_control_that_does_not_fit_is_refused(control, sentence):
         as_controls(control, 32)
 
 
+@pytest.fixture
+def eight(monkeypatch):
+    """Eight held-out renders that come with maps; two of them show a robot."""
+    pictures, scenes = samples.held_out(8)
+    joints = np.zeros((8, 2, 11, 3), np.float32)
+    joints[[2, 5], 0] = np.random.default_rng(0).uniform(20, 100, (2, 11, 3))
+    columns = {"picture": pictures, "joints": joints}
+    monkeypatch.setattr(samples, "columns", lambda n=256: (columns, scenes))
+    monkeypatch.setattr(
+        samples,
+        "renders",
+        lambda pipe, n: (F.interpolate(pictures_to_tensor(pictures[:n]), picture_size(pipe)), scenes),
+    )
+    return columns, scenes
+
+
+def test_what_is_asked_for_is_what_renders_have(pipe, eight, monkeypatch):
+    columns, scenes = eight
+    monkeypatch.setattr("companion.controlnet.can_be_judged", lambda pipe: True)
+    found = asked(pipe, "canny", 3, skip=1)
+    assert np.array_equal(found.maps, CONDITIONS["canny"].annotate(columns["picture"][1:4]))
+    assert found.controls.shape == (3, 128, 128, 3) and set(np.unique(found.controls)) == {0, 255}
+    assert found.prompts == [caption(scene) for scene in scenes[1:4]] and found.seeds == [0, 1, 2]
+    assert found.followed(pictures_to_tensor(columns["picture"][1:4])) == pytest.approx(1)
+    posed = asked(pipe, "openpose", 2)
+    assert list(posed.scenes) == [scenes[2], scenes[5]], "where no robot is there is nothing to follow"
+    assert np.array_equal(posed.maps, columns["joints"][[2, 5], 0])
+    chosen = asked(pipe, "canny", 1, where=lambda scene: scene is scenes[4])
+    assert list(chosen.scenes) == [scenes[4]]
+    with pytest.raises(ValueError, match=r"n=2 is outside 1 to 1; so many held-out renders have a pose"):
+        asked(pipe, "openpose", 2, skip=1)
+    with pytest.raises(ValueError, match="'mood' is no condition; the eight are canny, softedge"):
+        asked(pipe, "mood", 1)
+
+
+def test_of_larger_pictures_maps_are_found_as_in_photographs(pipe, eight, monkeypatch):
+    monkeypatch.setattr("companion.controlnet.annotator", lambda name: lambda pictures: 255 - pictures)
+    edges, poses = asked(pipe, "canny", 2), asked(pipe, "openpose", 2)
+    assert edges.renders.shape == (2, 3, 32, 32)
+    assert np.array_equal(edges.controls, 255 - tensor_to_bytes(edges.renders).numpy()), "what the annotator paints"
+    assert edges.followed(edges.renders) == pytest.approx(1)
+    assert np.isnan(poses.followed(poses.renders)).all(), "nobody reads a robot's joints there"
+
+
+def test_other_finishes_are_other_and_were_seen_in_training():
+    scenes = samples.held_out(40)[1]
+    for scene, prompt in zip(scenes, other_finishes(scenes), strict=True):
+        wish, before = parse(prompt), parse(caption(scene))
+        assert (wish.kinds, wish.place, wish.time) == (before.kinds, before.place, before.time)
+        for kind, finish, old in zip(wish.kinds, wish.finishes, before.finishes, strict=True):
+            assert finish != old and (kind, finish) not in WITHHELD
+
+
+@pytest.mark.parametrize("what", ["img2img", "inpaint"])
+def test_image_to_image_and_inpainting_listen_too(ddim, what):
+    net, shown = trained(ddim, 1), control_of(3)
+    heard = Controlled(ddim.unet, [Control(net, shown, 0.8)])
+    source, mask = control_of(5) * 2 - 1, torch.zeros(1, 1, 32, 32)
+    mask[..., 8:24, 8:24] = 1
+    options = {"steps": 5, "guidance_scale": 3.0, "strength": 0.8}
+    same = {"num_inference_steps": 5, "guidance_scale": 3.0, "strength": 0.8, "output_type": "pt"}
+    same |= {"control_image": shown, "controlnet_conditioning_scale": 0.8}
+    if what == "img2img":
+        stock = variant(ddim, StableDiffusionControlNetImg2ImgPipeline, controlnet=net)
+        theirs = stock(PROMPT, image=(source + 1) / 2, generator=seeded(4), **same).images
+        *_, last = edit.img2img(ddim, source, PROMPT, 4, unet=heard, **options)
+        *_, plain = edit.img2img(ddim, source, PROMPT, 4, **options)
+    else:
+        stock = variant(ddim, StableDiffusionControlNetInpaintPipeline, controlnet=net)
+        theirs = stock(PROMPT, image=(source + 1) / 2, mask_image=mask, generator=seeded(4), **same).images
+        *_, last = edit.inpaint(ddim, source, mask, PROMPT, 4, unet=heard, **options)
+        *_, plain = edit.inpaint(ddim, source, mask, PROMPT, 4, **options)
+    mine = diffusion.decode(ddim, last.latents)
+    assert torch.allclose((mine + 1) / 2, theirs, atol=1e-4)
+    assert not torch.allclose(mine, diffusion.decode(ddim, plain.latents), atol=0.02)
+
+
+def test_stored_measures_are_told_by_condition(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    (tmp_path / "models" / "training").mkdir(parents=True)
+    lines = [{"step": 100, "fidelity": 0.25}, {"step": 200, "fidelity": 0.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "models" / "training" / "controlnet-canny-measured.jsonl").write_text(text, encoding="utf-8")
+    assert training_logs() == {"canny": {"step": [100, 200], "fidelity": [0.25, 0.5]}}
+    numbers = {"": 0.9, "_low": 0.8, "_high": 1.0, "_floor": 0.1, "_drawn": 0.5, "_ceiling": 0.6}
+    stored = {"vae_psnr": 32.0} | {f"control_depth{end}": value for end, value in numbers.items()}
+    (tmp_path / "models" / "report.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert list(reported()) == ["depth"]
+    assert reported()["depth"] == {k.lstrip("_") or "share": v for k, v in numbers.items()}
+
+
 def test_fidelity_lies_between_no_control_and_the_annotator(ddim, monkeypatch):
     """A picture that is its control is as faithful as the render that the control came from."""
     condition = CONDITIONS["canny"]
     renders = np.random.default_rng(0).integers(0, 255, (3, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
-    asked, options = condition.annotate(renders), {"steps": 2, "guidance_scale": 2.0, "batch": 2}
-    net = trained(ddim, 1)
-    found = fidelity(ddim, net, condition, asked, renders, [PROMPT] * 3, [1, 2, 3], **options)
+    maps, options = condition.annotate(renders), {"steps": 2, "guidance_scale": 2.0, "batch": 2}
+    controls, scenes = condition.paint(maps), samples.held_out(3)[1]
+    wanted, net = Asked(condition, controls, maps, pictures_to_tensor(renders), scenes), trained(ddim, 1)
+    found = fidelity(ddim, net, wanted, **options)
     assert found.ceiling == pytest.approx(1) and found.floor.max() < 0.9
     floor = np.linspace(0.1, 0.3, 6)
     assert Fidelity(floor, floor + 0.3, floor + 0.6).share() == pytest.approx((0.5, 0.5, 0.5))
     assert Fidelity(floor + 40, floor + 25, floor + 10).share()[0] == pytest.approx(0.5), "of an error, less is better"
     with pytest.raises(ValueError, match="five at least"):
         found.share()
-    controls = condition.paint(asked)
-    drawn = drawn_with(ddim, net, controls, [PROMPT] * 3, [1, 2, 3], **options)
+    drawn = drawn_with(ddim, net, controls, wanted.prompts, wanted.seeds, **options)
     heard = Controlled(ddim.unet, [Control(net, as_controls(controls[2:], 32))])
-    alone = diffusion.draw(ddim, PROMPT, 3, steps=2, guidance_scale=2.0, unet=heard)
+    alone = diffusion.draw(ddim, wanted.prompts[2], 2, steps=2, guidance_scale=2.0, unet=heard)
     assert torch.allclose(drawn[2:], alone, atol=1e-5)
-    assert found.drawn == pytest.approx(followed(condition, asked, drawn))
-    shown = pictures_to_tensor(renders)
-    assert followed(condition, asked, shown) == pytest.approx(1)
+    assert found.drawn == pytest.approx(followed(condition, maps, drawn))

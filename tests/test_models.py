@@ -530,6 +530,21 @@ def test_the_miniatures_controlnets_are_those_in_the_data_folder(net, tmp_path, 
     assert type(models.load_controlnet("canny")).__name__ == "ControlNetModel"
 
 
+def test_an_adapter_loads_as_a_controlnet_does(tmp_path, monkeypatch):
+    from companion.controlnet import adapter_of
+    from companion.pretraining.unet import make_unet
+
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    adapter_of(make_unet()).half().save_pretrained(tmp_path / "models" / "tabletop-adapter-depth")
+    assert list(models.adapters()) == ["depth"] and models.controlnets() == {}
+    loaded = models.load_adapter("depth")
+    assert type(loaded).__name__ == "T2IAdapter" and not loaded.training
+    with pytest.raises(ValueError, match="No T2I-Adapter 'canny' is known for tabletop; these are: depth"):
+        models.load_adapter("canny")
+    with pytest.raises(ValueError, match="No T2I-Adapter 'canny' is known for sd15; none is"):
+        models.load_adapter("canny", "sd15")
+
+
 def test_no_controlnet_is_known_for_a_model_unlike_any_other(tiny):
     assert models.controlnets(tiny) == {}
     with pytest.raises(ValueError, match="No ControlNet 'canny' is known for tiny; none is"):

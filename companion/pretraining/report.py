@@ -288,9 +288,6 @@ def shapes(pictures: np.ndarray, spoilable: Spoilable) -> dict[str, float]:
     }
 
 
-FREE = ("finish", "place", "time")  # what a prompt says and no control picture does
-
-
 def controls(pipe: StableDiffusionPipeline, folder: Path, count: int) -> dict[str, float]:
     """How faithfully each published ControlNet is followed, on `count` held-out renders, and what it costs the prompt.
 
@@ -298,7 +295,7 @@ def controls(pipe: StableDiffusionPipeline, folder: Path, count: int) -> dict[st
     interval, and the three means; then "control_prompts". Empty when no ControlNet is published.
     """
     from companion.conditions import CONDITIONS
-    from companion.controlnet import Fidelity, drawn_with, followed
+    from companion.controlnet import FREE, Fidelity, drawn_with, followed
     from companion.models import load_controlnet
     from companion.pretraining.controlnet import to_follow
     from companion.tabletop.measures import met
