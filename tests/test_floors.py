@@ -15,7 +15,7 @@ FLOORS = (
     ("diffusion", "schedules", "mixture"),
     ("training", "fast"),
     ("tabletop",),
-    ("conditions", "photo_conditions", "pose", "controlnet", "oft_vs_lora", "class_images"),
+    ("conditions", "photo_conditions", "pose", "controlnet", "oft_vs_lora", "angles", "class_images"),
     ("pretraining", "finetuning", "finetuning_run"),
     (
         "start_here",
