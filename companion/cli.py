@@ -94,6 +94,24 @@ def samplers(
             typer.echo(f"{done} of {total}: {cell.sampler}, {cell.evaluations} evaluations")
 
 
+@app.command()
+def finetunings(
+    plan: Annotated[
+        str, typer.Argument(help="What is measured: rates first, then table, ablations or long.")
+    ] = "rates",
+) -> None:
+    """Teach subjects by every method of finetuning, and store what each learned and forgot; it may be stopped."""
+    with _sentences():
+        import companion
+        from companion.finetuning_sweeps import sweep
+        from companion.models import find
+
+        entry = find("tabletop")
+        settings = {"steps": entry.steps, "guidance_scale": entry.guidance}
+        for done, total, setting in sweep(companion.load(device="cpu"), plan, **settings):
+            typer.echo(f"{done} of {total}: {setting.subject}, {setting.method}, {setting.lr:g}, seed {setting.seed}")
+
+
 # The next five commands pass their options on to applications that import torch, the renderer or a client.
 _HANDED_OVER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

@@ -138,16 +138,23 @@ def class_set(
     return examples(pipe, pictures, prompts, weight=weight)
 
 
-def subject_set(pipe: StableDiffusionPipeline, subject: Subject, word: str = WORD, noun: str | None = None) -> Examples:
+def subject_set(
+    pipe: StableDiffusionPipeline, subject: Subject, word: str = WORD, noun: str | None = None, photographs: int = 5
+) -> Examples:
     """The first set: a subject's photographs, each called "a sks cone".
 
     Args:
         word: the rare word; "" for none.
         noun: the class noun, the subject's own when None; another one, or "" for none, to see what that does.
+        photographs: how many of the subject's five are taken.
+    Raises:
+        ValueError: for another number of photographs.
     """
+    if not 1 <= photographs <= 5:
+        raise ValueError(f"photographs={photographs} is outside 1 to 5; a subject has five")
     noun = subject.noun if noun is None else noun
     prompt = " ".join(filter(None, ("a", word, noun)))
-    return examples(pipe, subject.photographs()[0], prompt)
+    return examples(pipe, subject.photographs()[0][:photographs], prompt)
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,7 @@ def teach(
     prior: Examples | None = None,
     word: str = WORD,
     noun: str | None = None,
+    photographs: int = 5,
     seed: int = 0,
     **options: Any,
 ) -> Iterator[Taught]:
@@ -175,9 +183,10 @@ def teach(
     Args:
         method: what learns; see `companion.finetuning`.
         prior: the class, from `class_set`; None for naive finetuning.
+        word, noun, photographs: see `subject_set`.
         options: those of `finetuning.finetune`, such as lr and batch.
     """
     tuned = attach(pipe, method, seed)
-    sets = [subject_set(pipe, subject, word, noun), *([prior] if prior is not None else [])]
+    sets = [subject_set(pipe, subject, word, noun, photographs), *([prior] if prior is not None else [])]
     for progress in finetune(tuned, sets, steps, seed=seed, **options):
         yield Taught(tuned, progress)

@@ -190,6 +190,41 @@ class Oft:
 
 
 @dataclass(frozen=True)
+class Near:
+    """Some layers' weights learn freely, but no further away than a radius: ||W - W0|| <= radius ||W0||, for each
+    layer, in the Frobenius norm. It is OFT's rival that moves as little, and keeps no angles.
+
+    Attributes:
+        radius: None for no bound, which is full finetuning of these layers.
+        targets: ends of the names of the U-Net's layers that learn.
+    """
+
+    radius: float | None = None
+    targets: Sequence[str] = ATTENTION
+    lr: ClassVar[float] = 5e-6
+
+    def _attach(self, pipe: StableDiffusionPipeline) -> None:
+        for name, layer in pipe.unet.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and f".{name}".endswith(tuple(f".{t}" for t in self.targets)):
+                start = layer.weight.detach().float().clone()
+                layer.weight = nn.Parameter(start.clone())
+                if self.radius is not None:
+                    layer.register_forward_pre_hook(_KeepNear(start, self.radius * float(start.norm())))
+
+
+@dataclass(frozen=True, eq=False)
+class _KeepNear:
+    """A hook that brings a layer's weight back into the ball around where it started: projected gradient descent."""
+
+    start: Tensor
+    radius: float
+
+    def __call__(self, layer: Any, args: Any = ()) -> None:
+        away = layer.weight.data - self.start.to(layer.weight)
+        layer.weight.data.sub_(away * (1 - (self.radius / away.norm()).clamp(max=1)))
+
+
+@dataclass(frozen=True)
 class Peft:
     """Any of PEFT's other adapters, such as HRA or BOFT.
 
@@ -251,7 +286,7 @@ class ControlNet:
         return controlnet_of(pipe.unet, embedder, attention=self.attention, open_embedder=True)
 
 
-Method = Full | Lora | Oft | Peft | TextualInversion | ControlNet
+Method = Full | Lora | Oft | Near | Peft | TextualInversion | ControlNet
 
 
 class WithNewWord(nn.Module):
@@ -478,6 +513,11 @@ def merged(tuned: Tuned) -> StableDiffusionPipeline:
             _fuse(module)
         if oft_vs_lora.adapters(module):
             oft_vs_lora.merge(module)
+        for layer in module.modules():
+            for key, hook in list(layer._forward_pre_hooks.items()):
+                if isinstance(hook, _KeepNear):
+                    hook(layer)
+                    del layer._forward_pre_hooks[key]
     table = text_encoder.get_input_embeddings()
     if isinstance(table, WithNewWord):
         text_encoder.set_input_embeddings(table.table)

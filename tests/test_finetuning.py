@@ -16,6 +16,7 @@ from companion.finetuning import (
     Examples,
     Full,
     Lora,
+    Near,
     Oft,
     Peft,
     TextualInversion,
@@ -36,6 +37,7 @@ METHODS = {
     "lora": Lora(rank=2),
     "lora with text": Lora(rank=2, alpha=6, text_encoder=True),
     "oft": Oft(blocks=2),
+    "near": Near(radius=0.05),
     "hra": Peft(HRAConfig(r=2, target_modules=list(ATTENTION))),
     "textual inversion": TextualInversion(WORD, "a"),
     "controlnet": ControlNet(attention=False),
@@ -202,6 +204,23 @@ def test_a_moving_average_takes_the_place_of_the_last_weights(pipe):
         runs[averaged] = torch.cat([p.detach().flatten() for p in tuned.parameters])
     start = torch.cat([p.detach().flatten() for p in attach(pipe, Lora(rank=2), seed=1).parameters])
     assert 0 < (runs[0.9] - start).norm() < (runs[None] - start).norm()
+
+
+def test_what_stays_near_does(pipe):
+    far, near = (attach(pipe, Near(radius)) for radius in (None, 0.01))
+    for tuned in (far, near):
+        list(finetune(tuned, [a_set(pipe, 1)], 3, lr=0.05))
+        diffusion.draw(tuned.pipe, "a ball", 0, steps=1, guidance_scale=1.0)
+    before = dict(pipe.unet.named_parameters())
+
+    def moved(tuned) -> dict[str, float]:
+        after = dict(tuned.pipe.unet.named_parameters())
+        away = {name: float((after[name] - w).detach().norm() / w.detach().norm()) for name, w in before.items()}
+        return {name: share for name, share in away.items() if share > 0}
+
+    assert all(name.removesuffix(".weight").endswith(ATTENTION) for name in moved(far))
+    assert moved(near).keys() == moved(far).keys() and min(moved(far).values()) > 0.02
+    assert max(moved(near).values()) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_half_precision_learns_in_single(tiny):

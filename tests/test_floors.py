@@ -22,6 +22,7 @@ FLOORS = (
         "latent_diffusion",
         "samplers",
         "sampler_sweeps",
+        "finetuning_sweeps",
         "img2img_inpainting",
         "dreambooth",
         "dreambooth",

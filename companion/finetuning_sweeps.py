@@ -1,0 +1,347 @@
+"""Sweeps of notebooks 05 and 06: subjects taught by several methods, and what each learned, forgot and moved.
+
+    for row in teach_and_measure(pipe, Setting("duck", "LoRA", lr=1e-3), [50, 100, 200]):
+        print(row["step"], row["likeness"], row["energy"])
+
+`companion finetunings` stores long sweeps in data/results, a line for each measurement, with a checksum of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import companion
+from companion import diffusion, energy
+from companion.dreambooth import (
+    WORD,
+    class_prompts,
+    class_set,
+    colour_drift,
+    drift,
+    likeness,
+    spread,
+    teach,
+    text_likeness,
+)
+from companion.files import written
+from companion.finetuning import ATTENTION, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
+from companion.intervals import mean_interval
+from companion.latent_diffusion import prompt_for
+from companion.sampler_sweeps import weights_sum
+from companion.tabletop.measures import clip_pictures, met
+from companion.tabletop.scene import COLOURS, KINDS
+from companion.tabletop.subjects import SUBJECTS, Subject
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+# ---- Settings --------------------------------------------------------------------------------------------------------
+
+
+def _hra() -> Method:
+    from peft import HRAConfig
+
+    return Peft(HRAConfig(r=8, target_modules=list(ATTENTION)))
+
+
+#: What learns, by name. Everything but "full" changes the same layers, those of attention.
+METHODS: dict[str, Callable[[], Method]] = {
+    "full": Full,
+    "full, with text encoder": lambda: Full(text_encoder=True),
+    "attention": Near,
+    "attention, near": lambda: Near(radius=0.05),
+    "LoRA": lambda: Lora(rank=4),
+    "OFT": lambda: Oft(blocks=4),
+    "COFT": lambda: Oft(blocks=4, eps=0.5),
+    "OFT, re-scaled": lambda: Oft(blocks=4, rescale=True),
+    "HRA": _hra,
+    "textual inversion": lambda: TextualInversion("<mine>", "a"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training.
+
+    Attributes:
+        subject: of `tabletop.subjects.SUBJECTS`.
+        method: of `METHODS`.
+        lr: learning rate.
+        seed: of everything random.
+        prior: whether the class is a second set of examples.
+        word, noun: of the prompt, "a sks cone"; the subject's own noun when None, none when "".
+        photographs: how many of the five are learned from.
+        latest: timesteps are drawn below it.
+        batch: photographs a step, and as many pictures of the class.
+    """
+
+    subject: str
+    method: str
+    lr: float
+    seed: int = 0
+    prior: bool = True
+    word: str = WORD
+    noun: str | None = None
+    photographs: int = 5
+    latest: int = 1000
+    batch: int = 2
+
+
+# ---- Measuring -------------------------------------------------------------------------------------------------------
+
+CLASS = 16  # pictures of the class, for PRES and DIV
+#: Prompts of which the subject is no part, a colour after the other: what they draw should stay as it was.
+UNRELATED = [prompt_for(kind, list(COLOURS)[i % len(COLOURS)]) for i, kind in enumerate(2 * KINDS)]
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the pipeline draws before it learns, with the same prompts and seeds as after."""
+
+    unrelated: Tensor
+    about_class: Tensor
+
+
+def unrelated(noun: str) -> list[str]:
+    """The prompts of `UNRELATED` without those of a class."""
+    return [prompt for prompt in UNRELATED if f" {noun} " not in prompt]
+
+
+def drawn_before(pipe: StableDiffusionPipeline, noun: str, **options: Any) -> Before:
+    """What a class and other kinds look like before anything is learned; `options` are those of `diffusion.draw`."""
+    prompts = unrelated(noun)
+    return Before(
+        diffusion.draw(pipe, prompts, range(len(prompts)), **options),
+        diffusion.draw(pipe, class_prompts(noun, CLASS), range(CLASS), **options),
+    )
+
+
+def learned(
+    pipe: StableDiffusionPipeline, subject: Subject, word: str, noun: str, before: Before, **options: Any
+) -> dict[str, float]:
+    """What a pipeline that learned a subject draws, in numbers.
+
+    Keys: "likeness" of drawings of the subject, in new scenes, to its photographs (the paper's DINO), and "clip_i" and
+    "clip_t", by the miniature's CLIP; "scene", the share of these drawings in the place and at the time of the prompt;
+    "diversity", of drawings of one prompt; "pres" and "div" of the class, which should not look like the subject and
+    should differ; "kept", the share of unrelated prompts that are still met, "kept_before" that before; "drift" of the
+    unrelated pictures in features, and "colour_drift".
+    """
+    photographs, scenes = subject.photographs()[0], subject.tests()[1]
+    prompts = [_renamed(subject.prompt(scene, word), subject.noun, noun) for scene in scenes]
+    drawn = diffusion.draw(pipe, prompts, range(len(prompts)), **options)
+    alike = diffusion.draw(pipe, [prompts[0]] * 6, range(100, 106), **options)
+    about_class = diffusion.draw(pipe, class_prompts(subject.noun, CLASS), range(CLASS), **options)
+    others = unrelated(subject.noun)
+    after = diffusion.draw(pipe, others, range(len(others)), **options)
+    plain = [_renamed(subject.prompt(scene, ""), subject.noun, subject.noun) for scene in scenes]
+    return {
+        "likeness": float(likeness(drawn, photographs).mean()),
+        "clip_i": float(likeness(drawn, photographs, clip_pictures).mean()),
+        "clip_t": float(text_likeness(drawn, plain).mean()),
+        "scene": float(np.mean(met(drawn, plain, ("place", "time")))),
+        "diversity": spread(alike),
+        "pres": float(likeness(about_class, photographs).mean()),
+        "pres_before": float(likeness(before.about_class, photographs).mean()),
+        "div": spread(about_class),
+        "div_before": spread(before.about_class),
+        "kept": float(np.mean(met(after, others))),
+        "kept_before": float(np.mean(met(before.unrelated, others))),
+        "drift": float(drift(before.unrelated, after).mean()),
+        "colour_drift": float(colour_drift(before.unrelated, after).mean()),
+    }
+
+
+def _renamed(prompt: str, noun: str, other: str) -> str:
+    return " ".join(prompt.replace(noun, other, 1).split())
+
+
+def moved(before: nn.Module, after: nn.Module, targets: Sequence[str] = ATTENTION) -> dict[str, float]:
+    """How far a U-Net's weights have moved, in several senses; `after` is a plain U-Net (see `finetuning.merged`).
+
+    Keys: "energy", the relative change of the hyperspherical energy as the OFT paper logs it (mean over pairs,
+    half-space, summed over all weights); over the layers `targets` alone "energy_targets", "angle", the largest change
+    of an angle between two neurons in radians, "distance", the mean of ||W - W0|| / ||W0||, and "left" and "right", how
+    many of the ten strongest singular vectors are intruders, in the mean.
+    """
+    old, new = energy.weights(before), energy.weights(after)
+    ends = tuple(f"{target}.weight" for target in targets)
+    chosen = [name for name in old if name.endswith(ends)]
+    pairs = [(old[name], new[name]) for name in chosen]
+    sides = [energy.intruder_dimensions(a, b) for a, b in pairs]
+    away = [float((b.float() - a.float()).norm() / a.float().norm()) for a, b in pairs]
+    return {
+        "energy": _relative(old, new),
+        "energy_targets": _relative({n: old[n] for n in chosen}, {n: new[n] for n in chosen}),
+        "angle": max(energy.angle_drift(a, b) for a, b in pairs),
+        "distance": float(np.mean(away)),
+        "left": float(np.mean([left for left, _ in sides])),
+        "right": float(np.mean([right for _, right in sides])),
+    }
+
+
+def _relative(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:
+    options = {"mean": True, "half_space": True}
+    a, b = (sum(energy.energies({k: w.float() for k, w in x.items()}, **options).values()) for x in (old, new))
+    return b / a - 1
+
+
+def teach_and_measure(
+    pipe: StableDiffusionPipeline, setting: Setting, at: Sequence[int], *, class_pictures: int = 100, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Train as the setting says, and yield a row of `learned` and `moved` after each of the steps `at`.
+
+    Rows also have the setting, "step", "loss" (the mean since the last row), "seconds" of training so far, and
+    "parameters", how many numbers learn. `options` are those of `diffusion.draw`.
+    """
+    subject, method = SUBJECTS[setting.subject], METHODS[setting.method]()
+    word = method.token if isinstance(method, TextualInversion) else setting.word
+    noun = subject.noun if setting.noun is None else setting.noun
+    prior = _class(pipe, subject.noun, class_pictures, tuple(options.items())) if setting.prior else None
+    before = _before(pipe, subject.noun, tuple(options.items()))
+    chosen = {name: getattr(setting, name) for name in ("lr", "batch", "latest", "seed", "photographs")}
+    taught = teach(pipe, subject, method, steps=max(at), prior=prior, word=word, noun=noun, **chosen)
+    losses, seconds, begin = [], 0.0, time.perf_counter()
+    for now in taught:
+        losses.append(now.progress.loss)
+        if now.progress.step not in at:
+            continue
+        seconds += time.perf_counter() - begin
+        plain = merged(now.tuned)
+        with torch.no_grad():
+            found = learned(plain, subject, word, noun, before, **options) | moved(pipe.unet, plain.unet)
+        numbers = sum(p.numel() for p in now.tuned.parameters)
+        about = {"step": now.progress.step, "loss": float(np.mean(losses)), "seconds": seconds, "parameters": numbers}
+        yield asdict(setting) | about | {key: round(value, 9) for key, value in found.items()}
+        losses, begin = [], time.perf_counter()
+
+
+@lru_cache(4)
+def _before(pipe: StableDiffusionPipeline, noun: str, options: tuple[tuple[str, Any], ...]) -> Before:
+    return drawn_before(pipe, noun, **dict(options))
+
+
+@lru_cache(4)
+def _class(pipe: StableDiffusionPipeline, noun: str, n: int, options: tuple[tuple[str, Any], ...]) -> Any:
+    return class_set(pipe, noun, n, **dict(options))
+
+
+# ---- Plans -----------------------------------------------------------------------------------------------------------
+
+RATES = tuple(round(10 ** (-5 + i / 2), 8) for i in range(7))  # 1e-5 to 1e-2, two in each decade
+FEW = ("duck", "windmill", "cactus")  # subjects of the sweeps that try many settings
+COMPARED = ("full", "attention", "attention, near", "LoRA", "OFT", "COFT", "HRA")
+STEPS = (50, 100, 200, 400)
+
+
+def rates() -> list[Setting]:
+    """Each method at each learning rate, on a few subjects: how its own best one is found."""
+    return [Setting(subject, method, lr) for method in METHODS for lr in RATES for subject in FEW]
+
+
+def best(rows: Sequence[Mapping[str, Any]], method: str) -> tuple[float, int]:
+    """The learning rate and the number of steps at which a method did best, of stored rows of `rates`.
+
+    Best is the highest geometric mean, over subjects, of the likeness gained (from that of the class before), the share
+    of scenes that are right, and the share of unrelated prompts that are still met. Raises ValueError without rows.
+    """
+    scores: dict[tuple[float, int], list[float]] = {}
+    for row in rows:
+        if row["method"] == method:
+            gained = max(row["likeness"] - row["pres_before"], 0.0)
+            kept = min(row["kept"] / max(row["kept_before"], 1e-9), 1.0)
+            scores.setdefault((row["lr"], row["step"]), []).append((gained * row["scene"] * kept) ** (1 / 3))
+    if not scores:
+        raise ValueError(f"no learning rate of {method!r} was measured yet: companion finetunings rates")
+    return max(scores, key=lambda key: float(np.mean(scores[key])))
+
+
+def table(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[Setting]:
+    """Every subject by every method, at its best rate, with several seeds."""
+    chosen = {method: best(rows, method)[0] for method in METHODS}
+    return [Setting(s, m, chosen[m], seed) for seed in range(seeds) for s in SUBJECTS for m in METHODS]
+
+
+def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[Setting]:
+    """DreamBooth's own questions: without the class, a wrong noun or none, fewer photographs, low timesteps only."""
+    plain = [Setting(subject, "full", best(rows, "full")[0], seed) for seed in range(seeds) for subject in FEW]
+    found = []
+    for s in plain:
+        wrong = "car" if SUBJECTS[s.subject].noun != "car" else "tree"
+        found += [s, replace(s, prior=False), replace(s, noun=wrong, prior=False), replace(s, noun="", prior=False)]
+        found += [replace(s, photographs=n) for n in (1, 3)]
+        found += [replace(s, latest=t) for t in (500,)]
+    return found
+
+
+def long(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
+    """A few methods far beyond what they need: who stays stable?"""
+    return [Setting(subject, method, best(rows, method)[0]) for subject in FEW[:2] for method in COMPARED]
+
+
+PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
+    "rates": (lambda rows: rates(), STEPS),
+    "table": (table, STEPS),
+    "ablations": (ablations, STEPS),
+    "long": (long, (200, 500, 1000, 2000)),
+}
+
+
+def results(plan: str) -> Path:
+    """Where the rows of a plan are stored."""
+    return companion.DATA / "results" / f"finetuning_{plan}.jsonl"
+
+
+def stored(plan: str) -> list[dict[str, Any]]:
+    """The rows of a plan that were measured with the weights in data/models; [] when there are none."""
+    path = results(plan)
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["weights"] == _weights()]
+
+
+def _weights() -> str:
+    return weights_sum(companion.DATA / "models" / "tabletop")
+
+
+def sweep(pipe: StableDiffusionPipeline, plan: str, **options: Any) -> Iterator[tuple[int, int, Setting]]:
+    """Measure what a plan still lacks, and store its rows; yields how many settings are done, of how many, and which.
+
+    It may be stopped at any time, and goes on with the next setting. Raises ValueError for an unknown plan, or one that
+    needs `rates` first.
+    """
+    if plan not in PLANS:
+        raise ValueError(f"{plan!r} is no plan; there are {', '.join(PLANS)}")
+    make, at = PLANS[plan]
+    settings, rows = make(stored("rates")), stored(plan)
+    there = {json.dumps({key: row[key] for key in asdict(settings[0])}) for row in rows}
+    for done, setting in enumerate(settings, 1):
+        if json.dumps(asdict(setting)) not in there:
+            for row in teach_and_measure(pipe, setting, at, **options):
+                rows.append(row | {"weights": _weights()})
+            with written(results(plan)) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        yield done, len(settings), setting
+
+
+def summary(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> tuple[float, float, float]:
+    """Mean and confidence interval of a measure over subjects, each of which is the mean over its seeds.
+
+    Seeds of one subject are not independent of each other, so subjects are what is counted.
+    """
+    by_subject: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["method"], row["step"]) == (method, step):
+            by_subject.setdefault(row["subject"], []).append(row[key])
+    return mean_interval([float(np.mean(values)) for values in by_subject.values()])

@@ -1,0 +1,136 @@
+"""Sweeps over finetunings: what is measured is what it says, and a stopped sweep goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import companion
+from companion import finetuning_sweeps as sweeps
+from companion.dreambooth import likeness
+from companion.finetuning import ATTENTION, Near, Oft, attach, merged
+from companion.finetuning_sweeps import METHODS, Setting, best, learned, moved, summary, teach_and_measure
+from companion.tabletop.scene import KINDS
+from companion.tabletop.subjects import SUBJECTS
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return companion.load(device="cpu")
+
+
+def test_what_moved_is_told_in_several_senses(pipe):
+    unet = pipe.unet
+    still = moved(unet, unet)
+    assert all(abs(value) < 1e-12 for value in still.values())
+    turned, freed = attach(pipe, Oft(blocks=4)), attach(pipe, Near(radius=0.1))
+    with torch.no_grad():
+        for tuned in (turned, freed):
+            for i, p in enumerate(tuned.parameters):
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        x = torch.randn(1, 4, 16, 16)
+        freed.pipe.unet(x, 5, encoder_hidden_states=torch.zeros(1, 32, unet.config.cross_attention_dim))
+    kept, lost = (moved(unet, merged(tuned).unet) for tuned in (turned, freed))
+    assert abs(kept["energy_targets"]) < 1e-6 < 1e-5 < abs(lost["energy_targets"])
+    assert kept["angle"] < 1e-3 < 0.05 < lost["angle"]
+    assert kept["distance"] > 0.05 and lost["distance"] == pytest.approx(0.1, rel=1e-3)
+    assert kept["left"] == 0, "a turn of the inputs keeps the left singular vectors"
+    ends = tuple(f"{t}.weight" for t in ATTENTION)
+    share = sum(name.endswith(ends) for name in sweeps.energy.weights(unet)) / len(sweeps.energy.weights(unet))
+    assert abs(lost["energy"]) < abs(lost["energy_targets"]) and 0.1 < share < 0.9
+
+
+def test_unrelated_prompts_leave_the_class_out():
+    for noun in KINDS:
+        prompts = sweeps.unrelated(noun)
+        assert len(prompts) == 18 and len(set(prompts)) == 18 and not any(f" {noun} " in p for p in prompts)
+
+
+def test_what_was_learned_is_measured_on_the_subject_its_class_and_the_rest(pipe, monkeypatch):
+    """A pipeline whose drawings are photographs of the subject, whatever it is asked for."""
+    subject = SUBJECTS["duck"]
+    photographs = torch.from_numpy(subject.photographs()[0]).permute(0, 3, 1, 2) / 127.5 - 1
+    asked = []
+
+    def draw(pipe, prompts, seeds, **options):
+        asked.append(list(prompts))
+        return photographs[[i % 5 for i in range(len(prompts))]]
+
+    monkeypatch.setattr(sweeps.diffusion, "draw", draw)
+    before = sweeps.drawn_before(pipe, subject.noun)
+    found = learned(pipe, subject, "sks", subject.noun, before)
+    assert found["likeness"] == pytest.approx(float(likeness(photographs, photographs).mean()), abs=1e-5)
+    assert found["likeness"] == pytest.approx(found["pres"], abs=0.1)
+    assert found["drift"] == pytest.approx(0, abs=1e-5) and found["colour_drift"] == 0, "the same before and after"
+    assert found["kept"] == found["kept_before"] <= 0.1, "a duck is not what the other prompts ask for"
+    assert all("sks ball" in prompt for prompt in asked[2]) and asked[3] == asked[2][:1] * 6
+    assert asked[4] == asked[1] == ["a ball"] * 16
+    learned(pipe, subject, "<mine>", "", before)
+    assert asked[6][0] == asked[2][0].replace("sks ball", "<mine>")
+
+
+def test_a_training_is_measured_at_the_steps_that_were_named(pipe, monkeypatch):
+    monkeypatch.setattr(sweeps, "learned", lambda *args, **options: {"likeness": 0.5})
+    setting = Setting("cactus", "LoRA", 1e-3, seed=3, prior=False, photographs=2, batch=1)
+    rows = list(teach_and_measure(pipe, setting, [1, 3], steps=1, guidance_scale=1.0))
+    assert [row["step"] for row in rows] == [1, 3] and rows[0]["seconds"] < rows[1]["seconds"]
+    assert all(row.items() >= asdict(setting).items() for row in rows)
+    assert rows[0]["likeness"] == 0.5 and rows[1]["distance"] > rows[0]["distance"] > 0
+    assert rows[0]["parameters"] == sum(p.numel() for p in attach(pipe, METHODS["LoRA"]()).parameters)
+
+
+def row(method="LoRA", lr=1e-3, step=100, subject="duck", seed=0, **values):
+    about = {"method": method, "lr": lr, "step": step, "subject": subject, "seed": seed}
+    return about | {"likeness": 0.5, "pres_before": 0.1, "scene": 1.0, "kept": 0.9, "kept_before": 0.9} | values
+
+
+def test_the_best_rate_is_good_at_all_three():
+    rows = [
+        row(lr=1e-2, likeness=0.9, kept=0.0),  # learned, and forgot everything
+        row(lr=1e-4, likeness=0.1),  # learned nothing
+        row(lr=1e-3, step=50, likeness=0.3),
+        row(lr=1e-3, step=100, likeness=0.5),
+        row(lr=1e-3, step=100, subject="cactus", likeness=0.4),
+        row(method="OFT", lr=1.0, likeness=1.0),
+    ]
+    assert best(rows, "LoRA") == (1e-3, 100)
+    with pytest.raises(ValueError, match="no learning rate of 'HRA' was measured yet: companion finetunings rates"):
+        best(rows, "HRA")
+
+
+def test_subjects_are_what_is_counted_and_not_seeds():
+    rows = [row(subject=s, seed=i, likeness=v + 0.1 * i) for s, v in (("duck", 0.2), ("cactus", 0.4)) for i in (0, 1)]
+    mean, low, high = summary(rows, "likeness", "LoRA", 100)
+    assert mean == pytest.approx(0.35) and high - mean == pytest.approx(mean - low)
+    assert high - low > 2, "two subjects say little"
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    (tmp_path / "results").mkdir()
+    measured = []
+
+    def measure(pipe, setting, at, **options):
+        measured.append(setting)
+        yield from ({**asdict(setting), **row(setting.method, setting.lr, step, setting.subject)} for step in at)
+
+    monkeypatch.setattr(sweeps, "teach_and_measure", measure)
+    monkeypatch.setattr(sweeps, "rates", lambda: [Setting("duck", m, lr) for m in METHODS for lr in (1e-4, 1e-3)])
+    run = sweeps.sweep(pipe, "rates")
+    assert [next(run)[:2] for _ in range(3)] == [(1, 20), (2, 20), (3, 20)]
+    assert len(sweeps.stored("rates")) == 3 * 4
+    assert len(list(sweeps.sweep(pipe, "rates"))) == 20 and len(measured) == 20
+    assert len(list(sweeps.sweep(pipe, "table"))) == 3 * 12 * len(METHODS)
+    plain, *others = sweeps.ablations(sweeps.stored("rates"))[:7]
+    changed = [{k: v for k, v in asdict(other).items() if v != asdict(plain)[k]} for other in others]
+    assert changed[:3] == [{"prior": False}, {"prior": False, "noun": "car"}, {"prior": False, "noun": ""}]
+    assert changed[3:] == [{"photographs": 1}, {"photographs": 3}, {"latest": 500}]
+    lines = sweeps.results("rates").read_text(encoding="utf-8").splitlines()
+    other = [json.dumps(json.loads(line) | {"weights": "others"}) for line in lines]
+    sweeps.results("rates").write_text("\n".join(other), encoding="utf-8")
+    assert sweeps.stored("rates") == [], "they were measured with other weights"
+    with pytest.raises(ValueError, match="'everything' is no plan; there are rates, table, ablations, long"):
+        next(sweeps.sweep(pipe, "everything"))
