@@ -141,8 +141,17 @@ class TestCropper:
         assert boxes(editor)["duck.jpg"] == before
         assert "800 × 800" not in editor.page.locator(".crop-square").get_attribute("aria-label")
         assert editor.page.locator(".editor-spoken").inner_text()
+        # The smallest square stays where it is.
+        editor.widget.boxes = {"duck.jpg": (400, 200, 130)}
+        editor.receive("squares", "home")
+        for _ in range(3):
+            keyboard.press("-")
+            assert boxes(editor)["duck.jpg"] == (401, 201, 128)
+        # The page does not move away from the photograph.
+        editor.page.set_viewport_size({"width": 600, "height": 420})
         keyboard.press("PageDown")
         assert editor.sent()[-1]["current"] == 1 and editor.page.evaluate("window.keys") == []
+        assert editor.page.evaluate("scrollY") == 0
 
     def test_one_photograph_after_another(self, editor):
         said = editor.page.locator(".editor-said").first
@@ -187,8 +196,7 @@ class TestCropper:
         assert np.abs(shown() - expected(230, 0, 1380)).max() < 4
         editor.drag((200, 150), (230, 150))  # the browser's own, until Python's has come
         assert np.abs(shown() - expected(*boxes(editor)["duck.jpg"])).max() < 6
-        editor.widget.made = editor.widget.made  # what Python has made of it
-        answered(editor)
+        answered(editor)  # with what Python has made of it
         editor.page.wait_for_timeout(100)
         assert np.abs(shown() - expected(*boxes(editor)["duck.jpg"])).max() < 4
 
@@ -219,6 +227,13 @@ class TestCropper:
         assert boxes(editor).keys() == first.keys() and editor.widget.current == 0
         editor.press("Reset all")
         assert boxes(editor) == first
+        # A square and what is left out, both at once, and back.
+        editor.drag((200, 150), (230, 150))
+        editor.page.get_by_label("leave it out").check()
+        editor.press("Reset all")
+        assert boxes(editor) == first
+        editor.press("Undo")
+        assert "duck.jpg" not in boxes(editor) and editor.widget.squares[0][0] > first["duck.jpg"][0]
 
     def test_it_leaves_nothing_behind(self, editor):
         assert no_listener_is_left(editor)
