@@ -386,6 +386,19 @@ def test_a_slider_says_whether_it_is_on_its_way(opened):
     mouse.move(x - 60, y)
     mouse.up()
     assert editor.sent()[-1]["held"] is False and not slider.held and -1 <= slider.value < 0.9
+    # Let go where it was taken: nothing has changed, but it is not on its way any more.
+    value, x = slider.value, x - 60
+    mouse.move(x, y)
+    mouse.down()
+    for to in (x + 30, x):
+        mouse.move(to, y, steps=4)
+        editor.page.wait_for_timeout(150)
+        editor.sent()
+        assert slider.held
+    mouse.up()
+    editor.page.wait_for_timeout(150)
+    editor.sent()
+    assert not slider.held and slider.value == value
     assert editor.page.locator("output").inner_text() == f"{slider.value:.2f}"
     assert editor.page.locator("button").all_inner_texts() == ["2", "-1", "0, pretrained"]
     editor.press("0, pretrained")
