@@ -556,6 +556,29 @@ class TestEnergyExplorer:
         editor.page.wait_for_timeout(300)
         assert editor.sent() == [] and middle < start and np.isclose(number(editor), middle, rtol=1e-6)
 
+    def test_what_python_sets_ends_the_spreading(self, opened):
+        panel = EnergyExplorer(n=12, dimension=3)
+        editor = opened(panel)
+        editor.press("Spread")
+        panel.array = [[1, 0], [0, 1]]
+        editor.receive("points", "home")
+        finished(editor)
+        editor.page.wait_for_timeout(300)
+        assert editor.sent() == [] and panel.array.tolist() == [[1, 0], [0, 1]]
+        assert editor.page.get_by_role("button", name="Spread").count() == 1
+
+    @pytest.mark.parametrize(
+        "points",
+        [
+            [[1, 0], [1, 0], [0, 1]],  # of infinite energy
+            [[np.cos(0.1), np.sin(0.1)], [np.cos(0.1 + np.pi / 3), np.sin(0.1 + np.pi / 3)]],  # 1 apart: log(1) is 0
+        ],
+    )
+    def test_a_rotation_changes_no_energy_that_is_infinite_or_zero(self, opened, points):
+        editor = opened(EnergyExplorer(points, s=0), reduced_motion="reduce")
+        editor.press("Turn all")
+        assert said(editor).endswith("unchanged")
+
     def test_keys_move_a_point(self, opened):
         panel = EnergyExplorer([[1, 0], [0, 1], [-1, 0]])
         editor = opened(panel)
@@ -567,6 +590,16 @@ class TestEnergyExplorer:
         assert np.allclose(panel.array[0], [np.cos(angle), np.sin(angle)])
         text = editor.page.locator('[data-point="0"]').get_attribute("aria-valuetext")
         assert text.startswith("at 14 degrees; energy ") and said(editor) == "point 1 at 14 degrees"
+        low, value, high = (
+            int(editor.page.locator('[data-point="0"]').get_attribute(f"aria-value{key}"))
+            for key in ("min", "now", "max")
+        )
+        assert low <= value == 14 <= high
+        editor.page.keyboard.press("Control+z")
+        editor.page.keyboard.press("Control+z")  # the point still has the focus, or JupyterLab would get this key
+        editor.sent()
+        assert np.allclose(panel.array[0], [np.cos(np.deg2rad(2)), np.sin(np.deg2rad(2))])
+        assert editor.page.locator('[data-point="0"]:focus').count() == 1
         assert set(editor.page.evaluate("window.keys")) <= {"Tab"}
 
     def test_a_sphere_is_turned_and_its_points_stay(self, opened):
