@@ -414,6 +414,41 @@ class TestAdapterStrength:
         with pytest.raises(ValueError, match="the adapter is merged into the weights; undo it first"):
             AdapterStrength(lora, "ab")
 
+    def test_lora_that_is_merged_later_is_not_counted_twice(self, pipe):
+        tuned = with_lora(pipe)
+        panel = AdapterStrength(tuned.pipe, "ab", **SETTINGS)
+        before = panel.result
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuned.pipe.fuse_lora(components=["unet"])
+            panel.strength.value = 2.0
+            assert "the adapter is merged into the weights; undo it first" in panel.message.value
+            assert panel.result is before
+            tuned.pipe.unfuse_lora(components=["unet"])
+        panel.strength.value = 4.0
+        assert torch.allclose(panel.result, before, atol=1e-3)
+
+    @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+    def test_two_loras_on_different_layers(self, pipe):
+        from peft import LoraConfig
+
+        tuned = with_parts(pipe, unet=copy.deepcopy(pipe.unet))
+        options = {"r": 2, "lora_alpha": 4, "init_lora_weights": False}
+        for name, target in (("one", "to_q"), ("two", "to_v")):
+            tuned.unet.add_adapter(LoraConfig(target_modules=[target], **options), name)
+        tuned.unet.set_adapters(["one", "two"])
+        panel = AdapterStrength(tuned, "ab", **SETTINGS)
+        assert torch.allclose(panel.result[1], drawn(tuned), atol=1e-4)
+        assert not torch.allclose(panel.result[0], panel.result[1], atol=1e-2)
+
+    def test_an_energy_that_was_infinite_has_no_change(self, pipe):
+        tuned = with_oft(with_parts(pipe, unet=copy.deepcopy(pipe.unet)))
+        name = next(iter(oft_vs_lora.adapters(tuned.unet)))
+        weight = tuned.unet.get_submodule(name).parametrizations.weight.original.data
+        weight[1] = weight[0]
+        panel = AdapterStrength(tuned, "ab", **SETTINGS)
+        assert math.isnan(panel.ways["R to the power t"].energy) and ">–<" in panel.table.value
+
     def test_a_slider_refuses_what_it_cannot_show(self):
         slider = LiveSlider(label="t", min=-1.0, max=2.0)
         for value in (2.5, math.nan):
