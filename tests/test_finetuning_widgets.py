@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+import shutil
 import warnings
 import zipfile
 
@@ -23,6 +24,7 @@ from companion.finetuning import Lora, Peft, attach, with_parts
 from companion.finetuning_run import Folder
 from companion.models import find, seeded
 from companion.widgets import AdapterStrength, Cropper, EnergyExplorer, TrainingScrubber
+from companion.widgets import crop as crop_module
 from companion.widgets.adapters import LiveSlider
 from companion.widgets.base import VIEW
 from companion.widgets.crop import LONGEST
@@ -175,11 +177,20 @@ class TestCropper:
         with pytest.raises(ValueError, match="size=100 .* multiple of 8"):
             Cropper(holiday, 100)
 
-    def test_a_file_that_has_gone_is_told(self, holiday):
+    def test_a_file_or_folder_that_has_gone_is_told(self, holiday):
         crop = Cropper(holiday, 64)
         (holiday / "more" / "c.png").unlink()
         crop.current = 1
-        assert "more/c.png is not in holiday any more" in crop.unused and crop.shown == 0
+        assert crop.unused == "more/c.png is not in holiday any more" and crop.shown == 0
+        shutil.rmtree(holiday)
+        crop.current = 2
+        assert crop.unused == "phone.jpg is not in holiday any more" and crop.shown == 0
+
+    def test_a_source_is_looked_through_once(self, holiday, monkeypatch):
+        looked = []
+        monkeypatch.setattr(crop_module, "files_of", lambda path: looked.append(path) or photographs.files_of(path))
+        assert len(Cropper(holiday, 64).boxes) == 3
+        assert looked == [holiday] * 2, "for all of them, and for the one that is shown"
 
     def test_it_leaves_a_picture_of_the_squares(self, holiday):
         crop = Cropper({"ramp": smooth(208, 104)}, 64, boxes={"ramp": (104, 0, 104)})
