@@ -24,7 +24,6 @@ FLOORS = (
         "sampler_sweeps",
         "img2img_inpainting",
         "dreambooth",
-        "dreambooth",
         "where_to_run",
     ),
     ("exercises", "widgets", "space", "replicate"),
