@@ -482,8 +482,10 @@ def test_on_the_fast_path_it_draws_what_torch_draws():
     for i, p in enumerate(oft_vs_lora.apply(tuned.unet)):
         p.data = torch.randn(p.shape, generator=seeded(i))
     settings = {"steps": 2, "guidance": find("tabletop").settings["guidance_scale"]}
+    tuned.scheduler.set_timesteps(7)  # somebody's loop, over several cells
     panel = AdapterStrength(tuned, "a red ball on grass by day", 0.5, **settings)
     assert isinstance(panel._drawer, fast.Fast) and not panel._drawer.look()
+    assert len(tuned.scheduler.timesteps) == 7
     weights = {name: torch.stack([way.weights[name] for way in panel.ways.values()]) for name in way_names(panel)}
     unet = fast.varied(panel._plain.unet, weights)
     options = {"steps": 2, "guidance_scale": settings["guidance"], "unet": unet}

@@ -173,6 +173,7 @@ class AdapterStrength(Beside):
     def _pictures(self, weights: Mapping[str, Tensor], n: int, steps: int) -> Tensor:
         """Pictures (N, 3, H, W), the i-th with the i-th of the weights (N, ...)."""
         prompts, seed = [self.prompt.value] * n, self.seed.value
+        self._plain.scheduler = diffusion.fresh(self._pipe.scheduler)  # the other may be in the middle of a drawing
         if isinstance(self._drawer, Fast):
             settings = {"num_inference_steps": steps, "guidance_scale": self._guidance, "output_type": "pt"}
             unet = self._drawer.varied(weights)
