@@ -211,7 +211,7 @@ def varied(unet: nn.Module, weights: Mapping[str, Tensor]) -> UNet:
 
     Args:
         weights: by their names in the network's state dictionary, (V, *shape) each. Of a batch, picture i is drawn with
-            the weights i % V, in both halves of guidance.
+            the weights i % V, in both halves of guidance: draw V pictures at a time, or a multiple.
     """
     n = len(next(iter(weights.values())))
 
@@ -402,7 +402,7 @@ def taking(graph: Model, names: Iterable[str]) -> Model:
     from openvino import opset13 as ops
 
     graph = graph.clone()
-    found = {name: op.output(0) for op in graph.get_ops() for name in op.output(0).get_names() if op.get_output_size()}
+    found = {name: op.output(0) for op in graph.get_ops() for name in op.output(0).get_names()}
     for name in names:
         weight = found[f"model.{name}"]
         shape = list(weight.get_shape())

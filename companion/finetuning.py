@@ -530,12 +530,9 @@ def merged(tuned: Tuned) -> StableDiffusionPipeline:
 def pretrained(module: nn.Module) -> Any:
     """A copy without its adapters, of OFT or PEFT: what they change. It shares the weights' memory with the original.
 
-    Raises ValueError when one of PEFT's is merged into the weights, since the pretrained ones are then gone.
+    Raises ValueError as `check_unmerged` does.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if any(isinstance(layer, BaseTunerLayer) and layer.merged for layer in module.modules()):
-        raise ValueError("the adapter is merged into the weights; undo it first, as by unfuse_lora or unmerge_adapter")
+    check_unmerged(module)
     other = sharing_copy(module)
     if oft_vs_lora.adapters(other):
         oft_vs_lora.remove(other)
@@ -544,8 +541,19 @@ def pretrained(module: nn.Module) -> Any:
     return other
 
 
+def check_unmerged(module: nn.Module) -> None:
+    """Raise ValueError when an adapter of PEFT's is merged into a module's weights: the pretrained ones are then gone.
+
+    It is merged in place, so every module that shares the weights' memory has it, too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(layer, BaseTunerLayer) and layer.merged for layer in module.modules()):
+        raise ValueError("the adapter is merged into the weights; undo it first, as by unfuse_lora or unmerge_adapter")
+
+
 def _fuse(module: Any, merge: bool = True) -> None:
-    """Remove PEFT's adapters from a module, after they were added into its weights."""
+    """Remove PEFT's adapters from a module; `merge` adds them into its weights first."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in list(module.named_modules()):

@@ -386,7 +386,7 @@ def select(
         hint = f"; did you mean {near[0]!r}" if near else ""
         raise ValueError(f"crop={crop!r} is no rule{hint}: {', '.join(RULES)}")
     fit(Image.new("RGB", (8, 8)), size)  # an impossible size is refused before anything is read
-    given, unwanted = as_boxes(boxes), set(leave_out)
+    given, unwanted = as_boxes(boxes), [leave_out] if isinstance(leave_out, str) else list(leave_out)
     with files_of(source) as files:
         names = [name for name, _ in files]
         for name, what in [

@@ -10,7 +10,7 @@ from diffusers import EulerAncestralDiscreteScheduler
 import companion
 from companion import DATA, diffusion
 from companion.controlnet import Control, Controlled, controlnet_of, follower
-from companion.fast import GRAPH, WEIGHTS, Fast, faster
+from companion.fast import GRAPH, WEIGHTS, Fast, faster, varied
 from companion.models import find, seeded
 
 pytest.importorskip("openvino")
@@ -67,6 +67,19 @@ def test_large_batches_and_other_sizes(pipe, fast):
         assert torch.allclose(fast.noise_pred(z, 20, fast.encode_prompt(PROMPT)), stock, atol=1e-4)
         decoded = pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample
     assert torch.allclose(fast.decode(z), decoded, atol=1e-3)
+
+
+def test_weights_of_its_own_for_each_picture(pipe, fast):
+    names = ("conv_in.weight", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight")
+    first = {name: pipe.unet.get_parameter(name).detach() for name in names}
+    weights = {name: torch.stack([w, w.flip(0)]) for name, w in first.items()}
+    x, t = torch.randn(4, 4, 16, 16, generator=seeded(0)), torch.tensor(500)
+    states = fast.encode_prompt(PROMPT).expand(4, -1, -1)
+    with torch.no_grad():
+        stock, plain = varied(pipe.unet, weights)(x, t, states), pipe.unet(x, t, states).sample
+    assert torch.allclose(stock[::2], plain[::2], atol=1e-5) and not torch.allclose(stock[1::2], plain[1::2], atol=0.1)
+    assert torch.allclose(fast.varied(weights)(x, t, states), stock, atol=1e-4)
+    assert all(torch.equal(pipe.unet.get_parameter(name), w) for name, w in first.items())
 
 
 def heard_net(pipe, seed: int = 0, **options):

@@ -25,6 +25,7 @@ from companion.finetuning import (
     examples,
     finetune,
     merged,
+    pretrained,
     save_learned,
     sets_loss,
 )
@@ -194,6 +195,21 @@ def test_what_was_learned_loads_in_the_library_and_draws_the_same(pipe, method, 
     whole.save_pretrained(tmp_path / "whole")
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "whole", safety_checker=None)
     assert torch.allclose(diffusion.draw(again, prompt, 7, **options), mine, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [METHODS["lora"], METHODS["oft"], METHODS["hra"]])
+def test_without_its_adapter_a_network_is_what_it_came_from(pipe, method):
+    tuned = attach(pipe, method)
+    for i, p in enumerate(tuned.parameters):
+        p.data = torch.randn(p.shape, generator=seeded(i))
+    adapted, plain = {k: v.clone() for k, v in tuned.pipe.unet.state_dict().items()}, pretrained(tuned.pipe.unet)
+    first = pipe.unet.state_dict()
+    assert plain.state_dict().keys() == first.keys() and not plain.training
+    assert all(v.data_ptr() == first[k].data_ptr() for k, v in plain.state_dict().items()), "no second copy in memory"
+    assert all(torch.equal(v, adapted[k]) for k, v in tuned.pipe.unet.state_dict().items())
+    if isinstance(method, Oft):
+        oft_vs_lora.merge(tuned.pipe.unet)
+        assert all(torch.equal(v, first[k]) for k, v in pretrained(tuned.pipe.unet).state_dict().items())
 
 
 def test_a_moving_average_takes_the_place_of_the_last_weights(pipe):

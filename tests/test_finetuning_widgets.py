@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+import shutil
 import warnings
 import zipfile
 
@@ -23,6 +24,7 @@ from companion.finetuning import Lora, Peft, attach, with_parts
 from companion.finetuning_run import Folder
 from companion.models import find, seeded
 from companion.widgets import AdapterStrength, Cropper, EnergyExplorer, TrainingScrubber
+from companion.widgets import crop as crop_module
 from companion.widgets.adapters import LiveSlider
 from companion.widgets.base import VIEW
 from companion.widgets.crop import LONGEST
@@ -175,11 +177,20 @@ class TestCropper:
         with pytest.raises(ValueError, match="size=100 .* multiple of 8"):
             Cropper(holiday, 100)
 
-    def test_a_file_that_has_gone_is_told(self, holiday):
+    def test_a_file_or_folder_that_has_gone_is_told(self, holiday):
         crop = Cropper(holiday, 64)
         (holiday / "more" / "c.png").unlink()
         crop.current = 1
-        assert "more/c.png is not in holiday any more" in crop.unused and crop.shown == 0
+        assert crop.unused == "more/c.png is not in holiday any more" and crop.shown == 0
+        shutil.rmtree(holiday)
+        crop.current = 2
+        assert crop.unused == "phone.jpg is not in holiday any more" and crop.shown == 0
+
+    def test_a_source_is_looked_through_once(self, holiday, monkeypatch):
+        looked = []
+        monkeypatch.setattr(crop_module, "files_of", lambda path: looked.append(path) or photographs.files_of(path))
+        assert len(Cropper(holiday, 64).boxes) == 3
+        assert looked == [holiday] * 2, "for all of them, and for the one that is shown"
 
     def test_it_leaves_a_picture_of_the_squares(self, holiday):
         crop = Cropper({"ramp": smooth(208, 104)}, 64, boxes={"ramp": (104, 0, 104)})
@@ -414,6 +425,41 @@ class TestAdapterStrength:
         with pytest.raises(ValueError, match="the adapter is merged into the weights; undo it first"):
             AdapterStrength(lora, "ab")
 
+    def test_lora_that_is_merged_later_is_not_counted_twice(self, pipe):
+        tuned = with_lora(pipe)
+        panel = AdapterStrength(tuned.pipe, "ab", **SETTINGS)
+        before = panel.result
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tuned.pipe.fuse_lora(components=["unet"])
+            panel.strength.value = 2.0
+            assert "the adapter is merged into the weights; undo it first" in panel.message.value
+            assert panel.result is before
+            tuned.pipe.unfuse_lora(components=["unet"])
+        panel.strength.value = 4.0
+        assert torch.allclose(panel.result, before, atol=1e-3)
+
+    @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+    def test_two_loras_on_different_layers(self, pipe):
+        from peft import LoraConfig
+
+        tuned = with_parts(pipe, unet=copy.deepcopy(pipe.unet))
+        options = {"r": 2, "lora_alpha": 4, "init_lora_weights": False}
+        for name, target in (("one", "to_q"), ("two", "to_v")):
+            tuned.unet.add_adapter(LoraConfig(target_modules=[target], **options), name)
+        tuned.unet.set_adapters(["one", "two"])
+        panel = AdapterStrength(tuned, "ab", **SETTINGS)
+        assert torch.allclose(panel.result[1], drawn(tuned), atol=1e-4)
+        assert not torch.allclose(panel.result[0], panel.result[1], atol=1e-2)
+
+    def test_an_energy_that_was_infinite_has_no_change(self, pipe):
+        tuned = with_oft(with_parts(pipe, unet=copy.deepcopy(pipe.unet)))
+        name = next(iter(oft_vs_lora.adapters(tuned.unet)))
+        weight = tuned.unet.get_submodule(name).parametrizations.weight.original.data
+        weight[1] = weight[0]
+        panel = AdapterStrength(tuned, "ab", **SETTINGS)
+        assert math.isnan(panel.ways["R to the power t"].energy) and ">–<" in panel.table.value
+
     def test_a_slider_refuses_what_it_cannot_show(self):
         slider = LiveSlider(label="t", min=-1.0, max=2.0)
         for value in (2.5, math.nan):
@@ -436,8 +482,10 @@ def test_on_the_fast_path_it_draws_what_torch_draws():
     for i, p in enumerate(oft_vs_lora.apply(tuned.unet)):
         p.data = torch.randn(p.shape, generator=seeded(i))
     settings = {"steps": 2, "guidance": find("tabletop").settings["guidance_scale"]}
+    tuned.scheduler.set_timesteps(7)  # somebody's loop, over several cells
     panel = AdapterStrength(tuned, "a red ball on grass by day", 0.5, **settings)
     assert isinstance(panel._drawer, fast.Fast) and not panel._drawer.look()
+    assert len(tuned.scheduler.timesteps) == 7
     weights = {name: torch.stack([way.weights[name] for way in panel.ways.values()]) for name in way_names(panel)}
     unet = fast.varied(panel._plain.unet, weights)
     options = {"steps": 2, "guidance_scale": settings["guidance"], "unet": unet}

@@ -25,7 +25,6 @@ FLOORS = (
         "finetuning_sweeps",
         "img2img_inpainting",
         "dreambooth",
-        "dreambooth",
         "where_to_run",
     ),
     ("exercises", "widgets", "space", "replicate"),

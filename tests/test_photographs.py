@@ -309,6 +309,7 @@ def test_what_is_left_out_by_hand_is_not_read(three, tmp_path):
     assert [p.name for p in made.kept] == ["0.png", "1.png", "2.png", "4.png"]
     assert [(p.name, p.reason) for p in made.left_out] == [("3.png", "was left out by hand")]
     assert "3.png was left out by hand" in str(made)
+    assert prepare(three, tmp_path / "one", 64, leave_out="3.png").count == 4
     with pytest.raises(ValueError, match="You leave out '3.pgn', and no such file in .*; did you mean '3.png'"):
         prepare(three, tmp_path / "other", 64, leave_out=["3.pgn"])
     with pytest.raises(ValueError, match="holds 2 pictures .* was left out by hand.* DreamBooth needs at least 3"):

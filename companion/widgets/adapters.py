@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import html
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ from torch import Tensor
 from companion import diffusion, energy, oft_vs_lora
 from companion.fast import Fast, faster, varied
 from companion.figures import as_pil
-from companion.finetuning import pretrained, with_parts
+from companion.finetuning import check_unmerged, pretrained, with_parts
 from companion.models import GUIDANCE, seeded
-from companion.widgets.base import MARGIN, PAPER, Panel, Said, columns, side_by_side
+from companion.widgets.base import MARGIN, PAPER, Beside, side_by_side
 from companion.widgets.painter import STYLE, script
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Way:
     moved: float
 
 
-class AdapterStrength(Panel):
+class AdapterStrength(Beside):
     """The picture at any strength of an adapter in the pipeline's U-Net, which stays as it is.
 
     For OFT the strength is t: R^t turns every neuron the shortest way from where it was pretrained (0) to where it was
@@ -131,29 +132,16 @@ class AdapterStrength(Panel):
             label="t" if self._oft else "alpha",
             marks=marks,
         )
-        options = {
-            "continuous_update": False,
-            "layout": widgets.Layout(width="auto"),
-            "style": {"description_width": "4em"},
-        }
+        options = self.options()
         self.prompt = widgets.Textarea(prompt, description="prompt", rows=2, **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
-        controls = [self.strength, self.prompt, self.seed]
-        super().__init__(controls, 2 * SIDE + MARGIN, SIDE)
-        self.message = Said()
-        self.picture.layout = widgets.Layout(width="100%", height="auto", margin="0")
         self.table: Any = widgets.HTML(layout=widgets.Layout(overflow="auto"))
-        drawn, beside = widgets.VBox([self.picture, self.message]), widgets.VBox([*controls, self.table])
-        self.children = (columns({drawn: 2 * SIDE + MARGIN, beside: 380}),)
+        super().__init__([self.strength, self.prompt, self.seed, self.table], 2 * SIDE + MARGIN, SIDE, 380)
         for control in (self.prompt, self.seed):
             self.watch(control, self.draw)
         for trait in ("value", "held"):
             self.watch(self.strength, self.draw, trait)
         self.attempt(self.draw)
-
-    def watch(self, control: widgets.Widget, action: Any, name: str = "value") -> None:
-        """Call `action` when the control changes (see `Panel.soon`)."""
-        control.observe(lambda change: self.soon(action), name)
 
     def draw(self) -> None:
         """Draw with the controls as they stand."""
@@ -185,8 +173,8 @@ class AdapterStrength(Panel):
     def _pictures(self, weights: Mapping[str, Tensor], n: int, steps: int) -> Tensor:
         """Pictures (N, 3, H, W), the i-th with the i-th of the weights (N, ...)."""
         prompts, seed = [self.prompt.value] * n, self.seed.value
+        self._plain.scheduler = diffusion.fresh(self._pipe.scheduler)  # the other may be in the middle of a drawing
         if isinstance(self._drawer, Fast):
-            self._drawer.look()
             settings = {"num_inference_steps": steps, "guidance_scale": self._guidance, "output_type": "pt"}
             unet = self._drawer.varied(weights)
             generators = [seeded(seed) for _ in prompts]
@@ -214,9 +202,10 @@ class AdapterStrength(Panel):
     @torch.no_grad()
     def _scaled(self) -> dict[str, Way]:
         """The weights without LoRA, and at the alpha of the slider."""
+        check_unmerged(self._pipe.unet)  # or the weights that are shared with it would not be the pretrained ones
         part, changes = self.strength.value / self._alpha, {}
-        for name, layer in _lora_layers(self._pipe.unet).items():
-            changes[name] = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+        for name, layer, adapter in _loras(self._pipe.unet):
+            changes[name] = changes.get(name, 0) + layer.get_delta_weight(adapter)
         if not changes:
             raise ValueError("the U-Net has no adapter any more: make the panel again")
         without = {f"{name}.weight": self._before(name) for name in changes}
@@ -240,28 +229,30 @@ class AdapterStrength(Panel):
         return Way(weights, error, end / start - 1, float(change / size))
 
 
-def _lora_layers(unet: Any) -> dict[str, Any]:
-    """The layers of LoRA by the names that they have in the plain U-Net."""
+def _loras(unet: Any) -> Iterator[tuple[str, Any, str]]:
+    """The layers of LoRA, by the names that they have in the plain U-Net, with each adapter that changes them now."""
     from peft.tuners.lora import LoraLayer
 
-    return {name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in unet.named_modules():
+        if isinstance(layer, LoraLayer):  # of several adapters, a layer may have some
+            yield from ((name, layer, adapter) for adapter in layer.active_adapters if adapter in layer.scaling)
 
 
 def _alpha(unet: Any) -> float:
-    """LoRA's alpha in a U-Net, or a ValueError when it has no plain LoRA."""
-    layers = _lora_layers(unet)
-    if not layers:
+    """LoRA's alpha in a U-Net, that of its first layer, or a ValueError when it has no plain LoRA."""
+    found = list(_loras(unet))
+    if not found:
         kinds = [str(config.peft_type.value) for config in getattr(unet, "peft_config", {}).values()]
         what = f"an adapter of the kind {kinds[0]}" if kinds else "no adapter"
         raise ValueError(
             f"the U-Net has {what}; give it one of OFT, as by oft_vs_lora.load, or one of LoRA, as by load_lora_weights"
         )
-    first = next(iter(layers.values()))
-    if any(layer.use_dora.get(name) for layer in layers.values() for name in layer.active_adapters):
+    if any(layer.use_dora.get(adapter) for _, layer, adapter in found):
         raise ValueError(
             "the adapter is one of DoRA, which also scales what it starts from; alpha alone does not say how"
         )
-    return float(first.lora_alpha[first.active_adapters[0]])
+    _, layer, adapter = found[0]
+    return float(layer.lora_alpha[adapter])
 
 
 def _stacked(sheets: list[Image.Image]) -> Image.Image:
@@ -304,5 +295,5 @@ def _table(ways: Mapping[str, Way], names: Sequence[str]) -> str:
 
 
 def _signed(percent: float) -> str:
-    """A change with its sign, unless it is nothing but rounding."""
-    return f"{percent:+.5f}" if abs(percent) >= 5e-6 else "0.00000"
+    """A change with its sign, unless it is nothing but rounding; a dash where the energy was infinite before."""
+    return "–" if math.isnan(percent) else f"{percent:+.5f}" if abs(percent) >= 5e-6 else "0.00000"

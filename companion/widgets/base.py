@@ -31,6 +31,13 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg(image: Image.Image) -> bytes:
+    """A picture as JPEG bytes, with colours at full resolution: a tenth of a PNG's size, for a photograph."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, subsampling=0)
+    return buffer.getvalue()
+
+
 def small(data: bytes) -> bytes:
     """A PNG reduced to at most 256 colours, about a third of the size, to keep in a notebook's file."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
@@ -155,6 +162,41 @@ class Panel(widgets.VBox):
 
             display(self._repr_mimebundle_(), raw=True)
             self._handle_displayed(**kwargs)  # pyrefly: ignore[missing-attribute]  # ipywidgets 7 has it
+
+
+class Beside(Panel):
+    """A panel whose controls stand beside its picture, or below it where the window is narrow.
+
+    What it watches calls its action when all that the browser has sent is read (see `Panel.soon`).
+
+    Args:
+        width, height: of the picture, in pixels.
+        beside: width of the controls.
+        first: what stands before the picture, with its width.
+    """
+
+    def __init__(
+        self,
+        controls: Sequence[widgets.Widget],
+        width: int,
+        height: int,
+        beside: int,
+        first: Mapping[widgets.DOMWidget, int] | None = None,
+    ) -> None:
+        super().__init__(controls, width, height)
+        self.message = Said()
+        self.picture.layout = widgets.Layout(width="100%", height="auto", margin="0")
+        drawn = widgets.VBox([self.picture, self.message])
+        self.children = (columns({**(first or {}), drawn: width, widgets.VBox(controls): beside}),)
+
+    @staticmethod
+    def options() -> dict[str, Any]:
+        """Options of a control that is as wide as its column, and tells its value when it is let go."""
+        style, layout = {"description_width": "4em"}, widgets.Layout(width="auto")
+        return {"continuous_update": False, "layout": layout, "style": style}
+
+    def watch(self, control: widgets.Widget, action: Callable[[], None], name: str = "value") -> None:
+        control.observe(lambda change: self.soon(action), name)
 
 
 def _loop_of_messages() -> asyncio.AbstractEventLoop | None:

@@ -20,7 +20,7 @@ from companion.figures import as_pil
 from companion.models import GUIDANCE
 from companion.pose import robot_joints
 from companion.tabletop.scene import BONES, JOINTS
-from companion.widgets.base import Panel, Said, columns, png, side_by_side
+from companion.widgets.base import Beside, png, side_by_side
 from companion.widgets.painter import SIDE, Editor, Painter, script
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _over(picture: Image.Image | None, drawn: np.ndarray) -> Image.Image:
 # ---- Panels ----------------------------------------------------------------------------------------------------------
 
 
-class Following(Panel):
+class Following(Beside):
     """An editor, the picture that follows what is made in it, and the controls, side by side.
 
     It draws when the editor or a control changes; what changes while it draws is drawn next, but only its latest state.
@@ -242,30 +242,17 @@ class Following(Panel):
         steps: int = 20,
         guidance: float = GUIDANCE,
     ) -> None:
-        options = {
-            "continuous_update": False,
-            "layout": widgets.Layout(width="auto"),
-            "style": {"description_width": "4em"},
-        }
+        options = self.options()
         self._follow, self._steps, self._guidance = follower(pipe, net), steps, guidance
         self.result: Tensor | None = None
         self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
         self.scale = widgets.FloatSlider(scale, min=0, max=2, step=0.05, description="scale", **options)
         controls = [self.prompt, self.seed, self.scale]
-        super().__init__(controls, SIDE, SIDE)
-        self.message = Said()
-        self.picture.layout = widgets.Layout(width="100%", height="auto", margin="0")
-
-        drawn, beside = widgets.VBox([self.picture, self.message]), widgets.VBox(controls)
-        self.children = (columns({self.editor: SIDE, drawn: SIDE, beside: 310}),)
+        super().__init__(controls, SIDE, SIDE, 310, {self.editor: SIDE})
         for control in controls:
             self.watch(control, self.draw)
         self.attempt(self.draw)
-
-    def watch(self, control: widgets.Widget, action: Any, name: str = "value") -> None:
-        """Call `action` when the control changes (see `Panel.soon`)."""
-        control.observe(lambda change: self.soon(action), name)
 
     def control(self) -> np.ndarray:
         """The control picture: uint8 (H, W, 3) or (H, W); all black when there is nothing to follow."""

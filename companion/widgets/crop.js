@@ -28,7 +28,8 @@ function render({ model, el }) {
   // States are not changed: each change makes a new one, so that the history may keep them.
   let state = { squares: model.get("squares"), out: model.get("out") };
   let drag = null, nudging = false; // by pointer, by keys
-  let photo = null, made = null; // pictures, once they are there
+  let sending = false;
+  let photo = null, made = null; // pictures, once they are there; `made` with what it was made of
   const here = () => model.get("current");
   const square = () => state.squares[here()];
   const withSquare = (next) => ({ ...state, squares: state.squares.map((other, i) => (i === here() ? next : other)) });
@@ -64,7 +65,7 @@ function render({ model, el }) {
   function drawPreview() {
     const [left, top, side] = square(), wide = sizes[here()][0];
     context.clearRect(0, 0, size, size);
-    if (made && `${model.get("made_of")}` === `${[here(), left, top, side]}`) context.drawImage(made, 0, 0, size, size);
+    if (made?.of === `${[here(), left, top, side]}`) context.drawImage(made.image, 0, 0, size, size);
     else if (photo) {
       const k = photo.naturalWidth / wide;
       context.drawImage(photo, left * k, top * k, side * k, side * k, 0, 0, size, size);
@@ -118,7 +119,7 @@ function render({ model, el }) {
     image.onload = () => {
       URL.revokeObjectURL(from);
       if (of !== `${model.get("made_of")}`) return; // another has come meanwhile
-      made = image;
+      made = { image, of };
       drawPreview();
     };
     image.src = from;
@@ -127,8 +128,10 @@ function render({ model, el }) {
   // ---- what changes
 
   function send() {
+    sending = true; // each `set` calls `receive`, the first when only half of the state is there
     model.set("squares", state.squares);
     model.set("out", state.out);
+    sending = false;
     model.save_changes();
     draw();
   }
@@ -149,7 +152,9 @@ function render({ model, el }) {
     model.set("current", i); // which calls `turn`
     model.save_changes();
     heard.textContent = said.textContent;
-    thumbnails[i].scrollIntoView({ block: "nearest", inline: "nearest" });
+    // Not by scrollIntoView, which would scroll the page, too.
+    const up = thumbnails[i].offsetTop - strip.offsetTop;
+    strip.scrollTop = clamp(strip.scrollTop, up + thumbnails[i].offsetHeight - strip.clientHeight, up);
   }
 
   // ---- by pointer
@@ -211,7 +216,10 @@ function render({ model, el }) {
     const far = Math.max(1, Math.round(Math.max(...whole) / (event.shiftKey && way ? 16 : 128)));
     let next;
     if (way) next = [left + far * way[0], top + far * way[1], side];
-    else if (larger) next = [left - larger * far, top - larger * far, side + 2 * larger * far];
+    else if (larger) { // about its middle
+      const to = clamp(side + 2 * larger * far, least, Math.min(...whole)), shift = (side - to) / 2;
+      next = [left + shift, top + shift, to];
+    }
     else if (event.key === "PageUp" || event.key === "PageDown") go(here() + (event.key === "PageDown" ? 1 : -1));
     else return;
     event.preventDefault();
@@ -272,7 +280,7 @@ function render({ model, el }) {
 
   function receive() {
     const given = { squares: model.get("squares"), out: model.get("out") };
-    if (drag || nudging || JSON.stringify(given) === JSON.stringify(state)) return;
+    if (sending || drag || nudging || JSON.stringify(given) === JSON.stringify(state)) return;
     history.clear();
     state = given;
     draw();
@@ -290,8 +298,9 @@ function render({ model, el }) {
     unused.textContent = model.get("unused") ? `Not shown: ${model.get("unused")}` : "";
   };
   const events = {
-    "change:squares": receive, "change:out": receive, "change:current": turn, "change:shown": loadPhoto,
-    "change:picture": loadPhoto, "change:made": loadMade, "change:made_of": loadMade, "change:unused": report,
+    "change:squares": receive, "change:out": receive, "change:current": turn, "change:unused": report,
+    // Pictures come together with what they are of, which always changes.
+    "change:shown": loadPhoto, "change:made_of": loadMade,
   };
   for (const [name, handler] of Object.entries(events)) model.on(name, handler);
   el.append(

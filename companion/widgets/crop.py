@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ import traitlets
 from PIL import Image, ImageDraw, ImageFont
 
 from companion.photographs import (
+    COLUMNS,
     ENLARGED,
     SIZE,
+    SQUARE,
+    TILE,
     Square,
     as_boxes,
     centre,
@@ -26,13 +28,15 @@ from companion.photographs import (
     without_name,
 )
 from companion.pictures import PictureError, fit, open_picture
-from companion.widgets.base import INK, LINE, MARGIN, PAPER
+from companion.widgets.base import INK, LINE, MARGIN, PAPER, jpeg
 from companion.widgets.painter import Editor, script
 
 LONGEST = 800  # the browser gets pictures whose longer side has at most so many pixels
-TILE, PER_ROW = 64, 16  # side of a thumbnail in pixels, and how many of them are in a row of the sheet that is sent
+SMALL, PER_ROW = 64, 16  # side of a thumbnail in pixels, and how many of them are in a row of the sheet that is sent
 SHOWN = 12  # photographs in the picture that the notebook keeps
 RULES = {"centre": centre, "detail": detail}
+
+Reader = Callable[[], Image.Image]
 
 
 class Cropper(Editor):
@@ -68,7 +72,7 @@ class Cropper(Editor):
     least = traitlets.Int(1).tag(sync=True)  # side of the smallest square
     unused = traitlets.Unicode().tag(sync=True)
     tiles = traitlets.CBytes().tag(sync=True)
-    tile = traitlets.Int(TILE).tag(sync=True)
+    tile = traitlets.Int(SMALL).tag(sync=True)
     per_row = traitlets.Int(PER_ROW).tag(sync=True)
     #: The photograph that is wanted, and that of `picture`, which Python sends when it is asked for another.
     current = traitlets.Int(0).tag(sync=True)
@@ -91,18 +95,18 @@ class Cropper(Editor):
         fit(Image.new("RGB", (8, 8)), size)  # an impossible size is refused before anything is read
         self._readers, self.unusable, thumbnails = {}, {}, []
         sizes, rules = [], {name: [] for name in RULES}
-        for name, read in _sources(source):
+        for name, read, again in _sources(source):
             try:
                 picture = read()
                 _check(picture, size)
             except PictureError as error:
                 self.unusable[name] = without_name(name, error)
                 continue
-            self._readers[name] = read
+            self._readers[name] = again
             sizes.append(list(picture.size))
             for rule, squares in rules.items():
                 squares.append(list(RULES[rule](picture)))
-            thumbnails.append(_reduced(picture, 208))
+            thumbnails.append(_reduced(picture, TILE))
         if not sizes:
             why = "; ".join(f"{name} {reason}" for name, reason in list(self.unusable.items())[:4])
             raise ValueError(f"no photograph can be used{f' ({why})' if why else ''}: give one at least")
@@ -118,7 +122,7 @@ class Cropper(Editor):
             size=size,
             least=-(-size // ENLARGED),
             unused=", ".join(f"{_printable(name)} {reason}" for name, reason in self.unusable.items()),
-            tiles=_jpeg(_tiled(thumbnails)),
+            tiles=jpeg(_tiled(thumbnails)),
         )
         self.boxes = boxes or {}
         self.left_out = leave_out
@@ -205,21 +209,19 @@ class Cropper(Editor):
             return
         with self.hold_sync():
             if self.shown != i:
-                self.picture = _jpeg(_reduced(picture, LONGEST))
+                self.picture = jpeg(_reduced(picture, LONGEST))
                 self.shown = i
-            self.made, self.made_of = _jpeg(made), [i, *self.squares[i]]
+            self.made, self.made_of = jpeg(made), [i, *self.squares[i]]
 
     def preview(self) -> Image.Image:
         """The first photographs with their squares, and beside each what the model will see."""
-        columns, gap, side = 3, 2 * MARGIN, 128
         font, shown = ImageFont.load_default(13), list(range(min(SHOWN, len(self.sizes))))
-        rows = [shown[i : i + columns] for i in range(0, len(shown), columns)]
-        high = [max(LINE + max(side, *(self._thumbnails[i].height for i in row)) + gap for row in rows)] * len(rows)
-        wide = 208 + MARGIN + side + gap
-        sheet = Image.new("RGB", (wide * min(columns, len(shown)), sum(high)), PAPER)
+        wide = TILE + MARGIN + SQUARE + 2 * MARGIN
+        high = LINE + max(SQUARE, *(self._thumbnails[i].height for i in shown)) + 2 * MARGIN
+        sheet = Image.new("RGB", (wide * min(COLUMNS, len(shown)), high * -(-len(shown) // COLUMNS)), PAPER)
         pen = ImageDraw.Draw(sheet)
         for i in shown:
-            x, y = i % columns * wide, sum(high[: i // columns])
+            x, y = i % COLUMNS * wide, i // COLUMNS * high
             thumbnail, (wide_, _) = self._thumbnails[i], self.sizes[i]
             square = (self.squares[i][0], self.squares[i][1], self.squares[i][2])
             name = f"{self.names[i]}{', left out' if self.out[i] else ''}"
@@ -228,18 +230,17 @@ class Cropper(Editor):
             if not self.out[i]:
                 left, top, s = (value * thumbnail.width / wide_ for value in square)
                 box = (left, top, min(left + s, thumbnail.width), min(top + s, thumbnail.height))
-                crop = thumbnail.resize((side, side), Image.Resampling.LANCZOS, box=box)
-                sheet.paste(crop, (x + 208 + MARGIN, y + LINE))
+                crop = thumbnail.resize((SQUARE, SQUARE), Image.Resampling.LANCZOS, box=box)
+                sheet.paste(crop, (x + TILE + MARGIN, y + LINE))
         return sheet
 
 
-def _sources(source: Any) -> Iterator[tuple[str, Any]]:
-    """The name of each photograph, and how to read it: upright, or a PictureError."""
+def _sources(source: Any) -> Iterator[tuple[str, Reader, Reader]]:
+    """The name of each photograph, and how to read it now and later: upright, or a PictureError."""
     if isinstance(source, str | Path):
-        with files_of(Path(source)) as files:
-            names = [name for name, _ in files]
-        for name in names:
-            yield name, partial(_from, Path(source), name)
+        with files_of(Path(source)) as files:  # looked through once for all, which takes long in a large zip
+            for name, data in files:
+                yield name, partial(_read, name, data), partial(_from, Path(source), name)
         return
     if isinstance(source, Mapping):
         named = [(str(name), picture) for name, picture in source.items()]
@@ -253,16 +254,24 @@ def _sources(source: Any) -> Iterator[tuple[str, Any]]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two photographs are called {twice}; give a mapping with a name for each")
     for name, picture in named:
-        yield name, partial(lambda one: open_picture(one, whole=True)[0], picture)
+        read = partial(lambda one: open_picture(one, whole=True)[0], picture)
+        yield name, read, read
+
+
+def _read(name: str, data: Callable[[], bytes]) -> Image.Image:
+    return upright(name, data())[0]
 
 
 def _from(source: Path, name: str) -> Image.Image:
-    """A photograph of a folder or zip."""
-    with files_of(source) as files:
-        read = dict(files).get(name)
-        if read is None:
-            raise PictureError(f"{name} is not in {source.name} any more")
-        return upright(name, read())[0]
+    """A photograph of a folder or zip that was looked through before."""
+    try:
+        with files_of(source) as files:
+            found = dict(files)
+            return _read(name, found[name])
+    except PictureError:
+        raise
+    except (KeyError, OSError, ValueError):  # the whole source may have gone, or be another
+        raise PictureError(f"is not in {source.name} any more") from None
 
 
 def _check(picture: Image.Image, size: int) -> None:
@@ -284,20 +293,14 @@ def _reduced(picture: Image.Image, longest: int) -> Image.Image:
 
 
 def _tiled(thumbnails: Sequence[Image.Image]) -> Image.Image:
-    """All thumbnails on one sheet, each whole and in the middle of a square of TILE pixels, PER_ROW in a row."""
+    """All thumbnails on one sheet, each whole and in the middle of a square of SMALL pixels, PER_ROW in a row."""
     rows = -(-len(thumbnails) // PER_ROW)
-    sheet = Image.new("RGB", (TILE * min(PER_ROW, len(thumbnails)), TILE * rows), (128, 128, 128))
+    sheet = Image.new("RGB", (SMALL * min(PER_ROW, len(thumbnails)), SMALL * rows), (128, 128, 128))
     for i, thumbnail in enumerate(thumbnails):
-        small = _reduced(thumbnail, TILE)
-        left, top = TILE * (i % PER_ROW), TILE * (i // PER_ROW)
-        sheet.paste(small, (left + (TILE - small.width) // 2, top + (TILE - small.height) // 2))
+        small = _reduced(thumbnail, SMALL)
+        left, top = SMALL * (i % PER_ROW), SMALL * (i // PER_ROW)
+        sheet.paste(small, (left + (SMALL - small.width) // 2, top + (SMALL - small.height) // 2))
     return sheet
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90, subsampling=0)
-    return buffer.getvalue()
 
 
 def _printable(name: str) -> str:

@@ -109,6 +109,8 @@ function render({ model, el }) {
   let made = []; // for each point: what is drawn of it
 
   function build() {
+    if (made.length === points.length) return; // what has the focus keeps it
+    const focused = front.contains(el.getRootNode().activeElement);
     for (const { point, opposite, arrow } of made) for (const one of [point, opposite, arrow]) one.remove();
     made = points.map((_, i) => {
       const ring = svg("circle", { r: 0.085, class: "energy-ring" }), dot = svg("circle", { r: 0.055, class: "energy-dot" });
@@ -122,6 +124,7 @@ function render({ model, el }) {
     });
     chosen = Math.min(chosen, points.length - 1);
     front.append(...made.map(({ point }) => point)); // in the order of Tab
+    if (focused) made[chosen].point.focus({ preventScroll: true });
   }
 
   // An arrow from a point along a force, as it is seen.
@@ -159,9 +162,11 @@ function render({ model, el }) {
     }
   }
 
+  const degrees = (a) => Math.round(Math.atan2(a[1], a[0]) / DEGREE + 360) % 360;
+
   // How a point stands, in words.
   function where(a) {
-    if (flat()) return `at ${Math.round((Math.atan2(a[1], a[0]) / DEGREE + 360) % 360)} degrees`;
+    if (flat()) return `at ${degrees(a)} degrees`;
     const [x, y, z] = seen(a).map((v) => v.toFixed(2));
     return `${x} right, ${y} up, ${z < 0 ? "behind" : "in front"}`;
   }
@@ -181,7 +186,8 @@ function render({ model, el }) {
       point.setAttribute("transform", `translate(${x} ${-y})`);
       point.classList.toggle("energy-behind", behind);
       point.setAttribute("aria-label", `Point ${i + 1}`);
-      point.setAttribute("aria-valuenow", flat() ? Math.round(Math.atan2(y, x) / DEGREE) : Math.round(100 * x));
+      const range = flat() ? [0, 360, degrees(points[i])] : [-100, 100, Math.round(100 * x)];
+      ["min", "max", "now"].forEach((key, k) => point.setAttribute(`aria-value${key}`, range[k]));
       point.setAttribute("aria-valuetext", `${where(points[i])}; energy ${format(energy(points, s(), half()))}`);
       opposite.setAttribute("transform", `translate(${-x} ${y})`);
       opposite.classList.toggle("energy-behind", z > 1e-9);
@@ -233,9 +239,9 @@ function render({ model, el }) {
     stop();
     commit();
     history.remember(points);
-    const other = next[0].length !== points[0].length || next.length !== points.length;
     points = next;
-    if (other) { build(); drawGlobe(); }
+    build();
+    drawGlobe();
     send();
     said.textContent = words;
   }
@@ -313,7 +319,7 @@ function render({ model, el }) {
 
   const changed = (before) => {
     const now = energy(points, s(), half()), by = now - before;
-    return `${format(before)} → ${format(now)}: ${Math.abs(by) < 1e-9 * Math.abs(before || 1) ? "unchanged" : `${by > 0 ? "+" : "−"}${format(Math.abs(by))}`}`;
+    return `${format(before)} → ${format(now)}: ${now === before || Math.abs(by) < 1e-9 * Math.max(1, Math.abs(before)) ? "unchanged" : `${by > 0 ? "+" : "−"}${format(Math.abs(by))}`}`;
   };
 
   function turnAll() {
@@ -492,7 +498,12 @@ function render({ model, el }) {
 
   function receive() {
     const given = model.get("points");
-    if (drag || nudging || playing || JSON.stringify(given) === JSON.stringify(points)) return;
+    if (drag || nudging || JSON.stringify(given) === JSON.stringify(points)) return;
+    if (playing) { // what plays ends here, and is not sent
+      cancelAnimationFrame(playing.id);
+      plays(null);
+      spreading.textContent = "Spread";
+    }
     history.clear();
     points = given;
     build();

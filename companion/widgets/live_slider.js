@@ -8,7 +8,7 @@ function render({ model, el }) {
   const input = element("input", { type: "range", min, max, step });
   input.setAttribute("aria-label", label);
   const shown = element("output");
-  let timer = null;
+  let timer = null, held = false;
 
   function draw() {
     const value = model.get("value");
@@ -17,9 +17,10 @@ function render({ model, el }) {
     input.setAttribute("aria-valuetext", shown.textContent);
   }
 
-  function send(held) {
+  function send(now) {
     clearTimeout(timer);
     timer = null;
+    held = now;
     model.set("value", Number(input.value));
     model.set("held", held);
     model.save_changes();
@@ -30,7 +31,10 @@ function render({ model, el }) {
     shown.textContent = Number(input.value).toFixed(2);
     timer ??= setTimeout(() => send(true), PAUSE);
   });
-  input.addEventListener("change", () => send(false));
+  // Where it is let go at the value that it had before, there is no "change".
+  for (const name of ["change", "pointerup", "pointercancel", "blur"]) {
+    input.addEventListener(name, () => { if (held || timer) send(false); });
+  }
   const marks = model.get("marks").map(([name, value]) =>
     button(name, "live-slider-mark", () => { input.value = value; send(false); }));
   const line = element("label", { className: "live-slider-line" }, [label, input, shown]);

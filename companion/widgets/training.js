@@ -32,7 +32,7 @@ function render({ model, el }) {
   // ---- curves
 
   const all = Object.values(metrics).flat().map(([step]) => step).concat(steps);
-  const first = Math.min(...all), span = Math.max(...all) - first || 1;
+  const first = Math.min(...all), end = Math.max(...all), span = end - first || 1;
   const across = (step) => CHART.left + ((step - first) / span) * (CHART.width - CHART.left - CHART.right);
 
   // The value at a step, or at the last one before it that was measured.
@@ -142,7 +142,7 @@ function render({ model, el }) {
 
   const ends = charts.length ? [element("div", { className: "training-ends" }, [
     element("span", { textContent: first.toLocaleString("en") }), element("span", { textContent: "step" }),
-    element("span", { textContent: (first + span).toLocaleString("en") }),
+    element("span", { textContent: end.toLocaleString("en") }),
   ])] : [];
   const side = element("div", { className: "training-side" }, [
     slider, said,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from companion.figures import COLOURS, STYLE, WIDTH, as_pil
 from companion.finetuning_run import Folder
-from companion.widgets.base import MARGIN, PAPER, side_by_side
+from companion.widgets.base import MARGIN, PAPER, jpeg, side_by_side
 from companion.widgets.painter import Editor, script
 
 LARGEST = 640  # a step's pictures are shown at most this wide, in pixels
@@ -79,7 +79,7 @@ class TrainingScrubber(Editor):
             raise ValueError(f"the steps have sheets of {shown} pixels; give the same pictures for each step")
         width, height = sizes.pop()
         super().__init__(
-            frames=[_jpeg(sheet) for sheet in self._sheets],
+            frames=[jpeg(sheet) for sheet in self._sheets],
             steps=steps,
             metrics={name: _points(name, values, steps) for name, values in (metrics or {}).items()},
             value=len(steps) - 1,
@@ -195,9 +195,3 @@ def _points(name: str, values: Values, steps: Sequence[int]) -> list[list[float 
     if not pairs:
         raise ValueError(f"{name} has no numbers; leave it out, or give one for each step")
     return [[step, value if np.isfinite(value) else None] for step, value in pairs]
-
-
-def _jpeg(sheet: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=88, subsampling=0)
-    return buffer.getvalue()

@@ -141,8 +141,17 @@ class TestCropper:
         assert boxes(editor)["duck.jpg"] == before
         assert "800 × 800" not in editor.page.locator(".crop-square").get_attribute("aria-label")
         assert editor.page.locator(".editor-spoken").inner_text()
+        # The smallest square stays where it is.
+        editor.widget.boxes = {"duck.jpg": (400, 200, 130)}
+        editor.receive("squares", "home")
+        for _ in range(3):
+            keyboard.press("-")
+            assert boxes(editor)["duck.jpg"] == (401, 201, 128)
+        # The page does not move away from the photograph.
+        editor.page.set_viewport_size({"width": 600, "height": 420})
         keyboard.press("PageDown")
         assert editor.sent()[-1]["current"] == 1 and editor.page.evaluate("window.keys") == []
+        assert editor.page.evaluate("scrollY") == 0
 
     def test_one_photograph_after_another(self, editor):
         said = editor.page.locator(".editor-said").first
@@ -187,8 +196,7 @@ class TestCropper:
         assert np.abs(shown() - expected(230, 0, 1380)).max() < 4
         editor.drag((200, 150), (230, 150))  # the browser's own, until Python's has come
         assert np.abs(shown() - expected(*boxes(editor)["duck.jpg"])).max() < 6
-        editor.widget.made = editor.widget.made  # what Python has made of it
-        answered(editor)
+        answered(editor)  # with what Python has made of it
         editor.page.wait_for_timeout(100)
         assert np.abs(shown() - expected(*boxes(editor)["duck.jpg"])).max() < 4
 
@@ -219,6 +227,13 @@ class TestCropper:
         assert boxes(editor).keys() == first.keys() and editor.widget.current == 0
         editor.press("Reset all")
         assert boxes(editor) == first
+        # A square and what is left out, both at once, and back.
+        editor.drag((200, 150), (230, 150))
+        editor.page.get_by_label("leave it out").check()
+        editor.press("Reset all")
+        assert boxes(editor) == first
+        editor.press("Undo")
+        assert "duck.jpg" not in boxes(editor) and editor.widget.squares[0][0] > first["duck.jpg"][0]
 
     def test_it_leaves_nothing_behind(self, editor):
         assert no_listener_is_left(editor)
@@ -371,6 +386,19 @@ def test_a_slider_says_whether_it_is_on_its_way(opened):
     mouse.move(x - 60, y)
     mouse.up()
     assert editor.sent()[-1]["held"] is False and not slider.held and -1 <= slider.value < 0.9
+    # Let go where it was taken: nothing has changed, but it is not on its way any more.
+    value, x = slider.value, x - 60
+    mouse.move(x, y)
+    mouse.down()
+    for to in (x + 30, x):
+        mouse.move(to, y, steps=4)
+        editor.page.wait_for_timeout(150)
+        editor.sent()
+        assert slider.held
+    mouse.up()
+    editor.page.wait_for_timeout(150)
+    editor.sent()
+    assert not slider.held and slider.value == value
     assert editor.page.locator("output").inner_text() == f"{slider.value:.2f}"
     assert editor.page.locator("button").all_inner_texts() == ["2", "-1", "0, pretrained"]
     editor.press("0, pretrained")
@@ -528,6 +556,29 @@ class TestEnergyExplorer:
         editor.page.wait_for_timeout(300)
         assert editor.sent() == [] and middle < start and np.isclose(number(editor), middle, rtol=1e-6)
 
+    def test_what_python_sets_ends_the_spreading(self, opened):
+        panel = EnergyExplorer(n=12, dimension=3)
+        editor = opened(panel)
+        editor.press("Spread")
+        panel.array = [[1, 0], [0, 1]]
+        editor.receive("points", "home")
+        finished(editor)
+        editor.page.wait_for_timeout(300)
+        assert editor.sent() == [] and panel.array.tolist() == [[1, 0], [0, 1]]
+        assert editor.page.get_by_role("button", name="Spread").count() == 1
+
+    @pytest.mark.parametrize(
+        "points",
+        [
+            [[1, 0], [1, 0], [0, 1]],  # of infinite energy
+            [[np.cos(0.1), np.sin(0.1)], [np.cos(0.1 + np.pi / 3), np.sin(0.1 + np.pi / 3)]],  # 1 apart: log(1) is 0
+        ],
+    )
+    def test_a_rotation_changes_no_energy_that_is_infinite_or_zero(self, opened, points):
+        editor = opened(EnergyExplorer(points, s=0), reduced_motion="reduce")
+        editor.press("Turn all")
+        assert said(editor).endswith("unchanged")
+
     def test_keys_move_a_point(self, opened):
         panel = EnergyExplorer([[1, 0], [0, 1], [-1, 0]])
         editor = opened(panel)
@@ -539,6 +590,16 @@ class TestEnergyExplorer:
         assert np.allclose(panel.array[0], [np.cos(angle), np.sin(angle)])
         text = editor.page.locator('[data-point="0"]').get_attribute("aria-valuetext")
         assert text.startswith("at 14 degrees; energy ") and said(editor) == "point 1 at 14 degrees"
+        low, value, high = (
+            int(editor.page.locator('[data-point="0"]').get_attribute(f"aria-value{key}"))
+            for key in ("min", "now", "max")
+        )
+        assert low <= value == 14 <= high
+        editor.page.keyboard.press("Control+z")
+        editor.page.keyboard.press("Control+z")  # the point still has the focus, or JupyterLab would get this key
+        editor.sent()
+        assert np.allclose(panel.array[0], [np.cos(np.deg2rad(2)), np.sin(np.deg2rad(2))])
+        assert editor.page.locator('[data-point="0"]:focus').count() == 1
         assert set(editor.page.evaluate("window.keys")) <= {"Tab"}
 
     def test_a_sphere_is_turned_and_its_points_stay(self, opened):
