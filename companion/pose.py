@@ -23,6 +23,8 @@ import os
 import tarfile
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
+from http.client import HTTPException
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -150,6 +152,7 @@ FILES = {
     ),
 }
 DETECTION, LANDMARKS = FILES
+CHUNK, MOST = 2**18, 2**26  # bytes that are read at once, and in all, of the package's 41 million
 SIDE, LANDMARK_SIDE = 224, 256  # pixels of the two networks' pictures
 SURE = 0.5  # of a person, and of a point
 
@@ -185,9 +188,9 @@ def fetch(
     address = f"{registry.rstrip('/')}/{PACKAGE}"
     try:
         with urllib.request.urlopen(address, timeout=30) as answer:
-            chunks = -(-int(answer.headers.get("Content-Length") or 0) // 2**18)
-            data = b"".join(watch(iter(lambda: answer.read(2**18), b""), chunks))
-    except OSError as error:
+            chunks = -(-int(answer.headers.get("Content-Length") or 0) // CHUNK)
+            data = b"".join(watch(islice(iter(lambda: answer.read(CHUNK), b""), MOST // CHUNK), chunks))
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: for what is no address, or no length
         raise OSError(
             f"The pose detector's networks are not in {folder}, and {address} cannot be fetched ({error}): check the "
             f"network, or put {' and '.join(FILES)} of npm's @mediapipe/pose there."

@@ -216,6 +216,19 @@ class TestFiles:
             pose.fetch(tmp_path / "pose", registry)
         assert not (tmp_path / "pose").exists()
 
+    def test_what_never_ends_is_not_read_to_its_end(self, registry, tmp_path, monkeypatch):
+        self.sent = bytes(2**21)
+        monkeypatch.setattr(pose, "MOST", 2**19)
+        with pytest.raises(OSError, match=r"sent \(524,288 bytes\) is not the package"):
+            pose.fetch(tmp_path / "pose", registry)
+
+    def test_what_is_no_answer_gets_the_same_sentence(self, tmp_path):
+        with listening(lambda request: request.wfile.write(b"nonsense\r\n\r\n")) as url:
+            with pytest.raises(OSError, match="(?s)cannot be fetched .*nonsense.*: check the network, or put"):
+                pose.fetch(tmp_path / "pose", url)
+        with pytest.raises(OSError, match="cannot be fetched .*unknown url type.*: check the network, or put"):
+            pose.fetch(tmp_path / "pose", "registry.example")
+
     def test_without_a_network_a_sentence_says_what_to_do(self, tmp_path):
         with pytest.raises(OSError, match="cannot be fetched .*: check the network, or put pose_detection.tflite and"):
             pose.fetch(tmp_path / "pose", "http://127.0.0.1:9")
