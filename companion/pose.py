@@ -392,11 +392,10 @@ def robot(person: np.ndarray) -> tuple[float, ...]:
         )
         if shoulder is not None and elbow is not None:
             arm = elbow - shoulder
-            upper = _within(float(np.rad2deg(np.arctan2(arm @ up, arm @ outwards))), POSES[0])
+            upper = _nearest(float(np.rad2deg(np.arctan2(arm @ up, arm @ outwards))), POSES[0])
             if wrist is not None:  # its direction is kept also where the upper arm's could not be
                 arm = wrist - elbow
-                fore = np.rad2deg(np.arctan2(arm @ up, arm @ outwards)) - upper
-                fore = _within(float((fore + 180) % 360 - 180), POSES[1])
+                fore = _nearest(float(np.rad2deg(np.arctan2(arm @ up, arm @ outwards))) - upper, POSES[1])
         if hip is not None and (foot := ankle if ankle is not None else knee) is not None:
             # The robot's legs begin 0.15 from its middle and end 0.16 + spread from it, 0.43 lower.
             leg = foot - hip
@@ -462,6 +461,12 @@ def _sides(at: dict[str, np.ndarray], right: np.ndarray) -> tuple[str, str]:
     where = {side: at[name] @ right for side in ("right", "left") if (name := f"{side}_shoulder") in at}
     back = len(where) == 2 and where["left"] < where["right"]
     return ("left", "right") if back else ("right", "left")  # who faces the camera has the right side on the left
+
+
+def _nearest(degrees: float, limits: tuple[float, float]) -> float:
+    """The angle within limits that is nearest to another, whichever way around."""
+    middle = sum(limits) / 2
+    return _within((degrees - middle + 180) % 360 - 180 + middle, limits)
 
 
 def _within(value: float, limits: tuple[float, float]) -> float:
