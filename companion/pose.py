@@ -295,14 +295,15 @@ class Region:
         return cv2.warpAffine(np.ascontiguousarray(picture), back, (side, side)).astype(np.float32) / 255
 
 
-def anchors(side: int = SIDE, strides: Sequence[int] = (8, 16, 32, 32, 32)) -> np.ndarray:
-    """The places that the first network looks at, (2254, 2), as fractions of the picture: the centres of the cells of a
-    grid for each stride, two for each (W. Liu et al., "SSD: Single Shot MultiBox Detector", arXiv 1512.02325).
+def anchors(side: int = SIDE, grids: Sequence[tuple[int, int]] = ((8, 2), (16, 2), (32, 6))) -> np.ndarray:
+    """The places that the first network looks at, (2254, 2), as fractions of the picture: the centres of the cells of
+    grids, each with its stride in pixels and how often it has each cell (W. Liu et al., "SSD: Single Shot MultiBox
+    Detector", arXiv 1512.02325). Of MediaPipe's five grids the last three have one stride, and are taken together.
     """
     found = []
-    for stride in strides:
+    for stride, times in grids:
         y, x = np.mgrid[: side // stride, : side // stride]
-        found.append(np.repeat((np.stack([x, y], -1).reshape(-1, 2) + 0.5) * stride / side, 2, 0))
+        found.append(np.repeat((np.stack([x, y], -1).reshape(-1, 2) + 0.5) * stride / side, times, 0))
     return np.concatenate(found)
 
 

@@ -81,6 +81,8 @@ class TestDecoding:
         assert found[:3].tolist() == [[4 / 224, 4 / 224]] * 2 + [[12 / 224, 4 / 224]]
         assert found[2 * 28].tolist() == [4 / 224, 12 / 224], "rows of cells follow each other"
         assert found[2 * 28**2].tolist() == [8 / 224, 8 / 224] and found[-1].tolist() == [208 / 224, 208 / 224]
+        coarse = found[2 * (28**2 + 14**2) :] * 224  # three grids of one stride are one grid with six for each cell
+        assert coarse[:6].tolist() == [[16, 16]] * 6 and coarse[6:12].tolist() == [[48, 16]] * 6
 
     def test_boxes_and_points_are_measured_from_their_anchor(self):
         raw, logits = np.zeros((2254, 12), np.float32), np.full(2254, -9, np.float32)
