@@ -231,7 +231,15 @@ class Detector:
         self._find, self._read = (core.compile_model(folder / name, "CPU", exact) for name in (DETECTION, LANDMARKS))
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """The key points of all people in a picture, uint8 (H, W, 3), surest first: float32 (K, 18, 3)."""
+        """The key points of all people in a picture, uint8 (H, W, 3), surest first: float32 (K, 18, 3).
+
+        Raises ValueError for another shape or type.
+        """
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise ValueError(
+                f"a picture of shape {picture.shape} and type {picture.dtype}; give uint8 (H, W, 3), as by "
+                "np.asarray(picture.convert('RGB'))"
+            )
         found = [points for region in self.regions(picture) if (points := self.points(picture, region)) is not None]
         return np.stack([to_18(p, picture.shape) for p in found]) if found else np.zeros((0, 18, 3), np.float32)
 
@@ -249,7 +257,8 @@ class Detector:
 
         The first 33 are on the body. None if nobody is there.
         """
-        raw = self._read(region.cut(picture, LANDMARK_SIDE)[None])
+        # BlazePose repeats the picture's border here. Beside black, this network invents the limbs that are cut off.
+        raw = self._read(region.cut(picture, LANDMARK_SIDE, cv2.BORDER_REPLICATE)[None])
         if raw[1].item() < SURE:
             return None
         points = raw[0].reshape(39, 5)
@@ -279,20 +288,21 @@ class Region:
         (ux, uy), right_down = self.up, (np.asarray(points) - side / 2) * 2 / side
         return self.centre + right_down @ np.array([(-uy, ux), (-ux, -uy)])
 
-    def cut(self, picture: np.ndarray, side: int) -> np.ndarray:
-        """The region drawn with `side` x `side` pixels, black outside of the picture: float32 in [0, 1]."""
-        smaller = min(1.0, side / (2 * np.hypot(*self.up)))
+    def cut(self, picture: np.ndarray, side: int, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
+        """The region drawn with `side` x `side` pixels: float32 in [0, 1].
+
+        border: what lies outside of the picture, in OpenCV's terms; black by default.
+        """
+        corners = np.array([(0.5, 0.5), (side - 0.5, 0.5), (0.5, side - 0.5)])
+        there, smaller = self.to_picture(corners, side), side / (2 * np.hypot(*self.up))
         if smaller < 0.5:  # sampling a few pixels of many would lose what is between them
             high, wide = picture.shape[:2]
             size = max(1, round(wide * smaller)), max(1, round(high * smaller))
-            scale = np.divide(size, (wide, high))
-            small = Region(self.centre * scale, self.up * scale)
-            return small.cut(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), side)
+            picture, there = cv2.resize(picture, size, interpolation=cv2.INTER_AREA), there * size / (wide, high)
         # OpenCV counts from the centre of the first pixel.
-        corners = np.array([(0.5, 0.5), (side - 0.5, 0.5), (0.5, side - 0.5)])
-        there = (self.to_picture(corners, side) - 0.5).astype(np.float32)
-        back = cv2.getAffineTransform(there, (corners - 0.5).astype(np.float32))
-        return cv2.warpAffine(np.ascontiguousarray(picture), back, (side, side)).astype(np.float32) / 255
+        back = cv2.getAffineTransform((there - 0.5).astype(np.float32), (corners - 0.5).astype(np.float32))
+        cut = cv2.warpAffine(np.ascontiguousarray(picture), back, (side, side), borderMode=border)
+        return cut.astype(np.float32) / 255
 
 
 def anchors(side: int = SIDE, grids: Sequence[tuple[int, int]] = ((8, 2), (16, 2), (32, 6))) -> np.ndarray:

@@ -363,7 +363,8 @@ def test_it_finds_grace_hopper():
     by_eye = {"nose": (262, 250), "right_eye": (222, 205), "left_eye": (298, 200), "neck": (262, 403)}
     by_eye |= {"right_shoulder": (95, 400), "left_shoulder": (430, 410)}
     assert max(np.linalg.norm(at[name] - place) for name, place in by_eye.items()) < 30
-    assert not {"left_hip", "right_hip", "left_knee", "right_ankle"} & at.keys()
+    ears = {"right_ear", "left_ear"}
+    assert at.keys() <= by_eye.keys() | ears, "no arms and no legs are invented, which the portrait does not show"
     # Turned and made smaller, she is found in the same place.
     half = cv2.resize(cv2.rotate(photograph, cv2.ROTATE_180), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     (again,) = detector(half)
