@@ -229,17 +229,18 @@ def _network(name: str, kind: str, source: str | Path | None) -> tuple[Any, Any,
     safe = {"local_files_only": True}
     with quiet():
         prepare = transformers.AutoImageProcessor.from_pretrained(folder, **safe)
-        net = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **safe)
+        net = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **safe)
     return net.to(device).eval(), prepare, device
 
 
 def depth_finder(source: str | Path | None = None) -> Annotator:
     """What finds inverse depth in photographs: float32 (N, H, W), in each from 0 (the farthest) to 1 (the nearest).
 
-    source: a folder or repository with a network of relative depth, such as Depth Anything or DPT.
+    source: a folder or repository with a network of relative depth: a Depth Anything, or a DPT.
     """
     net, prepare, device = _network("depth", "AutoModelForDepthEstimation", source)
-    if getattr(net.config, "depth_estimation_type", "relative") != "relative":
+    relative = getattr(net.config, "depth_estimation_type", "relative") == "relative"
+    if not relative or net.config.model_type not in ("depth_anything", "dpt"):
         raise ValueError(f"{source} estimates distances; give a network of relative depth, such as Depth Anything's")
 
     @torch.no_grad()

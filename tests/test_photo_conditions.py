@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import shutil
 import sys
 
 import cv2
@@ -172,6 +173,28 @@ def test_depth_comes_from_a_published_network_and_near_is_white(nets, photograph
         raw = net(**ready).predicted_depth[0].numpy()
     again = cv2.resize(raw, (160, SIZE), interpolation=cv2.INTER_LINEAR)
     assert np.corrcoef(again.ravel(), found[0, ..., 0].ravel())[0, 1] > 0.99
+
+
+def test_weights_in_half_precision_are_read(nets, photographs, tmp_path):
+    from transformers import AutoModelForDepthEstimation
+
+    shutil.copytree(nets / "depth", tmp_path / "half")
+    AutoModelForDepthEstimation.from_pretrained(nets / "depth").half().save_pretrained(tmp_path / "half")
+    half, full = (
+        annotator("depth", folder)(photographs[:1]).astype(int) for folder in (tmp_path / "half", nets / "depth")
+    )
+    assert np.abs(half - full).mean() < 2
+
+
+def test_networks_that_estimate_distances_are_refused(tmp_path):
+    """Theirs are largest where nothing is near, so that near would be black."""
+    from transformers import DPTImageProcessor, GLPNConfig, GLPNForDepthEstimation
+
+    small = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    GLPNForDepthEstimation(GLPNConfig(**small)).save_pretrained(tmp_path)
+    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="estimates distances; give a network of relative depth"):
+        annotator("depth", tmp_path)
 
 
 def test_normals_are_those_of_the_depth_in_controlnet_s_colours(nets, photographs, monkeypatch):
