@@ -34,7 +34,8 @@ from companion.tabletop.scene import BONES, JOINTS, KINDS, Scene
 
 LABELS = SEGMENTS  # sky, ground, and the kinds of things
 CANNY = (50, 100)  # thresholds, in grey levels; the usual 100 and 200 lose what stands in the dark
-#: The conditions whose maps are found in any picture; those of the others in pictures of the miniature world alone.
+#: The conditions whose `annotate` needs no network, and so finds maps in any picture; that of the others knows the
+#: miniature world alone. (For photographs, `companion.photo_conditions` has all eight.)
 ANYWHERE = ("canny", "softedge", "mlsd")
 SURE = 0.3  # a joint that the judge believes in less than this is not there
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from companion import conditions
-from companion.conditions import CONDITIONS
+from companion.conditions import ANYWHERE, CONDITIONS
 from companion.models import CATALOGUE, Model, download, quiet
 
 Annotator = Callable[[np.ndarray], np.ndarray]
@@ -80,16 +80,16 @@ def annotator(name: str, source: str | Path | None = None) -> Annotator:
             By default `NETWORKS` and `pose.fetch` say where.
 
     Raises:
-        ValueError: there is no such condition, or the source is not for it.
+        ValueError: there is no such condition, or the source is not for it; later, the pictures have another form.
         OSError: its network is neither on this machine nor can be fetched (`models.OfflineError`, `NoMirrorError`); the
             message says what to do.
         ImportError: openvino is not installed, which the pose detector needs.
     """
     if name not in CONDITIONS:
         raise ValueError(f"there is no condition {name!r}; the eight are {', '.join(CONDITIONS)}")
-    if source is not None and name not in ("depth", "normal", "seg", "openpose"):
+    if source is not None and name in (*ANYWHERE, "scribble"):
         raise ValueError(f"the condition {name} needs no network; leave out {str(source)!r}")
-    return {
+    show = {
         "canny": lambda: _painted("canny", lambda p: conditions.canny(p, 100, 200)),
         "softedge": lambda: _painted("softedge", at_side(soft_edges)),
         "mlsd": lambda: _painted("mlsd", conditions.lines),
@@ -99,6 +99,16 @@ def annotator(name: str, source: str | Path | None = None) -> Annotator:
         "seg": lambda: label_finder(source),
         "openpose": lambda: _poses(source),
     }[name]()
+    return lambda pictures: show(_checked(pictures))
+
+
+def _checked(pictures: np.ndarray) -> np.ndarray:
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
+        raise ValueError(
+            f"pictures of shape {pictures.shape} and type {pictures.dtype}; give uint8 (N, H, W, 3), as by "
+            "np.asarray(picture.convert('RGB'))[None]"
+        )
+    return pictures
 
 
 def _painted(name: str, found: Annotator) -> Annotator:
@@ -127,7 +137,7 @@ def _drawn(pictures: np.ndarray) -> np.ndarray:
 def at_side(find: Annotator, side: int = SIDE) -> Annotator:
     """What finds maps (N, H, W) in pictures, made to look at them enlarged or made smaller, with this shorter side.
 
-    Edges depend on scale. All of ControlNet's annotators look at 512 pixels, whatever the size of the control picture.
+    Edges depend on scale. ControlNet's networks look for them at 512 pixels, whatever the size of the control picture.
     """
 
     def found(pictures: np.ndarray) -> np.ndarray:
@@ -229,17 +239,18 @@ def _network(name: str, kind: str, source: str | Path | None) -> tuple[Any, Any,
     safe = {"local_files_only": True}
     with quiet():
         prepare = transformers.AutoImageProcessor.from_pretrained(folder, **safe)
-        net = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **safe)
+        net = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **safe)
     return net.to(device).eval(), prepare, device
 
 
 def depth_finder(source: str | Path | None = None) -> Annotator:
     """What finds inverse depth in photographs: float32 (N, H, W), in each from 0 (the farthest) to 1 (the nearest).
 
-    source: a folder or repository with a network of relative depth, such as Depth Anything or DPT.
+    source: a folder or repository with a network of relative depth: a Depth Anything, or a DPT.
     """
     net, prepare, device = _network("depth", "AutoModelForDepthEstimation", source)
-    if getattr(net.config, "depth_estimation_type", "relative") != "relative":
+    relative = getattr(net.config, "depth_estimation_type", "relative") == "relative"
+    if not relative or net.config.model_type not in ("depth_anything", "dpt"):
         raise ValueError(f"{source} estimates distances; give a network of relative depth, such as Depth Anything's")
 
     @torch.no_grad()

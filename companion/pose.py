@@ -23,6 +23,8 @@ import os
 import tarfile
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
+from http.client import HTTPException
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -150,6 +152,7 @@ FILES = {
     ),
 }
 DETECTION, LANDMARKS = FILES
+CHUNK, MOST = 2**18, 2**26  # bytes that are read at once, and in all, of the package's 41 million
 SIDE, LANDMARK_SIDE = 224, 256  # pixels of the two networks' pictures
 SURE = 0.5  # of a person, and of a point
 
@@ -185,9 +188,9 @@ def fetch(
     address = f"{registry.rstrip('/')}/{PACKAGE}"
     try:
         with urllib.request.urlopen(address, timeout=30) as answer:
-            chunks = -(-int(answer.headers.get("Content-Length") or 0) // 2**18)
-            data = b"".join(watch(iter(lambda: answer.read(2**18), b""), chunks))
-    except OSError as error:
+            chunks = -(-int(answer.headers.get("Content-Length") or 0) // CHUNK)
+            data = b"".join(watch(islice(iter(lambda: answer.read(CHUNK), b""), MOST // CHUNK), chunks))
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: for what is no address, or no length
         raise OSError(
             f"The pose detector's networks are not in {folder}, and {address} cannot be fetched ({error}): check the "
             f"network, or put {' and '.join(FILES)} of npm's @mediapipe/pose there."
@@ -228,7 +231,15 @@ class Detector:
         self._find, self._read = (core.compile_model(folder / name, "CPU", exact) for name in (DETECTION, LANDMARKS))
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """The key points of all people in a picture, uint8 (H, W, 3), surest first: float32 (K, 18, 3)."""
+        """The key points of all people in a picture, uint8 (H, W, 3), surest first: float32 (K, 18, 3).
+
+        Raises ValueError for another shape or type.
+        """
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise ValueError(
+                f"a picture of shape {picture.shape} and type {picture.dtype}; give uint8 (H, W, 3), as by "
+                "np.asarray(picture.convert('RGB'))"
+            )
         found = [points for region in self.regions(picture) if (points := self.points(picture, region)) is not None]
         return np.stack([to_18(p, picture.shape) for p in found]) if found else np.zeros((0, 18, 3), np.float32)
 
@@ -246,7 +257,8 @@ class Detector:
 
         The first 33 are on the body. None if nobody is there.
         """
-        raw = self._read(region.cut(picture, LANDMARK_SIDE)[None])
+        # BlazePose repeats the picture's border here. Beside black, this network invents the limbs that are cut off.
+        raw = self._read(region.cut(picture, LANDMARK_SIDE, cv2.BORDER_REPLICATE)[None])
         if raw[1].item() < SURE:
             return None
         points = raw[0].reshape(39, 5)
@@ -276,30 +288,32 @@ class Region:
         (ux, uy), right_down = self.up, (np.asarray(points) - side / 2) * 2 / side
         return self.centre + right_down @ np.array([(-uy, ux), (-ux, -uy)])
 
-    def cut(self, picture: np.ndarray, side: int) -> np.ndarray:
-        """The region drawn with `side` x `side` pixels, black outside of the picture: float32 in [0, 1]."""
-        smaller = min(1.0, side / (2 * np.hypot(*self.up)))
+    def cut(self, picture: np.ndarray, side: int, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
+        """The region drawn with `side` x `side` pixels: float32 in [0, 1].
+
+        border: what lies outside of the picture, in OpenCV's terms; black by default.
+        """
+        corners = np.array([(0.5, 0.5), (side - 0.5, 0.5), (0.5, side - 0.5)])
+        there, smaller = self.to_picture(corners, side), side / (2 * np.hypot(*self.up))
         if smaller < 0.5:  # sampling a few pixels of many would lose what is between them
             high, wide = picture.shape[:2]
             size = max(1, round(wide * smaller)), max(1, round(high * smaller))
-            scale = np.divide(size, (wide, high))
-            small = Region(self.centre * scale, self.up * scale)
-            return small.cut(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), side)
+            picture, there = cv2.resize(picture, size, interpolation=cv2.INTER_AREA), there * size / (wide, high)
         # OpenCV counts from the centre of the first pixel.
-        corners = np.array([(0.5, 0.5), (side - 0.5, 0.5), (0.5, side - 0.5)])
-        there = (self.to_picture(corners, side) - 0.5).astype(np.float32)
-        back = cv2.getAffineTransform(there, (corners - 0.5).astype(np.float32))
-        return cv2.warpAffine(np.ascontiguousarray(picture), back, (side, side)).astype(np.float32) / 255
+        back = cv2.getAffineTransform((there - 0.5).astype(np.float32), (corners - 0.5).astype(np.float32))
+        cut = cv2.warpAffine(np.ascontiguousarray(picture), back, (side, side), borderMode=border)
+        return cut.astype(np.float32) / 255
 
 
-def anchors(side: int = SIDE, strides: Sequence[int] = (8, 16, 32, 32, 32)) -> np.ndarray:
-    """The places that the first network looks at, (2254, 2), as fractions of the picture: the centres of the cells of a
-    grid for each stride, two for each (W. Liu et al., "SSD: Single Shot MultiBox Detector", arXiv 1512.02325).
+def anchors(side: int = SIDE, grids: Sequence[tuple[int, int]] = ((8, 2), (16, 2), (32, 6))) -> np.ndarray:
+    """The places that the first network looks at, (2254, 2), as fractions of the picture: the centres of the cells of
+    grids, each with its stride in pixels and how often it has each cell (W. Liu et al., "SSD: Single Shot MultiBox
+    Detector", arXiv 1512.02325). Of MediaPipe's five grids the last three have one stride, and are taken together.
     """
     found = []
-    for stride in strides:
+    for stride, times in grids:
         y, x = np.mgrid[: side // stride, : side // stride]
-        found.append(np.repeat((np.stack([x, y], -1).reshape(-1, 2) + 0.5) * stride / side, 2, 0))
+        found.append(np.repeat((np.stack([x, y], -1).reshape(-1, 2) + 0.5) * stride / side, times, 0))
     return np.concatenate(found)
 
 
@@ -389,11 +403,10 @@ def robot(person: np.ndarray) -> tuple[float, ...]:
         )
         if shoulder is not None and elbow is not None:
             arm = elbow - shoulder
-            upper = _within(float(np.rad2deg(np.arctan2(arm @ up, arm @ outwards))), POSES[0])
+            upper = _nearest(float(np.rad2deg(np.arctan2(arm @ up, arm @ outwards))), POSES[0])
             if wrist is not None:  # its direction is kept also where the upper arm's could not be
                 arm = wrist - elbow
-                fore = np.rad2deg(np.arctan2(arm @ up, arm @ outwards)) - upper
-                fore = _within(float((fore + 180) % 360 - 180), POSES[1])
+                fore = _nearest(float(np.rad2deg(np.arctan2(arm @ up, arm @ outwards))) - upper, POSES[1])
         if hip is not None and (foot := ankle if ankle is not None else knee) is not None:
             # The robot's legs begin 0.15 from its middle and end 0.16 + spread from it, 0.43 lower.
             leg = foot - hip
@@ -459,6 +472,12 @@ def _sides(at: dict[str, np.ndarray], right: np.ndarray) -> tuple[str, str]:
     where = {side: at[name] @ right for side in ("right", "left") if (name := f"{side}_shoulder") in at}
     back = len(where) == 2 and where["left"] < where["right"]
     return ("left", "right") if back else ("right", "left")  # who faces the camera has the right side on the left
+
+
+def _nearest(degrees: float, limits: tuple[float, float]) -> float:
+    """The angle within limits that is nearest to another, whichever way around."""
+    middle = sum(limits) / 2
+    return _within((degrees - middle + 180) % 360 - 180 + middle, limits)
 
 
 def _within(value: float, limits: tuple[float, float]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.machinery
+import shutil
 import sys
 
 import cv2
@@ -41,6 +43,28 @@ def test_edges_are_white_on_black_and_need_no_network(photographs, name):
         assert set(np.unique(found)) == {0, 255}
     flat = annotator(name)(np.full((1, 48, 64, 3), 90, np.uint8))
     assert flat.shape == (1, 48, 64, 3) and not flat.any()
+
+
+@pytest.mark.parametrize("name", ["canny", "softedge", "mlsd", "scribble", "depth"])
+def test_other_pictures_are_refused(photographs, nets, name):
+    show = annotator(name, nets / "depth" if name == "depth" else None)
+    transparent = np.concatenate([photographs, photographs[..., :1]], -1)
+    for other in (photographs[0], photographs[..., 0], transparent, photographs / np.float32(255)):
+        with pytest.raises(
+            ValueError, match=r"give uint8 \(N, H, W, 3\), as by np.asarray\(picture.convert\('RGB'\)\)\[None\]"
+        ):
+            show(other)
+
+
+def test_what_is_found_anywhere_needs_no_network_here_either(monkeypatch, tmp_path):
+    def download(*args, **options):
+        raise AssertionError("a network is asked for")
+
+    monkeypatch.setattr(photo_conditions, "download", download)
+    for name in conditions.ANYWHERE:
+        assert annotator(name)(np.full((1, 48, 64, 3), 90, np.uint8)).shape == (1, 48, 64, 3)
+        with pytest.raises(ValueError, match="needs no network"):
+            annotator(name, tmp_path)
 
 
 def test_canny_has_the_thresholds_of_the_field(photographs):
@@ -103,8 +127,9 @@ def test_the_colours_are_ade20k_s():
     }
     for label, colour in known.items():  # wall, sky, tree, person, car, flag
         assert tuple(ADE20K[label]) == colour
-    # The benchmark itself gives two pairs of classes one colour: road and skyscraper, and two more.
-    assert len(np.unique(ADE20K, axis=0)) >= 148
+    # The benchmark itself gives road and skyscraper one colour. The checksum is of the palette in mmsegmentation.
+    assert len(np.unique(ADE20K, axis=0)) == 149 and tuple(ADE20K[6]) == tuple(ADE20K[48])
+    assert hashlib.sha256(ADE20K.tobytes()).hexdigest().startswith("ce475c9151035eff")
 
 
 # ---- Networks --------------------------------------------------------------------------------------------------------
@@ -172,6 +197,28 @@ def test_depth_comes_from_a_published_network_and_near_is_white(nets, photograph
         raw = net(**ready).predicted_depth[0].numpy()
     again = cv2.resize(raw, (160, SIZE), interpolation=cv2.INTER_LINEAR)
     assert np.corrcoef(again.ravel(), found[0, ..., 0].ravel())[0, 1] > 0.99
+
+
+def test_weights_in_half_precision_are_read(nets, photographs, tmp_path):
+    from transformers import AutoModelForDepthEstimation
+
+    shutil.copytree(nets / "depth", tmp_path / "half")
+    AutoModelForDepthEstimation.from_pretrained(nets / "depth").half().save_pretrained(tmp_path / "half")
+    half, full = (
+        annotator("depth", folder)(photographs[:1]).astype(int) for folder in (tmp_path / "half", nets / "depth")
+    )
+    assert np.abs(half - full).mean() < 2
+
+
+def test_networks_that_estimate_distances_are_refused(tmp_path):
+    """Theirs are largest where nothing is near, so that near would be black."""
+    from transformers import DPTImageProcessor, GLPNConfig, GLPNForDepthEstimation
+
+    small = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    GLPNForDepthEstimation(GLPNConfig(**small)).save_pretrained(tmp_path)
+    DPTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="estimates distances; give a network of relative depth"):
+        annotator("depth", tmp_path)
 
 
 def test_normals_are_those_of_the_depth_in_controlnet_s_colours(nets, photographs, monkeypatch):

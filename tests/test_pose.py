@@ -81,6 +81,8 @@ class TestDecoding:
         assert found[:3].tolist() == [[4 / 224, 4 / 224]] * 2 + [[12 / 224, 4 / 224]]
         assert found[2 * 28].tolist() == [4 / 224, 12 / 224], "rows of cells follow each other"
         assert found[2 * 28**2].tolist() == [8 / 224, 8 / 224] and found[-1].tolist() == [208 / 224, 208 / 224]
+        coarse = found[2 * (28**2 + 14**2) :] * 224  # three grids of one stride are one grid with six for each cell
+        assert coarse[:6].tolist() == [[16, 16]] * 6 and coarse[6:12].tolist() == [[48, 16]] * 6
 
     def test_boxes_and_points_are_measured_from_their_anchor(self):
         raw, logits = np.zeros((2254, 12), np.float32), np.full(2254, -9, np.float32)
@@ -140,6 +142,38 @@ class TestDecoding:
         picture[::2] = 255
         cut = Region((512, 512), (0, -512)).cut(picture, 64)
         assert np.allclose(cut, 0.5, atol=0.01)
+
+    def test_a_region_that_is_made_smaller_stays_where_it_was(self):
+        """In a narrow picture, whose width does not become a whole number, and that lies slanted in the region."""
+        picture = np.zeros((903, 61, 3), np.uint8)
+        picture[880:890, 50:60] = 255
+        cut = Region((30.5, 451.5), (320, -320)).cut(picture, 64)[..., 0]
+        centre = (np.argwhere(cut > 0)[:, ::-1] * cut[cut > 0, None]).sum(0) / cut.sum() + 0.5
+        assert np.allclose(Region((30.5, 451.5), (320, -320)).to_picture(centre, 64), (55, 885), atol=4), (
+            "0.3 pixels of 14"
+        )
+        thin = Region((1500, 2), (0, -1500)).cut(np.full((4, 3000, 3), 255, np.uint8), 224)
+        assert thin.shape == (224, 224, 3) and not thin[:108].any() and not thin[116:].any()
+
+    def test_what_lies_outside_is_black_for_the_first_network_and_the_nearest_pixel_for_the_second(self):
+        """As the networks were trained: see the graphs pose_detection_cpu and pose_landmark_by_roi_cpu of MediaPipe."""
+        looked: list[np.ndarray] = []
+        detector = pose.Detector.__new__(pose.Detector)
+        detector._find = lambda x: looked.append(x) or [np.zeros((1, 2254, 12)), np.full((1, 2254, 1), -9.0)]
+        detector._read = lambda x: looked.append(x) or [np.zeros((1, 195)), np.zeros((1, 1))]
+        white = np.full((64, 32, 3), 255, np.uint8)
+        assert detector.regions(white) == [] and detector.points(white, Region((16, 64), (0, -64))) is None
+        assert (looked[0][0, :, :54] == -1).all() and (looked[0][0, 3:-3, 59:165] == 1).all()
+        assert (looked[1] == 1).all()
+
+    @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 4), (1, 64, 64, 3)])
+    def test_other_pictures_are_refused(self, shape):
+        detector = pose.Detector.__new__(pose.Detector)
+        for picture in (np.zeros(shape, np.uint8), np.zeros((64, 64, 3), np.float32)):
+            with pytest.raises(
+                ValueError, match=r"give uint8 \(H, W, 3\), as by np.asarray\(picture.convert\('RGB'\)\)"
+            ):
+                detector(picture)
 
     def test_a_person_s_region_reaches_beyond_the_circle(self):
         region = Region.between(np.array([100, 100]), np.array([100, 20]))
@@ -216,6 +250,19 @@ class TestFiles:
             pose.fetch(tmp_path / "pose", registry)
         assert not (tmp_path / "pose").exists()
 
+    def test_what_never_ends_is_not_read_to_its_end(self, registry, tmp_path, monkeypatch):
+        self.sent = bytes(2**21)
+        monkeypatch.setattr(pose, "MOST", 2**19)
+        with pytest.raises(OSError, match=r"sent \(524,288 bytes\) is not the package"):
+            pose.fetch(tmp_path / "pose", registry)
+
+    def test_what_is_no_answer_gets_the_same_sentence(self, tmp_path):
+        with listening(lambda request: request.wfile.write(b"nonsense\r\n\r\n")) as url:
+            with pytest.raises(OSError, match="(?s)cannot be fetched .*nonsense.*: check the network, or put"):
+                pose.fetch(tmp_path / "pose", url)
+        with pytest.raises(OSError, match="cannot be fetched .*unknown url type.*: check the network, or put"):
+            pose.fetch(tmp_path / "pose", "registry.example")
+
     def test_without_a_network_a_sentence_says_what_to_do(self, tmp_path):
         with pytest.raises(OSError, match="cannot be fetched .*: check the network, or put pose_detection.tflite and"):
             pose.fetch(tmp_path / "pose", "http://127.0.0.1:9")
@@ -256,6 +303,9 @@ class TestRobot:
         assert angles[0] == angles[3] == POSES[0][0] == -75 and angles[1] == pytest.approx(-15)
         kick = pose.robot(person(left_knee=(150, 90), left_ankle=(190, 80)))
         assert kick[5] == POSES[2][1]
+        # A hand on the own shoulder: of what the robot can do, a raised forearm is nearer than one that hangs.
+        bent = pose.robot(person(right_elbow=(80, 70), right_wrist=(90, 52)))
+        assert bent[1] == POSES[1][1]
 
     def test_what_is_not_seen_hangs_and_is_left_free(self):
         portrait = hidden(person(), *(f"{s}_{n}" for s in ("left", "right") for n in SIDES[1:]))
@@ -313,7 +363,8 @@ def test_it_finds_grace_hopper():
     by_eye = {"nose": (262, 250), "right_eye": (222, 205), "left_eye": (298, 200), "neck": (262, 403)}
     by_eye |= {"right_shoulder": (95, 400), "left_shoulder": (430, 410)}
     assert max(np.linalg.norm(at[name] - place) for name, place in by_eye.items()) < 30
-    assert not {"left_hip", "right_hip", "left_knee", "right_ankle"} & at.keys()
+    ears = {"right_ear", "left_ear"}
+    assert at.keys() <= by_eye.keys() | ears, "no arms and no legs are invented, which the portrait does not show"
     # Turned and made smaller, she is found in the same place.
     half = cv2.resize(cv2.rotate(photograph, cv2.ROTATE_180), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     (again,) = detector(half)
