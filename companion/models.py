@@ -718,7 +718,8 @@ def _from_mirrors(
             reasons.append(f"{repo} ({_reason(error, timeout)})")
     if name in mirrors:
         raise NoMirrorError(
-            f"The hub did not give {reasons[0]}. Check the name and the network; one that is private or asks you to agree needs HF_TOKEN."
+            f"The hub did not give {reasons[0]}. Check the name and the network; a repository that is private, or asks "
+            "for your consent, needs HF_TOKEN."
         )
     raise NoMirrorError(f"No mirror gave {name!r}: {'; '.join(reasons)}. Check the network and try again, {instead}.")
 
@@ -825,7 +826,7 @@ def _reason(error: BaseException, timeout: float) -> str:
         error = error.__cause__  # the error itself is about the cache; its cause says why the mirror failed
     response = getattr(error, "response", None)
     if isinstance(error, GatedRepoError):  # which is a RepositoryNotFoundError too
-        return "its page asks you to agree to conditions first"
+        return "its page asks for your consent first"
     if isinstance(error, RepositoryNotFoundError):
         return "no such repository, or a private one"
     if response is not None:

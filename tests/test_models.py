@@ -670,7 +670,7 @@ def test_a_repository_that_cannot_be_used_is_told_why(hub, cache, tiny, lora):
         ("a/pickle", PickleRefusedError, "a/pickle cannot be used: pytorch_lora_weights.bin is a pickle file"),
         ("a/dataset", NotAPipelineError, "it has neither model_index.json, as a pipeline has, nor"),
         ("a/lie", NoMirrorError, f"{models.LORA} is cut short"),
-        ("a/gate", NoMirrorError, "a/gate .its page asks you to agree to conditions first.*needs HF_TOKEN"),
+        ("a/gate", NoMirrorError, "a/gate .its page asks for your consent first.*needs HF_TOKEN"),
         ("no/such", NoMirrorError, "no such repository, or a private one.*needs HF_TOKEN.*no folder of that name"),
     ):
         with pytest.raises(error, match=sentence) as raised:

@@ -35,6 +35,7 @@ import companion
 from companion import cli
 from companion.models import CATALOGUE, LORA, find, seeded
 from companion.space import command
+from companion.space import studio as studio_module
 from companion.space.studio import MAX_STEPS, Studio
 
 TOKEN = "hf_LoopbackSecret0123456789"
@@ -143,6 +144,18 @@ class TestStudio:
         with pytest.raises(OSError, match="No model could be loaded.*none.*Set the Space's MODEL"):
             Studio([str(tmp_path / "none")], device="cpu")
 
+    def test_a_base_is_for_the_loras_of_the_list_alone(self, tiny, tmp_path):
+        """A Space that was built with a LoRA and its base may be told to draw with a pipeline instead."""
+        assert Studio([str(tmp_path / "none"), str(tiny)], base=str(tiny), device="cpu").size == 32
+
+    def test_a_pipeline_that_cannot_do_all_of_it_is_refused_in_a_sentence(self, tiny):
+        from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+        parts = companion.load(tiny, device="cpu").components
+        parts["scheduler"] = LCMScheduler.from_config(parts["scheduler"].config)
+        with pytest.raises(OSError, match="A LatentConsistencyModelPipeline cannot inpaint: take a Stable Diffusion"):
+            Studio(LatentConsistencyModelPipeline(**parts, requires_safety_checker=False))
+
     def test_every_step_is_told(self, studio, picture):
         for draw, all_of_them in (
             (lambda watch: studio.draw("a", steps=3, watch=watch), 3),
@@ -152,8 +165,11 @@ class TestStudio:
             draw(lambda done, total, told=told: told.append((done, total)))
             assert told == [(i + 1, all_of_them) for i in range(all_of_them)]
 
-    def test_it_proposes_what_fits_the_size(self, studio):
+    def test_it_proposes_what_suits_the_model(self, studio, monkeypatch):
         assert (studio.steps, studio.guidance) == (4, find("tabletop").guidance)
+        monkeypatch.setattr(studio_module, "load", lambda *given, **more: studio.text)
+        turbo = Studio(["sd-turbo"], device="cpu")
+        assert (turbo.steps, turbo.guidance) == (1, 1.0), "one step, without guidance"
 
 
 class TestUploads:
@@ -251,11 +267,9 @@ class TestControlNets:
             following.drawn(Image.new("L", (384, 384)))
 
     def test_nets_are_loaded_when_they_are_needed_and_kept(self, tiny, nets, picture, monkeypatch):
-        from companion.space import studio as module
-
         loads: list = []
-        load_controlnet = module.load_controlnet
-        monkeypatch.setattr(module, "load_controlnet", lambda *a, **k: loads.append(a) or load_controlnet(*a, **k))
+        stock = studio_module.load_controlnet
+        monkeypatch.setattr(studio_module, "load_controlnet", lambda *a, **k: loads.append(a) or stock(*a, **k))
         studio = Studio([str(tiny)], device="cpu", nets=nets)
         assert not loads and list(studio.conditions) == list(nets)
         for condition in ("canny", "canny", "scribble", "canny"):
@@ -286,18 +300,36 @@ class TestControlNets:
         with pytest.raises(ValueError, match=sentence):
             call(following, picture)
 
-    def test_a_net_that_does_not_fit_or_cannot_be_loaded_is_told(self, tiny, nets, tmp_path):
-        shutil.copytree(nets["canny"], tmp_path / "other")
-        config = json.loads((tmp_path / "other" / "config.json").read_text(encoding="utf-8"))
-        (tmp_path / "other" / "config.json").write_text(
-            json.dumps(config | {"cross_attention_dim": 8}), encoding="utf-8"
-        )
+    def test_a_net_that_does_not_fit_or_cannot_be_loaded_is_told(self, tiny, nets, tmp_path, capsys):
+        from companion.controlnet import controlnet_of
+
+        unet = companion.load(tiny, device="cpu").unet
+        for name, change in (("words", {"cross_attention_dim": 8}), ("widths", {"block_out_channels": (16, 16)})):
+            other = type(unet).from_config({**unet.config, **change})
+            controlnet_of(other, (8, 8, 8, 8)).save_pretrained(tmp_path / name)
         (tmp_path / "broken").mkdir()
         for name in ("config.json", "diffusion_pytorch_model.safetensors"):
             (tmp_path / "broken" / name).write_bytes((nets["canny"] / name).read_bytes()[:200])
-        studio = Studio([str(tiny)], device="cpu", nets={"canny": tmp_path / "broken"})
-        with pytest.raises(ValueError, match="The ControlNet for Canny edges could not be loaded: .* is cut short"):
-            studio.follow(Image.new("RGB", (32, 32)), "canny", "a")
+        places = {"canny": tmp_path / "broken", "depth": tmp_path / "words", "seg": tmp_path / "widths"}
+        studio = Studio([str(tiny)], device="cpu", nets={**places, "mlsd": tmp_path, "scribble": nets["scribble"]})
+        for condition, sentence in {
+            "canny": "The ControlNet for Canny edges could not be loaded: .* is cut short",
+            "depth": "The ControlNet for depth does not fit this model: take one that was trained for its base",
+            "seg": "does not fit this model",
+            "mlsd": "could not be loaded: .* lacks config.json",
+        }.items():
+            with pytest.raises(ValueError, match=sentence):
+                studio.follow(Image.new("RGB", (32, 32)), condition, "a")
+        studio.load_all()
+        assert list(studio.conditions) == ["scribble"], "the others are left out"
+        assert "The ControlNet for depth does not fit" in capsys.readouterr().err
+
+    def test_own_nets_come_besides_those_that_are_known(self, studio, nets, monkeypatch):
+        from companion.models import CONTROLNETS
+
+        monkeypatch.setattr(studio_module, "load", lambda *given, **more: studio.text)
+        found = Studio(["sd15"], device="cpu", nets={"canny": nets["canny"]})
+        assert found._nets == CONTROLNETS["sd15"] | {"canny": nets["canny"]}
 
 
 # ---- Models of one's own ---------------------------------------------------------------------------------------------
@@ -521,6 +553,7 @@ def test_several_pictures_come_one_after_the_other(app, studio):
     page = app.Page(studio, ["a b"])
     galleries = called(page, "text_to_image", "a", "", 2, 3.0, 7, 3, None)
     assert [len(pictures) for pictures, _ in galleries] == [1, 2, 3]
+    assert [chosen for _, chosen in galleries] == [0, gr.skip(), gr.skip()], "what is chosen meanwhile stays chosen"
     last = galleries[-1][0]
     assert [caption for _, caption in last] == ["seed 7", "seed 8", "seed 9"]
     for (drawn, _), seed in zip(last, (7, 8, 9), strict=True):
@@ -618,6 +651,32 @@ def test_a_gpu_that_is_lent_is_lent_for_drawing_alone(app, following, monkeypatc
     with pytest.raises(gr.Error, match="There is no control picture"):
         called(page, "controlnet", "canny", app.READY, None, None, "a", 1, 0, 1, "", 1, 3, 0, 1, None)
     assert calls == [("draw", False)], "unfit input asks for no GPU"
+
+
+@pytest.mark.parametrize(
+    ("settings", "models", "base"),
+    [
+        ({}, ["here/model"], "here/base"),
+        ({"MODEL": ""}, ["here/model"], "here/base"),
+        ({"MODEL": "you/lora, model,"}, ["you/lora", "here/model"], "here/base"),
+        ({"MODEL": "you/lora"}, ["you/lora"], None),
+        ({"MODEL": "you/lora", "BASE": "sd15"}, ["you/lora"], "sd15"),
+    ],
+)
+def test_the_settings_say_which_model_is_loaded(app, tmp_path, monkeypatch, settings, models, base):
+    """The base that was copied along is that of the model that was copied along, not of another one's."""
+    (tmp_path / "base").mkdir()
+    told: dict = {}
+    monkeypatch.setattr(app, "HERE", tmp_path)
+    monkeypatch.setattr(app, "Studio", lambda names, **options: told.update(options, models=names) or sys.exit())
+    for name in ("MODEL", "BASE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        app.main()
+    named = [name.replace(str(tmp_path), "here") for name in (*told["models"], told["base"] or "")]
+    assert named == [*models, base or ""]
 
 
 # ---- Running it here -------------------------------------------------------------------------------------------------
