@@ -29,6 +29,7 @@ import yaml
 from hub import Repo, files
 from huggingface_hub import HfApi
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import companion
@@ -391,9 +392,11 @@ def test_from_training_to_the_space(models_hub, tiny, tmp_path, picture):
 def test_a_built_space_has_all_it_needs(tiny, tmp_path):
     model = tmp_path / "tiny"
     shutil.copytree(tiny, model)
-    (model / "unet" / "graph.onnx").touch()
-    out = command.build(tmp_path / "space", str(model))
-    assert not list(out.rglob("*.onnx"))
+    for name in ("unet/graph.onnx", "unet/optimizer.bin", "photographs/me.jpg", ".env"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).touch()
+    out = command.build(tmp_path / "space", str(model), 'Ducks: "mine"')
+    assert files(out / "model") == files(tiny), "the model, and nothing else that lies in its folder"
     assert {p.name for p in out.iterdir()} == {
         "README.md",
         "app.py",
@@ -404,6 +407,7 @@ def test_a_built_space_has_all_it_needs(tiny, tmp_path):
     }
     _, settings, text = (out / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     settings = yaml.safe_load(settings)
+    assert settings["title"] == 'Ducks: "mine"'
     assert settings["sdk"] == "gradio" and settings["app_file"] == "app.py" and "Duplicate this Space" in text
     pins = dict(re.findall(r"(\S+)==(\S+)", (companion.ROOT / "constraints.txt").read_text(encoding="utf-8")))
     assert settings["sdk_version"] == pins["gradio"]
@@ -465,6 +469,7 @@ def test_the_miniatures_controlnets_and_the_judge_come_along(nets, tmp_path, mon
     without = command.build(tmp_path / "without", "tabletop")
     assert not (without / "data").exists() and not (without / "controlnets").exists()
     shutil.copytree(nets["canny"], tmp_path / "data" / "models" / "tabletop-controlnet-canny")
+    (tmp_path / "data" / "models" / "tabletop-controlnet-canny" / "optimizer.bin").touch()
     out = command.build(tmp_path / "space", "tabletop")
     assert files(out / "controlnets" / "canny") == files(nets["canny"])
     assert (out / "data" / "models" / "judge" / "model.safetensors").is_file()
@@ -472,13 +477,18 @@ def test_the_miniatures_controlnets_and_the_judge_come_along(nets, tmp_path, mon
 
 def test_a_lora_in_a_folder_brings_its_base_along(tiny, tmp_path):
     (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / LORA).write_bytes(b"weights")
+    save_file({"weights": torch.zeros(1)}, tmp_path / "lora" / LORA)
+    kept = files(tmp_path / "lora")
+    (tmp_path / "lora" / "checkpoint.pt").touch()
     out = command.build(tmp_path / "space", str(tmp_path / "lora"), base=str(tiny))
-    assert (out / "model" / LORA).read_bytes() == b"weights"
+    assert files(out / "model") == kept
     assert files(out / "base") == files(tiny)
     assert command.settings(str(tmp_path / "lora"), "sd15") == {"BASE": "sd15"}
     assert command.settings("you/lora", "sd15") == {"MODEL": "you/lora", "BASE": "sd15"}
     assert command.settings("you/lora", "someone/base") == {"MODEL": "you/lora", "BASE": "someone/base"}
+    (tmp_path / "lora" / LORA).write_bytes(b"weights")
+    with pytest.raises(OSError, match="is cut short"):
+        command.build(tmp_path / "other", str(tmp_path / "lora"), base=str(tiny))
 
 
 def test_a_model_of_the_hub_is_named_and_not_copied(tmp_path):
@@ -713,6 +723,18 @@ def test_what_cannot_be_run_is_told_in_one_sentence(words, sentence):
     assert done.exit_code == 2 and sentence in done.output and len(done.output.strip().splitlines()) == 1
 
 
+def test_the_page_gets_the_options_and_not_the_shells_names(tiny, monkeypatch):
+    monkeypatch.setenv("MODEL", "someone/else")
+    monkeypatch.setenv("STEPS", "7")
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    told: dict = {}
+    monkeypatch.setattr(command, "_until_it_ends", lambda words, folder, variables: told.update(variables) or 0)
+    assert call("run", "--port", str(free_port()), "--model", str(tiny), "--device", "cpu").exit_code == 0
+    assert "MODEL" not in told and told["STEPS"] == "7" and told["DEVICE"] == "cpu"
+    pictures = Path(told["GRADIO_TEMP_DIR"])
+    assert pictures.parent.name.startswith("space-") and not pictures.parent.exists(), "uploads go with the folder"
+
+
 FAMILY = """
 import subprocess, sys, time
 from pathlib import Path
@@ -795,6 +817,19 @@ def test_push_sends_the_folder_and_its_settings(hub, tiny, monkeypatch, capfd):
     assert TOKEN not in said and "shh" not in said
 
 
+def test_a_second_push_leaves_nothing_of_the_model_before(hub, tiny):
+    """Else the Space would go on with that: by its MODEL, or because a base is there, or ControlNets."""
+    hub.files = {"base/model_index.json": b"{}", "controlnets/depth/config.json": b"{}", "notes.txt": b"mine"}
+    hub.settings["variables"] = {"MODEL": "someone/before", "BASE": "sd15", "STEPS": "9"}
+    assert call("push", "me/space", "--model", str(tiny)).exit_code == 0
+    assert not [name for name in hub.files if name.startswith(("base/", "controlnets/"))]
+    assert hub.files["notes.txt"] == b"mine" and "model/model_index.json" in hub.files
+    assert hub.settings["variables"] == {"STEPS": "9"}
+    assert call("push", "me/space", "--model", "you/model").exit_code == 0
+    assert hub.settings["variables"] == {"STEPS": "9", "MODEL": "you/model"}
+    assert not [name for name in hub.files if name.startswith("model/")]
+
+
 def test_free_hardware_is_not_asked_for_and_paid_hardware_is_confirmed(hub, tiny):
     assert call("push", "me/space", "--model", str(tiny)).exit_code == 0
     assert not hub.sent(".*/hardware")
@@ -833,6 +868,8 @@ def test_duplicate_with_the_hub_library_of_before():
         (["push", "me/space", "--secret", "K=v"], "--secret takes a name alone, such as K"),
         (["push", "me/space", "--secret", "NOT_SET_ANYWHERE"], "has no value"),
         (["push", "me/space", "--variable", "K"], "'K' is not NAME=VALUE"),
+        (["push", "me/space", "--variable", f"HF_TOKEN={TOKEN}"], "HF_TOKEN is a token"),
+        (["push", "me/space", "--duplicate", "a/b", "--model", "you/model"], "copies a Space with its model"),
         (["build", "new", "--model", "tabeltop"], "did you mean 'tabletop'"),
     ],
 )
@@ -840,6 +877,7 @@ def test_the_command_refuses_in_one_sentence(hub, words, sentence, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     done = call(*words)
     assert done.exit_code == 2 and sentence in done.output and "Traceback" not in done.output
+    assert TOKEN not in done.output
     assert not hub.requests and not list(tmp_path.iterdir())
 
 
