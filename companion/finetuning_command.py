@@ -49,7 +49,7 @@ def train(
     photos: Annotated[Path, typer.Argument(exists=True, help="A folder or zip of pictures.")],
     out: Annotated[Path, typer.Option(help="A folder for the run; called again, it goes on there.")],
     prompt: Annotated[str, typer.Option(help="What they show, such as 'a photo of sks dog'.")] = "",
-    model: Annotated[str, typer.Option(help="A name of the catalogue, or a pipeline's folder.")] = "tabletop",
+    model: Annotated[str, typer.Option(help="Of the catalogue, a pipeline's folder, or owner/name.")] = "tabletop",
     class_prompt: Annotated[str, typer.Option(help="The class without your subject: 'a photo of a dog'.")] = "",
     class_pictures: Annotated[Path | None, typer.Option(exists=True, help="Pictures of the class; else drawn.")] = None,
     class_count: Annotated[int, typer.Option(min=1, help="How many are drawn.")] = 200,
@@ -101,7 +101,12 @@ def train(
         from accelerate import PartialState
 
         device = str(PartialState().device)
-    known, pipe = find(model), load(model, device=device)
+    known = find(model)
+    if known.base:
+        raise ValueError(
+            f"{model} is a LoRA: train with the model below it, --model {known.base.path or known.base.name}"
+        )
+    pipe = load(model, device=device)
     method = _method(what, rank, blocks, text_encoder, token, initial)
     sets = [_pictures(pipe, photos, known.size, prompt, condition, maps)]
     if class_prompt:
@@ -135,14 +140,20 @@ def train(
 
 
 def _card(folder: Path, base: Model, prompt: str) -> None:
-    """Write what a LoRA is for beside it, in the form in which `models.find` and the hub read it."""
+    """Write what a LoRA is for beside it, as `models.find` and the hub read it, unless there is a README.md already."""
     import json
 
     from companion.files import written
 
+    if (folder / "README.md").exists():  # the run was finished before, and somebody may have added to it
+        return
     # The name that all know. A folder of this machine would mean nothing on another.
     name = "" if base.path else base.mirrors[0] if base.mirrors else base.name
-    lines = ["library_name: diffusers", "tags: [lora, text-to-image]", f"instance_prompt: {json.dumps(prompt)}"]
+    lines = [
+        "library_name: diffusers",
+        "tags: [lora, text-to-image]",
+        f"instance_prompt: {json.dumps(prompt, ensure_ascii=False)}",
+    ]
     lines += [f"base_model: {name}"] if name else []
     with written(folder / "README.md") as temporary:
         text = "\n".join(["---", *lines, "---", "", f"A LoRA for pictures of: {prompt}", ""])

@@ -41,7 +41,8 @@ LORA = "pytorch_lora_weights.safetensors"
 GONE = {"runwayml/stable-diffusion-v1-5": "sd15"}
 #: Kinds of devices; one of several is named with its number, such as "cuda:1".
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+#: The form of a repository's name.
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 class UnknownModelError(ValueError):
@@ -50,6 +51,10 @@ class UnknownModelError(ValueError):
 
 class NotAPipelineError(ValueError):
     """The folder or repository lacks files of a diffusers pipeline, or holds a LoRA that does not fit its base."""
+
+
+class NotALoraError(ValueError):
+    """A base is given for what is no LoRA."""
 
 
 class PickleRefusedError(ValueError):
@@ -171,6 +176,8 @@ CONTROLNETS: dict[str, dict[str, str]] = {
         "seg": "lllyasviel/control_v11p_sd15_seg",
     }
 }
+#: Channels of the states of Stable Diffusion 1's text encoder; those of version 2 have 1024.
+TEXT_WIDTH = 768
 
 
 def find(
@@ -187,23 +194,29 @@ def find(
         timeout, endpoint: see `download`.
     Raises:
         UnknownModelError: there is no such thing, or a LoRA's base is not said.
+        NotALoraError: a base is given for what is none.
         NotAPipelineError, PickleRefusedError, DamagedError: what is there cannot be used.
         OfflineError, NoMirrorError: the repository cannot be asked.
     """
+    return _find(name_or_path, base, timeout, endpoint)
+
+
+def _find(name_or_path: str | Path, base: str | None, timeout: float, endpoint: str | None, above: str = "") -> Model:
+    """What `find` gives; `above` is the name of the LoRA whose base it is to be."""
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name not in CATALOGUE and path.is_dir():
         path = path.resolve()
         lora = (path / LORA).is_file() and not (path / "model_index.json").is_file()
-        found = _described(path.name, f"in {path}", path, lora, base, timeout, endpoint)
+        found = _described(path.name, f"in {path}", path, lora, base, timeout, endpoint, above)
         return replace(found, path=path, mirrors=())
-    if name not in CATALOGUE and isinstance(name_or_path, str) and _REPOSITORY.fullmatch(name):
+    if name not in CATALOGUE and isinstance(name_or_path, str) and REPOSITORY.fullmatch(name):
         try:
             folder, lora = _description(name, timeout, endpoint)
         except NoMirrorError as error:
             raise NoMirrorError(f"{error} There is no folder of that name here either.") from None
-        return _described(name, f"in the repository {name}", folder, lora, base, timeout, endpoint)
+        return _described(name, f"in the repository {name}", folder, lora, base, timeout, endpoint, above)
     if base is not None:
-        raise ValueError(f"base={base!r} is for a LoRA, and {name!r} is none.")
+        raise NotALoraError(f"base={base!r} is for a LoRA, and {name!r} is none.")
     if name in CATALOGUE:
         return CATALOGUE[name]
     if isinstance(name_or_path, Path) or re.search(r"[/\\~.]", name):
@@ -216,24 +229,31 @@ def find(
 
 
 def _described(
-    name: str, where: str, folder: Path, lora: bool, base: str | None, timeout: float, endpoint: str | None
+    name: str,
+    where: str,
+    folder: Path,
+    lora: bool,
+    base: str | None,
+    timeout: float,
+    endpoint: str | None,
+    above: str,
 ) -> Model:
     """The model, as one of the hub, whose description is in this folder."""
     if not lora:
         size = _picture_size(folder)
         if base is not None:
-            raise ValueError(f"base={base!r} is for a LoRA, and what is {where} is a pipeline.")
+            raise NotALoraError(f"base={base!r} is for a LoRA, and what is {where} is a pipeline.")
         like = CATALOGUE["tabletop" if size <= CATALOGUE["tabletop"].size else "sd15"]
         return replace(like, name=name, summary=f"the pipeline {where}", size=size, mirrors=(name,), download=0.0)
+    if above:  # before its own base is asked for, which may be the one above
+        raise NotAPipelineError(f"{name} is itself a LoRA; the base of {above} must be a pipeline.")
     told = base or _base_of(folder)
     if not told:
         raise UnknownModelError(
             f"The LoRA {where} does not say which model it changes: name that one, as base='sd15' or with --base sd15."
         )
     of_catalogue = next((known for known in CATALOGUE.values() if told in known.mirrors), None)
-    below = of_catalogue or find(GONE.get(told, told), timeout=timeout, endpoint=endpoint)
-    if below.base:
-        raise NotAPipelineError(f"{told} is itself a LoRA; the base of {name} must be a pipeline.")
+    below = of_catalogue or _find(GONE.get(told, told), None, timeout, endpoint, above=name)
     return replace(below, name=name, summary=f"the LoRA {where}", path=None, mirrors=(name,), download=0.0, base=below)
 
 
@@ -254,7 +274,7 @@ def _base_of(folder: Path) -> str:
         pass
     names = [name[0] if isinstance(name, list) and name else name for name in found]
     # Not a path: it would be one on the machine that trained.
-    return next((n for n in names if isinstance(n, str) and (n in CATALOGUE or _REPOSITORY.fullmatch(n))), "")
+    return next((n for n in names if isinstance(n, str) and (n in CATALOGUE or REPOSITORY.fullmatch(n))), "")
 
 
 def load(
@@ -294,7 +314,7 @@ def load(
     lora = None
     if model.base:  # before the base, which is many times larger
         lora = model.path or download(model, timeout=timeout, endpoint=endpoint)
-        _check_lora(lora)
+        check_lora(lora)
     whole = model.base or model
     folder = whole.folder or download(whole, skip=options, timeout=timeout, endpoint=endpoint)
     weights = check_folder(folder, skip=options)
@@ -332,9 +352,20 @@ def controlnets(
 ) -> dict[str, Path | str]:
     """The ControlNets that are known for a model, by condition: folders on this machine, or repositories of the hub.
 
-    Those of a model of the catalogue also suit its LoRAs, and pipelines with pictures of its size.
+    Those of a model of the catalogue also suit its LoRAs, and pipelines with pictures of its size; the published ones
+    only if their U-Net listens to the text encoder of Stable Diffusion 1.
     """
     return _companions("controlnet", CONTROLNETS, model, timeout, endpoint)
+
+
+def _text_width(model: Model) -> int:
+    """Channels of the text encoder's states that a pipeline's U-Net listens to; 0 when it does not say so."""
+    folder = model.folder or _cached(model.name, "model_index.json")  # where `find` put its description
+    try:
+        config = json.loads(((folder or Path()) / "unet" / "config.json").read_text(encoding="utf-8"))
+        return int(config["cross_attention_dim"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def load_controlnet(
@@ -409,7 +440,8 @@ def _companions(
     alike = (other.name for other in CATALOGUE.values() if other.size == known.size)
     name = known.name if known.name in CATALOGUE else next(alike, "")
     if name != "tabletop":
-        return dict(published.get(name, {}))
+        fits = known.name in CATALOGUE or _text_width(known) == TEXT_WIDTH
+        return dict(published.get(name, {})) if fits else {}
     start = f"{name}-{what}-"
     return {p.name.removeprefix(start): p for p in sorted((companion.DATA / "models").glob(f"{start}*")) if p.is_dir()}
 
@@ -424,7 +456,7 @@ def _part_folder(
 ) -> tuple[Path, Collection[str]]:
     """The folder of a ControlNet or T2I-Adapter, fetched if need be, and the names of its weights."""
     place: Path | str = condition
-    if not (isinstance(condition, Path) or Path(condition).is_dir() or _REPOSITORY.fullmatch(condition)):
+    if not (isinstance(condition, Path) or Path(condition).is_dir() or REPOSITORY.fullmatch(condition)):
         base = find(model, timeout=timeout, endpoint=endpoint)
         known = known_for(base)
         if condition not in known:
@@ -460,9 +492,7 @@ def _settings(
 
     Raises ValueError for a GPU that torch does not see.
     """
-    import diffusers
     import torch
-    from packaging.version import Version
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for kind, there in (("cuda", torch.cuda.is_available), ("mps", torch.backends.mps.is_available)):
@@ -472,11 +502,19 @@ def _settings(
         # GPUs compute fast in half precision; most CPUs only emulate it.
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     return device, {
-        "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype": dtype,
+        **precision(dtype),
         "use_safetensors": True,
         "local_files_only": True,
         "variant": "fp16" if any(".fp16" in name for name in weights) else None,
     }
+
+
+def precision(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The precision as an argument of `from_pretrained` and `from_pipe`, by the name that diffusers has for it."""
+    import diffusers
+    from packaging.version import Version
+
+    return {"dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype": dtype}
 
 
 def _fit(pipe: DiffusionPipeline, device: torch.device) -> None:
@@ -557,11 +595,23 @@ def check_part(folder: Path) -> list[str]:
     return weights
 
 
-def _check_lora(folder: Path) -> None:
+def check_lora(folder: Path) -> None:
     """Check the file of a LoRA's folder. Raises NotAPipelineError and DamagedError."""
     if not (folder / LORA).is_file():
         raise NotAPipelineError(f"{folder} lacks {LORA}.")
     _check_length(folder / LORA)
+
+
+def belonging(folder: Path, *, single: bool = False) -> list[str]:
+    """The files of a pipeline's, a LoRA's or, if `single`, a ControlNet's folder that make it, by path in the folder.
+
+    Whatever else lies there, such as checkpoints, pickles, notes or photographs, is left out. Raises NotAPipelineError
+    and PickleRefusedError.
+    """
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    if single:
+        return _wanted_part(folder.name, names)
+    return _wanted(names, ()) if "model_index.json" in names else _wanted_lora(names)
 
 
 def _parts(folder: Path) -> dict[str, str]:
@@ -682,7 +732,7 @@ def _form(model: Model, skip: Collection[str], single: bool) -> _Form:
     if single:
         return _Form("config.json", _wanted_part, check_part)
     if model.base:
-        return _Form(LORA, lambda _, files: _wanted_lora(files), _check_lora)
+        return _Form(LORA, lambda _, files: _wanted_lora(files), check_lora)
     return _Form("model_index.json", lambda _, files: _wanted(files, skip), lambda folder: check_folder(folder, skip))
 
 
@@ -717,7 +767,8 @@ def _from_mirrors(
             reasons.append(f"{repo} ({_reason(error, timeout)})")
     if name in mirrors:
         raise NoMirrorError(
-            f"The hub did not give {reasons[0]}. Check the name and the network; a private repository needs HF_TOKEN."
+            f"The hub did not give {reasons[0]}. Check the name and the network; a repository that is private, or asks "
+            "for your consent, needs HF_TOKEN."
         )
     raise NoMirrorError(f"No mirror gave {name!r}: {'; '.join(reasons)}. Check the network and try again, {instead}.")
 
@@ -818,11 +869,13 @@ def _difference(path: Path, listed: Any) -> str:
 
 def _reason(error: BaseException, timeout: float) -> str:
     """Why a mirror failed, in a few words."""
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # the error itself is about the cache; its cause says why the mirror failed
     response = getattr(error, "response", None)
+    if isinstance(error, GatedRepoError):  # which is a RepositoryNotFoundError too
+        return "its page asks for your consent first"
     if isinstance(error, RepositoryNotFoundError):
         return "no such repository, or a private one"
     if response is not None:

@@ -26,13 +26,15 @@ class Repo:
     """One repository: its files, and what goes wrong with it.
 
     Faults: `stalls` holds the requests ("api", "head", "get") that never get an answer, `short` the files whose body
-    ends before its announced length, `lies` the files that are served with other bytes than listed.
+    ends before its announced length, `lies` the files that are served with other bytes than listed. A `gated` one is
+    listed, but its files are for those who agreed to its conditions.
     """
 
     files: dict[str, bytes]
     stalls: set[str] = field(default_factory=set)
     short: set[str] = field(default_factory=set)
     lies: dict[str, bytes] = field(default_factory=dict)
+    gated: bool = False
 
     @property
     def commit(self) -> str:
@@ -104,6 +106,9 @@ class Hub:
     def file(self, request: BaseHTTPRequestHandler, name: str, file: str) -> None:
         repo = self.find(request, name, request.command.lower())
         if repo is None:
+            return
+        if repo.gated:
+            self.send(request, 403, b"", {"X-Error-Code": "GatedRepo", "X-Repo-Commit": repo.commit})
             return
         if file not in repo.files:
             self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.commit})

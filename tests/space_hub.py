@@ -38,7 +38,7 @@ class SpaceHub:
         elif "json" in kind and data:
             body = json.loads(data)
         self.requests.append((handler.command, path, body, handler.headers.get("Authorization", "")))
-        answer = json.dumps(self._do(path, body)).encode()
+        answer = json.dumps(self._do(handler.command, path, body)).encode()
         handler.send_response(200)
         handler.send_header("Content-Type", "application/json")
         handler.send_header("Content-Length", str(len(answer)))
@@ -46,7 +46,7 @@ class SpaceHub:
         if handler.command != "HEAD":
             handler.wfile.write(answer)
 
-    def _do(self, path: str, body: Any) -> Any:
+    def _do(self, method: str, path: str, body: Any) -> Any:
         if path == "/api/repos/create":
             return {"url": f"{self.url}/spaces/{body.get('organization', 'me')}/{body['name']}"}
         if path.endswith("/duplicate"):
@@ -74,10 +74,18 @@ class SpaceHub:
                     self.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     self.files[value["path"]] = self.objects[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del self.files[value["path"]]
             return {"commitUrl": f"{self.url}/spaces/me/space/commit/abc", "commitOid": "abc"}
         if match := re.fullmatch(r"/api/spaces/[^/]+/[^/]+/(secrets|variables)", path):
-            self.settings[match[1]][body["key"]] = body["value"]
-            return {body["key"]: {"value": body["value"]}}
+            settings = self.settings[match[1]]
+            if method == "POST":
+                settings[body["key"]] = body["value"]
+            elif method == "DELETE":
+                del settings[body["key"]]
+            return {key: {"value": value} for key, value in settings.items()}
+        if "/tree/" in path:
+            return [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in self.files.items()]
         if path.endswith("/hardware"):
             return {"stage": "BUILDING", "hardware": {"current": None, "requested": body["flavor"]}, "gcTimeout": 900}
         return {"sha": "abc", "id": "me/space", "siblings": []}

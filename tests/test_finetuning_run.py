@@ -175,3 +175,45 @@ def test_what_cannot_be_is_said_in_a_sentence(tiny, photos, tmp_path, arguments,
     result = CliRunner().invoke(app, ["train", *given])
     assert result.exit_code == 2 and sentence in " ".join(result.output.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_the_card_of_a_lora_says_its_base_and_is_never_written_over(tmp_path):
+    import yaml
+
+    from companion.finetuning_command import _card
+    from companion.models import CATALOGUE, find
+
+    _card(tmp_path, CATALOGUE["sd15"], 'a "sks" dog 🐕')
+    about = yaml.safe_load((tmp_path / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert about["instance_prompt"] == 'a "sks" dog 🐕' and about["base_model"] == CATALOGUE["sd15"].mirrors[0]
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    assert find(tmp_path).base == CATALOGUE["sd15"]
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    _card(tmp_path, CATALOGUE["sd15"], "another")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_lora_cannot_be_trained_on(photos, tmp_path):
+    """What was learned would hold the new layers alone, and name as its base what cannot be one."""
+    from typer.testing import CliRunner
+
+    from companion.cli import app
+
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").touch()
+    (tmp_path / "lora" / "README.md").write_text("---\nbase_model: sd15\n---\n", encoding="utf-8")
+    words = [
+        "train",
+        "lora",
+        str(photos),
+        "--model",
+        str(tmp_path / "lora"),
+        "--prompt",
+        "a",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "is a LoRA: train with the model below it, --model sd15" in " ".join(
+        done.output.split()
+    )

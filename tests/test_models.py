@@ -551,6 +551,17 @@ def test_no_controlnet_is_known_for_a_model_unlike_any_other(tiny):
         models.load_controlnet("canny", tiny)
 
 
+def test_the_published_controlnets_are_not_offered_for_another_text_encoder(tiny, tmp_path):
+    """Stable Diffusion 2.1 draws as large as 1.5 does, but its layers take other words."""
+    for width, names in ((768, list(models.CONTROLNETS["sd15"])), (1024, [])):
+        shutil.copytree(tiny, tmp_path / str(width))
+        target = tmp_path / str(width) / "unet" / "config.json"
+        config = json.loads(target.read_text(encoding="utf-8"))
+        target.write_text(json.dumps({**config, "sample_size": 64, "cross_attention_dim": width}), encoding="utf-8")
+        assert find(tmp_path / str(width)).size == 512
+        assert list(models.controlnets(tmp_path / str(width))) == names
+
+
 # ---- Repositories by name, and LoRAs ---------------------------------------------------------------------------------
 
 
@@ -559,7 +570,7 @@ def lora(tiny, tmp_path_factory) -> Path:
     """The folder of a LoRA for the tiny pipeline that changes its pictures, without a word about its base."""
     from companion.finetuning import Lora, attach, save_learned
 
-    tuned = attach(load(tiny, device="cpu"), Lora(rank=2))
+    tuned = attach(load(tiny, device="cpu"), Lora(rank=2, text_encoder=True))
     for p in tuned.parameters:
         p.data = 0.3 * torch.randn(p.shape, generator=seeded(p.numel()))
     folder = tmp_path_factory.mktemp("lora") / "learned"
@@ -611,6 +622,7 @@ def test_a_lora_in_a_folder_is_put_on_the_base_that_is_named(tiny, lora):
         load(lora)
     pipe = load(lora, base=str(tiny))
     assert not np.array_equal(draw(pipe), draw(load(tiny)))
+    assert all(getattr(part, "peft_config", None) for part in (pipe.unet, pipe.text_encoder)), "both halves of it"
     found = find(lora, base=str(tiny))
     assert found.path == lora and found.base.path == tiny.resolve() and found.size == 32
 
@@ -635,7 +647,7 @@ def test_a_lora_that_does_not_fit_is_told_in_a_sentence(lora, tiny, tmp_path):
     weights = load_file(lora / models.LORA)
     for name, changed in (
         ("sizes", {k: torch.cat([v, v], 1) if "lora_A" in k else v for k, v in weights.items()}),
-        ("names", {k.replace("unet.", "transformer."): v for k, v in weights.items()}),
+        ("names", {f"transformer.{k.partition('.')[2]}": v for k, v in weights.items()}),
     ):
         (tmp_path / name).mkdir()
         save_file({k: v.contiguous() for k, v in changed.items()}, tmp_path / name / models.LORA)
@@ -655,14 +667,25 @@ def test_a_base_is_for_loras_only(tiny, hub, cache):
         find("one/lora", endpoint=hub.url, timeout=5)
 
 
+@pytest.mark.parametrize("base", ["one/lora", "two/lora"])
+def test_loras_that_name_each_other_end_in_a_sentence(hub, cache, base):
+    """So does one that names itself, as a card may that was copied from an example."""
+    hub.repos["one/lora"] = Repo({models.LORA: b"", "README.md": f"---\nbase_model: {base}\n---\n".encode()})
+    hub.repos["two/lora"] = Repo({models.LORA: b"", "README.md": b"---\nbase_model: one/lora\n---\n"})
+    with pytest.raises(NotAPipelineError, match=f"{base} is itself a LoRA; the base of one/lora must be a pipeline"):
+        find("one/lora", endpoint=hub.url, timeout=5)
+
+
 def test_a_repository_that_cannot_be_used_is_told_why(hub, cache, tiny, lora):
     hub.repos["a/pickle"] = Repo({"pytorch_lora_weights.bin": b"pickle", "README.md": CARD})
     hub.repos["a/dataset"] = Repo({"README.md": b"words", "train.csv": b"1"})
     hub.repos["a/lie"] = Repo(files(lora) | {"README.md": CARD}, lies={models.LORA: b"else"})
+    hub.repos["a/gate"] = Repo(files(tiny), gated=True)
     for name, error, sentence in (
         ("a/pickle", PickleRefusedError, "a/pickle cannot be used: pytorch_lora_weights.bin is a pickle file"),
         ("a/dataset", NotAPipelineError, "it has neither model_index.json, as a pipeline has, nor"),
         ("a/lie", NoMirrorError, f"{models.LORA} is cut short"),
+        ("a/gate", NoMirrorError, "a/gate .its page asks for your consent first.*needs HF_TOKEN"),
         ("no/such", NoMirrorError, "no such repository, or a private one.*needs HF_TOKEN.*no folder of that name"),
     ):
         with pytest.raises(error, match=sentence) as raised:

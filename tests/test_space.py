@@ -29,12 +29,14 @@ import yaml
 from hub import Repo, files
 from huggingface_hub import HfApi
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import companion
 from companion import cli
 from companion.models import CATALOGUE, LORA, find, seeded
 from companion.space import command
+from companion.space import studio as studio_module
 from companion.space.studio import MAX_STEPS, Studio
 
 TOKEN = "hf_LoopbackSecret0123456789"
@@ -143,6 +145,18 @@ class TestStudio:
         with pytest.raises(OSError, match="No model could be loaded.*none.*Set the Space's MODEL"):
             Studio([str(tmp_path / "none")], device="cpu")
 
+    def test_a_base_is_for_the_loras_of_the_list_alone(self, tiny, tmp_path):
+        """A Space that was built with a LoRA and its base may be told to draw with a pipeline instead."""
+        assert Studio([str(tmp_path / "none"), str(tiny)], base=str(tiny), device="cpu").size == 32
+
+    def test_a_pipeline_that_cannot_do_all_of_it_is_refused_in_a_sentence(self, tiny):
+        from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+
+        parts = companion.load(tiny, device="cpu").components
+        parts["scheduler"] = LCMScheduler.from_config(parts["scheduler"].config)
+        with pytest.raises(OSError, match="A LatentConsistencyModelPipeline cannot inpaint: take a Stable Diffusion"):
+            Studio(LatentConsistencyModelPipeline(**parts, requires_safety_checker=False))
+
     def test_every_step_is_told(self, studio, picture):
         for draw, all_of_them in (
             (lambda watch: studio.draw("a", steps=3, watch=watch), 3),
@@ -152,8 +166,11 @@ class TestStudio:
             draw(lambda done, total, told=told: told.append((done, total)))
             assert told == [(i + 1, all_of_them) for i in range(all_of_them)]
 
-    def test_it_proposes_what_fits_the_size(self, studio):
+    def test_it_proposes_what_suits_the_model(self, studio, monkeypatch):
         assert (studio.steps, studio.guidance) == (4, find("tabletop").guidance)
+        monkeypatch.setattr(studio_module, "load", lambda *given, **more: studio.text)
+        turbo = Studio(["sd-turbo"], device="cpu")
+        assert (turbo.steps, turbo.guidance) == (1, 1.0), "one step, without guidance"
 
 
 class TestUploads:
@@ -251,11 +268,9 @@ class TestControlNets:
             following.drawn(Image.new("L", (384, 384)))
 
     def test_nets_are_loaded_when_they_are_needed_and_kept(self, tiny, nets, picture, monkeypatch):
-        from companion.space import studio as module
-
         loads: list = []
-        load_controlnet = module.load_controlnet
-        monkeypatch.setattr(module, "load_controlnet", lambda *a, **k: loads.append(a) or load_controlnet(*a, **k))
+        stock = studio_module.load_controlnet
+        monkeypatch.setattr(studio_module, "load_controlnet", lambda *a, **k: loads.append(a) or stock(*a, **k))
         studio = Studio([str(tiny)], device="cpu", nets=nets)
         assert not loads and list(studio.conditions) == list(nets)
         for condition in ("canny", "canny", "scribble", "canny"):
@@ -286,18 +301,36 @@ class TestControlNets:
         with pytest.raises(ValueError, match=sentence):
             call(following, picture)
 
-    def test_a_net_that_does_not_fit_or_cannot_be_loaded_is_told(self, tiny, nets, tmp_path):
-        shutil.copytree(nets["canny"], tmp_path / "other")
-        config = json.loads((tmp_path / "other" / "config.json").read_text(encoding="utf-8"))
-        (tmp_path / "other" / "config.json").write_text(
-            json.dumps(config | {"cross_attention_dim": 8}), encoding="utf-8"
-        )
+    def test_a_net_that_does_not_fit_or_cannot_be_loaded_is_told(self, tiny, nets, tmp_path, capsys):
+        from companion.controlnet import controlnet_of
+
+        unet = companion.load(tiny, device="cpu").unet
+        for name, change in (("words", {"cross_attention_dim": 8}), ("widths", {"block_out_channels": (16, 16)})):
+            other = type(unet).from_config({**unet.config, **change})
+            controlnet_of(other, (8, 8, 8, 8)).save_pretrained(tmp_path / name)
         (tmp_path / "broken").mkdir()
         for name in ("config.json", "diffusion_pytorch_model.safetensors"):
             (tmp_path / "broken" / name).write_bytes((nets["canny"] / name).read_bytes()[:200])
-        studio = Studio([str(tiny)], device="cpu", nets={"canny": tmp_path / "broken"})
-        with pytest.raises(ValueError, match="The ControlNet for Canny edges could not be loaded: .* is cut short"):
-            studio.follow(Image.new("RGB", (32, 32)), "canny", "a")
+        places = {"canny": tmp_path / "broken", "depth": tmp_path / "words", "seg": tmp_path / "widths"}
+        studio = Studio([str(tiny)], device="cpu", nets={**places, "mlsd": tmp_path, "scribble": nets["scribble"]})
+        for condition, sentence in {
+            "canny": "The ControlNet for Canny edges could not be loaded: .* is cut short",
+            "depth": "The ControlNet for depth does not fit this model: take one that was trained for its base",
+            "seg": "does not fit this model",
+            "mlsd": "could not be loaded: .* lacks config.json",
+        }.items():
+            with pytest.raises(ValueError, match=sentence):
+                studio.follow(Image.new("RGB", (32, 32)), condition, "a")
+        studio.load_all()
+        assert list(studio.conditions) == ["scribble"], "the others are left out"
+        assert "The ControlNet for depth does not fit" in capsys.readouterr().err
+
+    def test_own_nets_come_besides_those_that_are_known(self, studio, nets, monkeypatch):
+        from companion.models import CONTROLNETS
+
+        monkeypatch.setattr(studio_module, "load", lambda *given, **more: studio.text)
+        found = Studio(["sd15"], device="cpu", nets={"canny": nets["canny"]})
+        assert found._nets == CONTROLNETS["sd15"] | {"canny": nets["canny"]}
 
 
 # ---- Models of one's own ---------------------------------------------------------------------------------------------
@@ -359,9 +392,11 @@ def test_from_training_to_the_space(models_hub, tiny, tmp_path, picture):
 def test_a_built_space_has_all_it_needs(tiny, tmp_path):
     model = tmp_path / "tiny"
     shutil.copytree(tiny, model)
-    (model / "unet" / "graph.onnx").touch()
-    out = command.build(tmp_path / "space", str(model))
-    assert not list(out.rglob("*.onnx"))
+    for name in ("unet/graph.onnx", "unet/optimizer.bin", "photographs/me.jpg", ".env"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).touch()
+    out = command.build(tmp_path / "space", str(model), 'Ducks: "mine"')
+    assert files(out / "model") == files(tiny), "the model, and nothing else that lies in its folder"
     assert {p.name for p in out.iterdir()} == {
         "README.md",
         "app.py",
@@ -372,6 +407,7 @@ def test_a_built_space_has_all_it_needs(tiny, tmp_path):
     }
     _, settings, text = (out / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     settings = yaml.safe_load(settings)
+    assert settings["title"] == 'Ducks: "mine"'
     assert settings["sdk"] == "gradio" and settings["app_file"] == "app.py" and "Duplicate this Space" in text
     pins = dict(re.findall(r"(\S+)==(\S+)", (companion.ROOT / "constraints.txt").read_text(encoding="utf-8")))
     assert settings["sdk_version"] == pins["gradio"]
@@ -433,6 +469,7 @@ def test_the_miniatures_controlnets_and_the_judge_come_along(nets, tmp_path, mon
     without = command.build(tmp_path / "without", "tabletop")
     assert not (without / "data").exists() and not (without / "controlnets").exists()
     shutil.copytree(nets["canny"], tmp_path / "data" / "models" / "tabletop-controlnet-canny")
+    (tmp_path / "data" / "models" / "tabletop-controlnet-canny" / "optimizer.bin").touch()
     out = command.build(tmp_path / "space", "tabletop")
     assert files(out / "controlnets" / "canny") == files(nets["canny"])
     assert (out / "data" / "models" / "judge" / "model.safetensors").is_file()
@@ -440,13 +477,18 @@ def test_the_miniatures_controlnets_and_the_judge_come_along(nets, tmp_path, mon
 
 def test_a_lora_in_a_folder_brings_its_base_along(tiny, tmp_path):
     (tmp_path / "lora").mkdir()
-    (tmp_path / "lora" / LORA).write_bytes(b"weights")
+    save_file({"weights": torch.zeros(1)}, tmp_path / "lora" / LORA)
+    kept = files(tmp_path / "lora")
+    (tmp_path / "lora" / "checkpoint.pt").touch()
     out = command.build(tmp_path / "space", str(tmp_path / "lora"), base=str(tiny))
-    assert (out / "model" / LORA).read_bytes() == b"weights"
+    assert files(out / "model") == kept
     assert files(out / "base") == files(tiny)
     assert command.settings(str(tmp_path / "lora"), "sd15") == {"BASE": "sd15"}
     assert command.settings("you/lora", "sd15") == {"MODEL": "you/lora", "BASE": "sd15"}
     assert command.settings("you/lora", "someone/base") == {"MODEL": "you/lora", "BASE": "someone/base"}
+    (tmp_path / "lora" / LORA).write_bytes(b"weights")
+    with pytest.raises(OSError, match="is cut short"):
+        command.build(tmp_path / "other", str(tmp_path / "lora"), base=str(tiny))
 
 
 def test_a_model_of_the_hub_is_named_and_not_copied(tmp_path):
@@ -521,6 +563,7 @@ def test_several_pictures_come_one_after_the_other(app, studio):
     page = app.Page(studio, ["a b"])
     galleries = called(page, "text_to_image", "a", "", 2, 3.0, 7, 3, None)
     assert [len(pictures) for pictures, _ in galleries] == [1, 2, 3]
+    assert [chosen for _, chosen in galleries] == [0, gr.skip(), gr.skip()], "what is chosen meanwhile stays chosen"
     last = galleries[-1][0]
     assert [caption for _, caption in last] == ["seed 7", "seed 8", "seed 9"]
     for (drawn, _), seed in zip(last, (7, 8, 9), strict=True):
@@ -620,6 +663,32 @@ def test_a_gpu_that_is_lent_is_lent_for_drawing_alone(app, following, monkeypatc
     assert calls == [("draw", False)], "unfit input asks for no GPU"
 
 
+@pytest.mark.parametrize(
+    ("settings", "models", "base"),
+    [
+        ({}, ["here/model"], "here/base"),
+        ({"MODEL": ""}, ["here/model"], "here/base"),
+        ({"MODEL": "you/lora, model,"}, ["you/lora", "here/model"], "here/base"),
+        ({"MODEL": "you/lora"}, ["you/lora"], None),
+        ({"MODEL": "you/lora", "BASE": "sd15"}, ["you/lora"], "sd15"),
+    ],
+)
+def test_the_settings_say_which_model_is_loaded(app, tmp_path, monkeypatch, settings, models, base):
+    """The base that was copied along is that of the model that was copied along, not of another one's."""
+    (tmp_path / "base").mkdir()
+    told: dict = {}
+    monkeypatch.setattr(app, "HERE", tmp_path)
+    monkeypatch.setattr(app, "Studio", lambda names, **options: told.update(options, models=names) or sys.exit())
+    for name in ("MODEL", "BASE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        app.main()
+    named = [name.replace(str(tmp_path), "here") for name in (*told["models"], told["base"] or "")]
+    assert named == [*models, base or ""]
+
+
 # ---- Running it here -------------------------------------------------------------------------------------------------
 
 
@@ -652,6 +721,18 @@ def test_a_busy_port_is_told_with_the_way_out():
 def test_what_cannot_be_run_is_told_in_one_sentence(words, sentence):
     done = call("run", *([] if "--port" in words else ["--port", str(free_port())]), *words)
     assert done.exit_code == 2 and sentence in done.output and len(done.output.strip().splitlines()) == 1
+
+
+def test_the_page_gets_the_options_and_not_the_shells_names(tiny, monkeypatch):
+    monkeypatch.setenv("MODEL", "someone/else")
+    monkeypatch.setenv("STEPS", "7")
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    told: dict = {}
+    monkeypatch.setattr(command, "_until_it_ends", lambda words, folder, variables: told.update(variables) or 0)
+    assert call("run", "--port", str(free_port()), "--model", str(tiny), "--device", "cpu").exit_code == 0
+    assert "MODEL" not in told and told["STEPS"] == "7" and told["DEVICE"] == "cpu"
+    pictures = Path(told["GRADIO_TEMP_DIR"])
+    assert pictures.parent.name.startswith("space-") and not pictures.parent.exists(), "uploads go with the folder"
 
 
 FAMILY = """
@@ -736,6 +817,19 @@ def test_push_sends_the_folder_and_its_settings(hub, tiny, monkeypatch, capfd):
     assert TOKEN not in said and "shh" not in said
 
 
+def test_a_second_push_leaves_nothing_of_the_model_before(hub, tiny):
+    """Else the Space would go on with that: by its MODEL, or because a base is there, or ControlNets."""
+    hub.files = {"base/model_index.json": b"{}", "controlnets/depth/config.json": b"{}", "notes.txt": b"mine"}
+    hub.settings["variables"] = {"MODEL": "someone/before", "BASE": "sd15", "STEPS": "9"}
+    assert call("push", "me/space", "--model", str(tiny)).exit_code == 0
+    assert not [name for name in hub.files if name.startswith(("base/", "controlnets/"))]
+    assert hub.files["notes.txt"] == b"mine" and "model/model_index.json" in hub.files
+    assert hub.settings["variables"] == {"STEPS": "9"}
+    assert call("push", "me/space", "--model", "you/model").exit_code == 0
+    assert hub.settings["variables"] == {"STEPS": "9", "MODEL": "you/model"}
+    assert not [name for name in hub.files if name.startswith("model/")]
+
+
 def test_free_hardware_is_not_asked_for_and_paid_hardware_is_confirmed(hub, tiny):
     assert call("push", "me/space", "--model", str(tiny)).exit_code == 0
     assert not hub.sent(".*/hardware")
@@ -774,6 +868,8 @@ def test_duplicate_with_the_hub_library_of_before():
         (["push", "me/space", "--secret", "K=v"], "--secret takes a name alone, such as K"),
         (["push", "me/space", "--secret", "NOT_SET_ANYWHERE"], "has no value"),
         (["push", "me/space", "--variable", "K"], "'K' is not NAME=VALUE"),
+        (["push", "me/space", "--variable", f"HF_TOKEN={TOKEN}"], "HF_TOKEN is a token"),
+        (["push", "me/space", "--duplicate", "a/b", "--model", "you/model"], "copies a Space with its model"),
         (["build", "new", "--model", "tabeltop"], "did you mean 'tabletop'"),
     ],
 )
@@ -781,6 +877,7 @@ def test_the_command_refuses_in_one_sentence(hub, words, sentence, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     done = call(*words)
     assert done.exit_code == 2 and sentence in done.output and "Traceback" not in done.output
+    assert TOKEN not in done.output
     assert not hub.requests and not list(tmp_path.iterdir())
 
 

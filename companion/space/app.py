@@ -2,7 +2,8 @@
 
 MODEL      names, folders or repositories, separated by commas, tried in this order; "model", beside this file, when not
            set. A repository may hold a pipeline, or a LoRA.
-BASE       of a LoRA that does not say so itself: the model that it was trained on
+BASE       of a LoRA that does not say so itself: the model that it was trained on; that of "model" may lie in base/,
+           beside this file
 HF_TOKEN   a secret: for a private repository
 PLACES     how many may wait in the queue before others are turned away (40)
 PROMPT     what the first picture shows; further examples may follow, separated by |
@@ -77,8 +78,7 @@ class Page:
         settings = {"steps": studio.steps, "guidance": studio.guidance, "seed": 0}
         self.first = None if LENT else studio.draw(self.prompts[0], **settings)[0]
         if LENT:  # a model can be made ready for a GPU that is lent only here, before the page is served
-            for condition in studio.conditions:
-                studio.following(condition)
+            studio.load_all()
         self.drawings = spaces.GPU(duration=SECONDS)(self._drawings) if spaces else self._drawings
         # By tab: how a picture is put into it (the components, their values, and what else these depend on). And where
         # pictures come from: the gallery, which of it is chosen, and a button for each tab.
@@ -221,7 +221,7 @@ class Page:
                 source = gr.Radio(
                     there, value=there[0], label="The control picture", info=_where(there, conditions[first])
                 )
-                with gr.Column(visible=there[0] != DRAWN) as uploaded:
+                with gr.Column() as uploaded:
                     image = _upload(self.first, "Picture")
                     said = self._said(image, whole=True)  # it may be a control picture, whose colours must not mix
                 with gr.Column(visible=False) as drawing:
@@ -356,7 +356,8 @@ class Page:
             with _sentences():
                 method, options, *more = given(*rest)
             for pictures in self.drawings(method, int(number), options):
-                yield [pictures, 0, *more]
+                # Once only, so that a picture that is chosen while others are drawn stays chosen.
+                yield [pictures, 0 if len(pictures) == 1 else gr.skip(), *more]
 
         # Programs call it by these names; that there is a Progress among them makes the page show it.
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -450,17 +451,17 @@ def _sentences() -> Iterator[None]:
 
 
 def main() -> None:
-    models = os.environ.get("MODEL", "model").split(",")
-    base = os.environ.get("BASE") or (str(HERE / "base") if (HERE / "base").is_dir() else None)
+    models = [name.strip() for name in (os.environ.get("MODEL") or "model").split(",") if name.strip()]
+    base = os.environ.get("BASE") or (str(HERE / "base") if "model" in models and (HERE / "base").is_dir() else None)
     steps, guidance = (os.environ.get(name) for name in ("STEPS", "GUIDANCE"))
     nets = {path.name: path for path in sorted((HERE / "controlnets").glob("*")) if path.is_dir()}
     studio = Studio(
-        [str(HERE / "model") if model.strip() == "model" else model.strip() for model in models],
+        [str(HERE / "model") if name == "model" else name for name in models],
         base=base,
         device=os.environ.get("DEVICE") or None,
         steps=int(steps) if steps else None,
         guidance=float(guidance) if guidance else None,
-        nets=nets or None,
+        nets=nets,
     )
     prompts = [prompt.strip() for prompt in os.environ.get("PROMPT", "").split("|") if prompt.strip()]
     blocks = Page(studio, prompts).blocks

@@ -6,6 +6,7 @@ The hub is reached through huggingface_hub, which finds the token in HF_TOKEN or
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,18 @@ import psutil
 import typer
 
 import companion
-from companion.models import CATALOGUE, Model, check_device, check_folder, check_part, controlnets, find
+from companion.models import (
+    CATALOGUE,
+    REPOSITORY,
+    Model,
+    belonging,
+    check_device,
+    check_folder,
+    check_lora,
+    check_part,
+    controlnets,
+    find,
+)
 
 HERE = Path(__file__).parent
 #: Copied unchanged, from here and from the package.
@@ -58,6 +70,10 @@ PACKAGES = (
     "torch",
     "transformers",
 )
+#: Folders of the Space that are all ours: what an earlier push left in them goes when they are pushed again.
+OURS = ("companion/*", "model/*", "base/*", "controlnets/*", "data/*")
+#: The variables that name the model.
+NAMING = ("MODEL", "BASE")
 FREE = "cpu-basic"
 #: Seconds without a visitor after which a paid Space stops, and stops costing money.
 SLEEP = 900
@@ -98,11 +114,12 @@ def build(
         shutil.copy(HERE.parent / name, out / "companion" / name)
     for name, place in parts.items():
         if isinstance(place, Path):
-            _copy(place, out / name)
+            _copy(place, out / name, belonging(place))
     for condition, folder in controls.items():
-        _copy(folder, out / "controlnets" / condition)
+        _copy(folder, out / "controlnets" / condition, belonging(folder, single=True))
     if controls and entry and entry.size == CATALOGUE["tabletop"].size:  # the judge reads pictures for them
-        _copy(companion.DATA / "models" / "judge", out / "data" / "models" / "judge")
+        judge = companion.DATA / "models" / "judge"
+        _copy(judge, out / "data" / "models" / "judge", [p.name for p in judge.iterdir() if p.is_file()])
     pins = _pins()
     (out / "requirements.txt").write_text("".join(f"{name}=={pins[name]}\n" for name in PACKAGES), encoding="utf-8")
     names = [name for place in parts.values() if isinstance(place, str) for name in _repositories(place)]
@@ -110,14 +127,15 @@ def build(
     return out
 
 
-def _copy(folder: Path, to: Path) -> None:
-    # The faster runtime's graphs are of no use to a stock pipeline.
-    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.onnx*"))
+def _copy(folder: Path, to: Path, names: Collection[str]) -> None:
+    for name in names:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, to / name)
 
 
 def _on_hub(model: str) -> bool:
     """Whether it is named as a repository of the hub, which is not asked."""
-    return model not in CATALOGUE and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model)) and not Path(model).is_dir()
+    return model not in CATALOGUE and bool(REPOSITORY.fullmatch(model)) and not Path(model).is_dir()
 
 
 def _parts(model: str, base: str | None) -> dict[str, Path | str]:
@@ -140,6 +158,8 @@ def _place(entry: Model) -> Path | str:
         return entry.name
     if entry.base is None:
         check_folder(entry.folder, entry.options)
+    else:
+        check_lora(entry.folder)
     return entry.folder
 
 
@@ -156,7 +176,7 @@ def _description(title: str, gradio: str, names: list[str], model: str) -> str:
     """The README of a Space, whose first lines are the settings."""
     models = "".join(f"  - {name}\n" for name in names)
     return f"""---
-title: {title}
+title: {json.dumps(title, ensure_ascii=False)}
 emoji: 🎨
 colorFrom: blue
 colorTo: yellow
@@ -192,7 +212,9 @@ def push(
     variables: Mapping[str, str] | None = None,
     api: Any = None,
 ) -> str:
-    """Make the Space `repo`, set it up, upload the folder, and return its address. A second call updates it.
+    """Make the Space `repo`, set it up, upload the folder, and return its address.
+
+    A second call updates it: files of the model before, and the variables that named it, go; others stay.
 
     Args:
         hardware: such as "cpu-basic", which is free, or "t4-small", which is paid by the hour.
@@ -203,10 +225,14 @@ def push(
     # Before the files, whose arrival starts the Space, which reads these.
     for key, value in (secrets or {}).items():
         api.add_space_secret(repo, key, value)
+    for key in [key for key in api.get_space_variables(repo) if key in NAMING and key not in (variables or {})]:
+        api.delete_space_variable(repo, key)
     for key, value in (variables or {}).items():
         api.add_space_variable(repo, key, value)
     message = "Text to image, image to image, inpainting and ControlNets"
-    api.upload_folder(repo_id=repo, repo_type="space", folder_path=folder, commit_message=message)
+    api.upload_folder(
+        repo_id=repo, repo_type="space", folder_path=folder, commit_message=message, delete_patterns=list(OURS)
+    )
     if hardware != FREE:
         api.request_space_hardware(repo, hardware, sleep_time=sleep)
     return str(url)
@@ -290,8 +316,13 @@ def _run(
 
     with tempfile.TemporaryDirectory(prefix="space-", ignore_cleanup_errors=True) as folder:
         out = build(Path(folder) / "space", model, base=base, nets=_nets(controlnet))
-        environment = os.environ | settings(model, base) | {"GRADIO_SERVER_PORT": str(port)}
+        # The options name the model, not this shell's variables; and PROMPT is that of the command line on Windows.
+        others = (*NAMING, "PROMPT") if os.name == "nt" else NAMING
+        environment = {name: value for name, value in os.environ.items() if name not in others}
+        environment |= settings(model, base) | {"GRADIO_SERVER_PORT": str(port)}
         environment |= {"DEVICE": device} if device else {}
+        # Uploads and drawn pictures go with the folder.
+        environment.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "pictures"))
         raise typer.Exit(_until_it_ends([sys.executable, "app.py"], out, environment))
 
 
@@ -328,6 +359,7 @@ def _until_it_ends(command: list[str], folder: Path, environment: Mapping[str, s
     except KeyboardInterrupt:  # Ctrl+C is how one ends a page
         return 0
     finally:
+        before[signal.SIGINT] = signal.getsignal(signal.SIGINT)
         for number in before:  # a second one must not keep this from being done
             signal.signal(number, signal.SIG_IGN)
         if child is not None:
@@ -372,6 +404,11 @@ def _push(
     """Push it to Hugging Face, or duplicate a Space there."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"{repo!r} is not owner/name, such as you/my-space.")
+    if source and (model != "tabletop" or base or controlnet):
+        raise ValueError(
+            "--duplicate copies a Space with its model: leave out --model, --base and --controlnet. A Space of the "
+            "course takes another one from the hub by --variable MODEL=owner/name."
+        )
     given: dict[str, Any] = {"hardware": hardware, "sleep": sleep, "private": not public, "api": _api()}
     given["secrets"] = dict(_secrets(secret or []))
     given["variables"] = ({} if source else settings(model, base)) | dict(_pairs(variable or []))
@@ -389,6 +426,8 @@ def _pairs(items: list[str]) -> Iterator[tuple[str, str]]:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--variable {item!r} is not NAME=VALUE, such as STEPS=20.")
+        if value.startswith("hf_"):
+            raise ValueError(f"{name} is a token, and whoever sees the Space reads its variables: use --secret {name}.")
         yield name, value
 
 

@@ -6,9 +6,9 @@ Nothing here depends on the page. This file is copied into the Space unchanged, 
 from __future__ import annotations
 
 import random
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,27 @@ import numpy as np
 from PIL import Image
 
 import companion
-from companion.models import Model, controlnets, find, load, load_controlnet
+from companion.models import (
+    CATALOGUE,
+    GUIDANCE,
+    Model,
+    NotALoraError,
+    controlnets,
+    find,
+    load,
+    load_controlnet,
+    precision,
+    quiet,
+)
 from companion.pictures import load_picture, open_picture
 
 #: The most steps, characters in a prompt, and pictures at once, that a visitor may ask for.
 MAX_STEPS, MAX_WORDS, MAX_PICTURES = 50, 300, 4
 SEEDS = 2**31
-#: The default guidance scale, and the one proposed for a small model.
-GUIDANCE = 3.0
 #: The conditions whose control pictures are white lines on black, which a visitor may draw by hand.
 LINES = ("canny", "softedge", "mlsd", "scribble")
+#: What a ControlNet has in common with the U-Net that it is for.
+SHAPE = ("block_out_channels", "cross_attention_dim", "layers_per_block")
 
 #: Told after each step: how many are done, of how many.
 Watch = Callable[[int, int], None]
@@ -41,11 +52,11 @@ class Studio:
     Args:
         models: names, folders or repositories, as `companion.models.load` takes them, tried in this order (OSError if
             none loads); or a loaded pipeline.
-        base: of a LoRA, the model that it was trained on, if it does not say so itself.
+        base: of a LoRA, the model that it was trained on, if it does not say so itself. Pipelines do not use it.
         device: by default the GPU if CUDA has one, or else the CPU.
-        steps, guidance: the values to propose; by default they depend on the model's picture size.
-        nets: ControlNets by condition, as `companion.models.load_controlnet` takes them; by default those that are
-            known for the model.
+        steps, guidance: the values to propose; by default those that suit the model best.
+        nets: ControlNets by condition, as `companion.models.load_controlnet` takes them, besides those that are known
+            for the model.
     """
 
     def __init__(
@@ -65,20 +76,24 @@ class Studio:
         if not hasattr(self.text, "unet"):
             raise OSError(f"A {type(self.text).__name__} has no U-Net: take a Stable Diffusion.")
         self.device = self.text.device.type
-        with _quiet():
+        with quiet():
             from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
             self.text.set_progress_bar_config(disable=True)
             # from_pipe would otherwise guess the precision, and convert the shared parts to it.
-            self.image = AutoPipelineForImage2Image.from_pipe(self.text, **_precision(self.text.dtype))
-            self.hole = AutoPipelineForInpainting.from_pipe(self.text, **_precision(self.text.dtype))
+            same = precision(self.text.dtype)
+            try:
+                self.image = AutoPipelineForImage2Image.from_pipe(self.text, **same)
+                self.hole = AutoPipelineForInpainting.from_pipe(self.text, **same)
+            except ValueError:  # such as a latent consistency model's
+                raise OSError(f"A {type(self.text).__name__} cannot inpaint: take a Stable Diffusion.") from None
         for pipe in (self.image, self.hole):
             pipe.set_progress_bar_config(disable=True)
         self.size = self.text.unet.config.sample_size * self.text.vae_scale_factor
-        small = self.size < 512
-        self.steps = steps or (20 if small else 30)
-        self.guidance = guidance or (GUIDANCE if small else 7.5)
-        self._nets = dict(nets) if nets is not None else _known_nets(known)
+        like = known or CATALOGUE["tabletop" if self.size < 512 else "sd15"]
+        self.steps = steps or like.steps
+        self.guidance = guidance or max(1.0, like.guidance)  # 1 and less both draw without guidance
+        self._nets = _known_nets(known) | dict(nets or {})
         self._following: dict[str, Any] = {}  # the pipelines with a ControlNet, by condition
         self._turn = threading.Lock()
 
@@ -228,18 +243,28 @@ class Studio:
             if condition not in self._following:
                 try:
                     net = load_controlnet(self._nets[condition], device=self.text.device, dtype=self.text.dtype)
-                except OSError as error:
+                except (OSError, ValueError) as error:
                     raise ValueError(f"The ControlNet for {title} could not be loaded: {error}") from None
-                asked, has = net.config.cross_attention_dim, self.text.unet.config.cross_attention_dim
-                if asked != has:
-                    raise ValueError(f"The ControlNet for {title} is of another kind of model ({asked} for {has}).")
-                with _quiet():
+                if _shape(net) != _shape(self.text.unet):
+                    raise ValueError(
+                        f"The ControlNet for {title} does not fit this model: take one that was trained for its base."
+                    )
+                with quiet():
                     from diffusers import AutoPipelineForText2Image
 
-                    pipe = AutoPipelineForText2Image.from_pipe(self.text, controlnet=net, **_precision(self.text.dtype))
+                    pipe = AutoPipelineForText2Image.from_pipe(self.text, controlnet=net, **precision(self.text.dtype))
                 pipe.set_progress_bar_config(disable=True)
                 self._following[condition] = pipe
             return self._following[condition]
+
+    def load_all(self) -> None:
+        """Load all ControlNets now. One that cannot be is left out, and the log says why."""
+        for condition in list(self._nets):
+            try:
+                self.following(condition)
+            except ValueError as error:
+                print(error, file=sys.stderr, flush=True)
+                del self._nets[condition]
 
     def _titled(self, condition: str) -> str:
         if condition not in self.conditions:
@@ -302,24 +327,8 @@ def _strength(strength: float, steps: int) -> float:
     return strength
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the warnings about packages we do not need that come from importing every pipeline."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def _precision(dtype: Any) -> dict[str, Any]:
-    import diffusers
-
-    new = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40)  # the older name is torch_dtype
-    return {"dtype" if new else "torch_dtype": dtype}
+def _shape(net: Any) -> list[str]:
+    return [str(list(v) if isinstance(v, tuple) else v) for v in (net.config[name] for name in SHAPE)]
 
 
 def _load(models: Sequence[str], base: str | None, device: str | None) -> tuple[Any, Model]:
@@ -327,7 +336,11 @@ def _load(models: Sequence[str], base: str | None, device: str | None) -> tuple[
     reasons = []
     for model in models:
         try:
-            return load(model, base=base, device=device), find(model, base=base)
+            try:
+                known, own = find(model, base=base), base
+            except NotALoraError:
+                known, own = find(model), None
+            return load(model, base=own, device=device), known
         except (OSError, ValueError) as error:
             reasons.append(f"{model} ({str(error).rstrip('.')})")
     raise OSError(f"No model could be loaded: {'; '.join(reasons) or 'none is named'}. Set the Space's MODEL.")
