@@ -34,6 +34,7 @@ from companion.conditions import ANYWHERE, CONDITIONS
 from companion.models import CATALOGUE, Model, download, quiet
 
 Annotator = Callable[[np.ndarray], np.ndarray]
+BY_FORMULA = (*ANYWHERE, "scribble")  # the conditions whose maps are found without a network
 SIDE = 512  # pixels of a picture's shorter side at which its edges are looked for
 
 #: What a network is needed for, and where it is published. All of these are safetensors, and free for any use.
@@ -87,7 +88,7 @@ def annotator(name: str, source: str | Path | None = None) -> Annotator:
     """
     if name not in CONDITIONS:
         raise ValueError(f"there is no condition {name!r}; the eight are {', '.join(CONDITIONS)}")
-    if source is not None and name in (*ANYWHERE, "scribble"):
+    if source is not None and name in BY_FORMULA:
         raise ValueError(f"the condition {name} needs no network; leave out {str(source)!r}")
     show = {
         "canny": lambda: _painted("canny", lambda p: conditions.canny(p, 100, 200)),

@@ -226,15 +226,16 @@ class TestControlNets:
         assert drawn.tobytes() != free.tobytes()
         assert following.follow(control, "canny", "a b", scale=0, steps=4, seed=3)[0].tobytes() == free.tobytes()
 
-    def test_a_map_is_found_as_the_course_finds_it(self, following, picture):
-        from companion.conditions import CONDITIONS
+    @pytest.mark.parametrize("condition", ["canny", "scribble"])
+    def test_a_map_is_found_as_published_controlnets_learned_it(self, following, picture, condition):
+        from companion.photo_conditions import annotator
 
-        canny, fitted = CONDITIONS["canny"], np.array(following.fit(picture))
-        found = np.asarray(following.control("canny", picture))
-        assert np.array_equal(found, canny.paint(canny.annotate(fitted[None]))[0])
+        fitted = np.array(following.fit(picture))
+        found = np.asarray(following.control(condition, picture))
+        assert np.array_equal(found, annotator(condition)(fitted[None])[0])
 
-    def test_other_models_get_only_maps_that_need_no_judge(self, following, picture):
-        assert following.can_find("canny") and not following.can_find("depth")
+    def test_other_models_get_only_maps_that_need_no_network(self, following, picture):
+        assert following.can_find("canny") and following.can_find("scribble") and not following.can_find("depth")
         with pytest.raises(ValueError, match="For depth, .* miniature world only: upload the control picture itself"):
             following.control("depth", picture)
         assert following.control("depth", picture, ready=True).size == (32, 32)

@@ -47,6 +47,7 @@ MODULES = (
     "files.py",
     "metrics.py",
     "models.py",
+    "photo_conditions.py",
     "pictures.py",
     "tabletop/__init__.py",
     "tabletop/caption.py",

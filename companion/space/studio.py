@@ -172,9 +172,12 @@ class Studio:
     def can_find(self, condition: str) -> bool:
         """Whether the condition's map can be found in a picture, instead of being uploaded."""
         from companion.conditions import ANYWHERE, CONDITIONS
+        from companion.photo_conditions import BY_FORMULA
         from companion.tabletop.measures import can_be_judged
 
-        return condition in ANYWHERE or (condition in CONDITIONS and can_be_judged(self.text) and _judge_is_here())
+        if can_be_judged(self.text):
+            return condition in (CONDITIONS if _judge_is_here() else ANYWHERE)
+        return condition in BY_FORMULA
 
     def control(self, condition: str, image: Any, ready: bool = False) -> Image.Image:
         """The control picture that is found in a picture; or, when that is `ready`, made from it by resizing alone."""
@@ -187,9 +190,13 @@ class Studio:
                 "control picture itself, and say so above it."
             )
         from companion.conditions import CONDITIONS
+        from companion.photo_conditions import annotator
+        from companion.tabletop.measures import can_be_judged
 
-        known, picture = CONDITIONS[condition], np.array(self.fit(image))
-        return Image.fromarray(known.paint(known.annotate(picture[None]))[0])
+        picture = np.array(self.fit(image))[None]
+        if can_be_judged(self.text):
+            return Image.fromarray(CONDITIONS[condition].paint(CONDITIONS[condition].annotate(picture))[0])
+        return Image.fromarray(annotator(condition)(picture)[0])  # as the published ControlNets learned them
 
     def _ready(self, condition: str, image: Any) -> Image.Image:
         if image is None:
