@@ -35,7 +35,7 @@ from companion.dreambooth import (
 )
 from companion.files import written
 from companion.finetuning import ATTENTION, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
-from companion.intervals import mean_interval
+from companion.intervals import mean_interval, paired_difference
 from companion.latent_diffusion import prompt_for
 from companion.sampler_sweeps import weights_sum
 from companion.tabletop.measures import clip_pictures, met
@@ -249,21 +249,33 @@ def rates() -> list[Setting]:
     return [Setting(subject, method, lr) for method in METHODS for lr in RATES for subject in FEW]
 
 
-def best(rows: Sequence[Mapping[str, Any]], method: str) -> tuple[float, int]:
-    """The learning rate and the number of steps at which a method did best, of stored rows of `rates`.
-
-    Best is the highest geometric mean, over subjects, of the likeness gained (from that of the class before), the share
-    of scenes that are right, and the share of unrelated prompts that are still met. Raises ValueError without rows.
+def score(row: Mapping[str, Any]) -> float:
+    """How good a finetuning is in all three respects: the geometric mean of the likeness gained (from that of the class
+    before), the share of scenes that are right, and the share of unrelated prompts that are still met.
     """
-    scores: dict[tuple[float, int], list[float]] = {}
+    gained = max(row["likeness"] - row["pres_before"], 0.0)
+    kept = min(row["kept"] / max(row["kept_before"], 1e-9), 1.0)
+    return float((gained * row["scene"] * kept) ** (1 / 3))
+
+
+def scores(rows: Sequence[Mapping[str, Any]], method: str) -> dict[tuple[float, int], float]:
+    """The mean `score` over subjects, of stored rows of `rates`, by learning rate and step.
+
+    Raises ValueError when there are none of this method.
+    """
+    found: dict[tuple[float, int], list[float]] = {}
     for row in rows:
         if row["method"] == method:
-            gained = max(row["likeness"] - row["pres_before"], 0.0)
-            kept = min(row["kept"] / max(row["kept_before"], 1e-9), 1.0)
-            scores.setdefault((row["lr"], row["step"]), []).append((gained * row["scene"] * kept) ** (1 / 3))
-    if not scores:
+            found.setdefault((row["lr"], row["step"]), []).append(score(row))
+    if not found:
         raise ValueError(f"no learning rate of {method!r} was measured yet: companion finetunings rates")
-    return max(scores, key=lambda key: float(np.mean(scores[key])))
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def best(rows: Sequence[Mapping[str, Any]], method: str) -> tuple[float, int]:
+    """The learning rate and the number of steps at which a method did best. Raises ValueError as `scores` does."""
+    found = scores(rows, method)
+    return max(found, key=lambda key: found[key])
 
 
 def table(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[Setting]:
@@ -335,13 +347,68 @@ def sweep(pipe: StableDiffusionPipeline, plan: str, **options: Any) -> Iterator[
         yield done, len(settings), setting
 
 
-def summary(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> tuple[float, float, float]:
-    """Mean and confidence interval of a measure over subjects, each of which is the mean over its seeds.
+# ---- Comparing -------------------------------------------------------------------------------------------------------
 
-    Seeds of one subject are not independent of each other, so subjects are what is counted.
-    """
-    by_subject: dict[str, list[float]] = {}
+
+def by_subject(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> dict[str, float]:
+    """A measure for each subject, the mean over its seeds."""
+    found: dict[str, list[float]] = {}
     for row in rows:
         if (row["method"], row["step"]) == (method, step):
-            by_subject.setdefault(row["subject"], []).append(row[key])
-    return mean_interval([float(np.mean(values)) for values in by_subject.values()])
+            found.setdefault(row["subject"], []).append(row[key])
+    return {subject: float(np.mean(values)) for subject, values in found.items()}
+
+
+def summary(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> tuple[float, float, float]:
+    """Mean and confidence interval of a measure over subjects. Seeds of one subject are not independent of each other,
+    so subjects are what is counted.
+    """
+    return mean_interval(list(by_subject(rows, key, method, step).values()))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two methods in one measure, subject by subject, each method at its own best number of steps.
+
+    Attributes:
+        means: of both methods.
+        difference, low, high: the mean difference of the first from the second, and its confidence interval.
+        subjects: how many there are.
+    """
+
+    means: tuple[float, float]
+    difference: float
+    low: float
+    high: float
+    subjects: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether the first method's numbers are "higher", "lower", or neither for sure, which is "not told apart"."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
+
+
+def compared(
+    rows: Sequence[Mapping[str, Any]],
+    rate_rows: Sequence[Mapping[str, Any]],
+    key: str,
+    method: str,
+    rival: str,
+    step: int | None = None,
+) -> Compared:
+    """Compare two methods in a measure of the stored table.
+
+    Args:
+        rate_rows: of `rates`, which say at how many steps each method is best.
+        step: the same for both, instead.
+    Raises:
+        ValueError: when fewer than two subjects were measured by both.
+    """
+    steps = [step or best(rate_rows, name)[1] for name in (method, rival)]
+    a, b = (by_subject(rows, key, name, at) for name, at in zip((method, rival), steps, strict=True))
+    both = [subject for subject in a if subject in b]
+    if len(both) < 2:
+        raise ValueError(f"{len(both)} subjects were measured by {method!r} and {rival!r}; two are needed at least")
+    x, y = [a[s] for s in both], [b[s] for s in both]
+    difference, low, high = paired_difference(x, y)
+    return Compared((float(np.mean(x)), float(np.mean(y))), difference, low, high, len(both))

@@ -108,6 +108,24 @@ def test_subjects_are_what_is_counted_and_not_seeds():
     assert high - low > 2, "two subjects say little"
 
 
+def test_methods_are_compared_subject_by_subject_each_at_its_own_steps():
+    easy = {"duck": 0.2, "cactus": 0.5, "die": 0.8}
+    rows = [
+        row("OFT", step=100, subject=s, seed=i, likeness=v + 0.05 + i / 50) for s, v in easy.items() for i in (0, 1)
+    ]
+    rows += [row("LoRA", step=50, subject=s, seed=i, likeness=v + i / 50) for s, v in easy.items() for i in (0, 1)]
+    rows += [row("LoRA", step=100, subject=s, likeness=9.9) for s in easy]
+    tried = [row("OFT", step=100), row("LoRA", step=50), row("LoRA", step=100, scene=0.1)]
+    found = sweeps.compared(rows, tried, "likeness", "OFT", "LoRA")
+    assert found.difference == pytest.approx(0.05) and found.low == pytest.approx(0.05)
+    assert found.verdict == "higher" and found.subjects == 3 and found.means == pytest.approx((0.56, 0.51))
+    assert sweeps.compared(rows, tried, "likeness", "LoRA", "OFT").verdict == "lower"
+    assert sweeps.compared(rows, tried, "likeness", "OFT", "OFT").verdict == "not told apart"
+    assert sweeps.compared(rows, tried, "likeness", "OFT", "LoRA", step=100).verdict == "lower"
+    with pytest.raises(ValueError, match="0 subjects were measured by 'OFT' and 'HRA'; two are needed"):
+        sweeps.compared(rows, tried, "likeness", "OFT", "HRA", step=100)
+
+
 def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
     (tmp_path / "results").mkdir()
