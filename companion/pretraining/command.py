@@ -377,18 +377,24 @@ def unet(
     bfloat16: Bfloat16 = False,
     low: Annotated[float, typer.Option(help="Share of the samples that is drawn at little noise.")] = 0.0,
     factor: Annotated[float, typer.Option(help="How often errors on things count at little noise.")] = 1.0,
+    below: Annotated[int, typer.Option(help="Timesteps below which they do.")] = 400,
     min_snr: Annotated[float, typer.Option(help="Signal-to-noise ratio above which errors count less.")] = 5.0,
+    often: Annotated[list[str] | None, typer.Option(help="A kind whose renders are seen three times as often.")] = None,
+    decay: Annotated[float, typer.Option(help="Share of the steps, at the end, in which the rate falls.")] = 0.3,
 ) -> None:
     """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
     from companion.pretraining import halfway
     from companion.pretraining.clip import make_clip, text_tower, trained_tokenizer
     from companion.pretraining.latents import cached, trained_vae
     from companion.pretraining.sheets import grid
-    from companion.pretraining.unet import train_unet
+    from companion.pretraining.unet import favouring, train_unet
+    from companion.tabletop.scene import KINDS
     from companion.training import load_weights
 
     if size not in (8, 16):
         raise typer.BadParameter(f"size={size} is not a stage; train with --size 8, then with --size 16")
+    if unknown := sorted({*(often or ())} - {*KINDS}):
+        raise typer.BadParameter(f"{unknown[0]!r} is no kind of thing; the kinds are {', '.join(KINDS)}")
     _threads(threads)
     text = trained_tokenizer(folder)
     latent, things = cached(folder, size, count)
@@ -432,7 +438,10 @@ def unet(
         bfloat16=bfloat16,
         low=low,
         factor=factor,
+        below=below,
         min_snr=min_snr,
+        often=favouring(seen, often) if often else None,
+        decay=decay,
         every=every,
     )
     _follow(run, steps, name, show, 500)

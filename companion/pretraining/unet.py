@@ -127,13 +127,18 @@ def draw_timesteps(batch: int, generator: torch.Generator, low: float = 0.0) -> 
     return t.long().clamp(max=999)
 
 
-def cells_weight(things: Tensor, t: Tensor, factor: float) -> Tensor:
-    """Weights (B, 1, h, w) of squared errors: `factor` on cells that a thing touches where t < `CELLS_BELOW`, else 1.
+def cells_weight(things: Tensor, t: Tensor, factor: float, below: int = CELLS_BELOW) -> Tensor:
+    """Weights (B, 1, h, w) of squared errors: `factor` on cells that a thing touches where t < `below`, else 1.
 
     things: (B, h, w), 1 on those cells.
     """
-    near = (t < CELLS_BELOW).float().view(-1, 1, 1, 1)
+    near = (t < below).float().view(-1, 1, 1, 1)
     return 1 + (factor - 1) * near * things[:, None].float()
+
+
+def favouring(scenes: Sequence[Scene], kinds: Sequence[str], times: float = 3.0) -> Tensor:
+    """How often each scene is seen (N,): `times` as often as others, when one of its things is of these kinds."""
+    return torch.tensor([times if any(t.kind in kinds for t in scene.things) else 1.0 for scene in scenes])
 
 
 def own_parts(model: Conditioned, index: Tensor) -> tuple[UNet, CLIPTextModel]:
@@ -154,23 +159,29 @@ def unet_loss(
     things: Tensor | None = None,
     low: float = 0.0,
     factor: float = 1.0,
+    below: int = CELLS_BELOW,
     min_snr: float = MIN_SNR,
+    often: Tensor | None = None,
 ) -> Callable[[Any, torch.Generator, int], Tensor]:
     """The loss of a step: weighted squared error of the predicted noise, with new captions each time.
 
     Args:
         parts: from what is trained and the indices (B,) of a batch, the U-Net and the text encoder to predict with.
         drop: share of captions left empty.
-        things: (N, h, w), 1 on latent cells that a thing touches, where errors count `factor` times at low noise levels
-            (`cells_weight`).
+        things: (N, h, w), 1 on latent cells that a thing touches, where errors count `factor` times at timesteps below
+            `below` (`cells_weight`).
         low: share of the samples that are drawn at low noise levels (`draw_timesteps`).
         min_snr: where the weights by signal-to-noise ratio stop rising (`training.min_snr_weight`).
+        often: how often each scene is seen (N,), relative to the others (`favouring`); all alike when None.
     """
     scheduler = DDPMScheduler(**SCHEDULE)
     rough = bfloat16 and not train_text
 
     def loss(model: Any, generator: torch.Generator, step: int) -> Tensor:
-        index = torch.randint(len(latents), (batch,), generator=generator)
+        if often is None:
+            index = torch.randint(len(latents), (batch,), generator=generator)
+        else:
+            index = torch.multinomial(often, batch, replacement=True, generator=generator)
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         texts = ["" if rng.random() < drop else caption(scenes[i], rng) for i in index.tolist()]
         # A frozen text encoder needs no more precision than the U-Net that reads it.
@@ -183,7 +194,7 @@ def unet_loss(
                 return unet(noisy, t, states).sample
 
         t = draw_timesteps(batch, generator, low)
-        weight = None if things is None else cells_weight(things[index], t, factor)
+        weight = None if things is None else cells_weight(things[index], t, factor, below)
         x0 = latents[index].float()
         return noise_loss(predict, scheduler, x0, generator, timesteps=t, min_snr=min_snr, weight=weight)
 
@@ -263,7 +274,9 @@ def train_unet(
     things: Tensor | None = None,
     low: float = 0.0,
     factor: float = 1.0,
+    below: int = CELLS_BELOW,
     min_snr: float = MIN_SNR,
+    often: Tensor | None = None,
     config: dict | None = None,
     optimizer: Callable | None = None,
     **kwargs,
@@ -274,7 +287,7 @@ def train_unet(
         start_from: the checkpoint of an earlier stage, whose moving average this one starts from.
         train_text: False freezes the text encoder.
         words: a file for the frozen text encoder, which checkpoints do not hold.
-        things, low, factor, min_snr: where errors count more, see `unet_loss`.
+        things, low, factor, below, min_snr, often: what counts more, see `unet_loss`.
         bfloat16: multiply in bfloat16, with weights and sums in single precision: 1.6 times as fast on CPUs with
             AVX-512 BF16, slower on others.
     """
@@ -288,9 +301,9 @@ def train_unet(
     if bfloat16:
         plain_attention(model.text_encoder, model.unet)
     make = optimizer or (lambda m: muon(m, lr, exclude=FIRST_AND_LAST, weight_decay=0.01, bfloat16=bfloat16))
-    loss = unet_loss(
-        latents, scenes, tokenizer, batch, train_text, bfloat16, things=things, low=low, factor=factor, min_snr=min_snr
-    )
+    more: dict[str, Any] = {"things": things, "low": low, "factor": factor, "below": below}
+    more |= {"min_snr": min_snr, "often": often}
+    loss = unet_loss(latents, scenes, tokenizer, batch, train_text, bfloat16, **more)
     for progress in train(
         model, loss, make(model), steps, ema=ema, seed=seed, checkpoint=checkpoint, log=log, **kwargs
     ):

@@ -20,7 +20,9 @@ from companion.pretraining.unet import (
     cells_weight,
     deepened,
     draw_timesteps,
+    favouring,
     make_unet,
+    own_parts,
     redrawn,
     train_unet,
     unet_loss,
@@ -49,6 +51,24 @@ def test_a_share_of_the_timesteps_is_drawn_at_little_noise():
     assert (draw_timesteps(50, torch.Generator().manual_seed(0), low=1.0) < LOW).all()
 
 
+def test_favoured_kinds_are_seen_as_often_as_said(tmp_path):
+    words, (_, scenes) = trained_tokenizer(tmp_path), held_out(60)
+    often = favouring(scenes, ["robot", "car"], 5.0)
+    favoured = [any(thing.kind in ("robot", "car") for thing in scene.things) for scene in scenes]
+    assert often.tolist() == [5.0 if f else 1.0 for f in favoured] and 5 < sum(favoured) < 40
+    seen = []
+    model = Halving([], words)
+
+    def parts(model, index):
+        seen.append(index)
+        return own_parts(model, index)
+
+    loss = unet_loss(torch.zeros(60, 4, 8, 8), scenes, words, 400, True, parts=parts, often=often)
+    loss(model, torch.Generator().manual_seed(0), 0)
+    share = np.mean([favoured[i] for i in seen[0].tolist()])
+    assert share == pytest.approx(5 * sum(favoured) / float(often.sum()), abs=0.08)
+
+
 def test_errors_on_things_count_more_at_little_noise():
     things = torch.zeros(3, 2, 2, dtype=torch.uint8)
     things[:, 0, 1] = 1
@@ -56,6 +76,7 @@ def test_errors_on_things_count_more_at_little_noise():
     assert weight.shape == (3, 1, 2, 2)
     assert weight[:, 0].tolist() == [[[1, 4], [1, 1]], [[1, 4], [1, 1]], [[1, 1], [1, 1]]]
     assert (cells_weight(things, torch.tensor([0, 1, 2]), 1.0) == 1).all()
+    assert cells_weight(things, torch.tensor([0, 699, 700]), 4.0, below=700).amax((1, 2, 3)).tolist() == [4, 4, 1]
 
 
 @pytest.mark.parametrize("layers", [(2, 2, 1), (1, 3, 2)])
