@@ -101,7 +101,7 @@ def patches(pictures: Sequence[np.ndarray], size: int, n: int, seed: int = 0) ->
 
     rng, found = np.random.default_rng(seed), []
     for _ in range(n):
-        picture = pictures[rng.integers(len(pictures))]
+        picture = pictures[int(rng.integers(len(pictures)))]
         side = int(rng.integers(size, min(picture.shape[:2]) + 1))
         top, left = (int(rng.integers(length - side + 1)) for length in picture.shape[:2])
         square = picture[top : top + side, left : left + side]

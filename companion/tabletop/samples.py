@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -87,7 +87,8 @@ def save_held_out(pictures: np.ndarray, scenes: list[Scene]) -> None:
 def save_columns(columns: Mapping[str, np.ndarray]) -> None:
     """Write what exact maps of the held-out renders are made from; their pictures are in the atlas already."""
     total = int(columns["edge_counts"].sum())
-    kept = {name: values[: total if name == "edges" else None] for name, values in columns.items() if name != "picture"}
+    kept: dict[str, Any] = {name: values for name, values in columns.items() if name != "picture"}
+    kept["edges"] = kept["edges"][:total]
     with written(FOLDER / "held_out_maps.npz") as temporary, temporary.open("wb") as f:
         np.savez_compressed(f, **kept)
 
