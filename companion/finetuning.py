@@ -268,13 +268,13 @@ class TextualInversion:
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A new ControlNet learns, or a T2I-Adapter; the pipeline stays as it is (see `companion.controlnet`).
-
-    The sets of examples need control pictures.
+    """A new ControlNet learns, or a T2I-Adapter; the pipeline stays as it is. The sets of examples need control
+    pictures. See `companion.controlnet`, for `attention` and `open_embedder` its `controlnet_of`.
     """
 
     adapter: bool = False
     attention: bool = True
+    open_embedder: bool = True
     lr: ClassVar[float] = 1e-5
 
     def _attach(self, pipe: StableDiffusionPipeline) -> nn.Module:
@@ -283,7 +283,7 @@ class ControlNet:
             return adapter_of(pipe.unet, layers=1, factor=factor)
         large = pipe.unet.config.block_out_channels[0] >= LARGE_EMBEDDER[-1]
         embedder = (LARGE_EMBEDDER if large else EMBEDDER)[-factor.bit_length() :]
-        return controlnet_of(pipe.unet, embedder, attention=self.attention, open_embedder=True)
+        return controlnet_of(pipe.unet, embedder, attention=self.attention, open_embedder=self.open_embedder)
 
 
 Method = Full | Lora | Oft | Near | Peft | TextualInversion | ControlNet

@@ -39,7 +39,7 @@ from companion.intervals import mean_interval, paired_difference
 from companion.latent_diffusion import prompt_for
 from companion.sampler_sweeps import weights_sum
 from companion.tabletop.measures import clip_pictures, met
-from companion.tabletop.scene import COLOURS, KINDS
+from companion.tabletop.scene import COLOURS, KINDS, WITHHELD
 from companion.tabletop.subjects import SUBJECTS, Subject
 
 if TYPE_CHECKING:
@@ -100,8 +100,19 @@ class Setting:
 # ---- Measuring -------------------------------------------------------------------------------------------------------
 
 CLASS = 16  # pictures of the class, for PRES and DIV
-#: Prompts of which the subject is no part, a colour after the other: what they draw should stay as it was.
-UNRELATED = [prompt_for(kind, list(COLOURS)[i % len(COLOURS)]) for i, kind in enumerate(2 * KINDS)]
+
+
+def _unrelated(times: int = 2) -> list[str]:
+    """Prompts for each kind in some of its colours, all of which training has seen."""
+    found = []
+    for i, kind in enumerate(KINDS):
+        seen = [colour for colour in COLOURS if (kind, colour) not in WITHHELD]
+        found += [prompt_for(kind, seen[(i + 3 * j) % len(seen)]) for j in range(times)]
+    return found
+
+
+#: Prompts of which the subject is no part: what they draw should stay as it was.
+UNRELATED = _unrelated()
 
 
 @dataclass(frozen=True)
@@ -170,9 +181,10 @@ def moved(before: nn.Module, after: nn.Module, targets: Sequence[str] = ATTENTIO
     """How far a U-Net's weights have moved, in several senses; `after` is a plain U-Net (see `finetuning.merged`).
 
     Keys: "energy", the relative change of the hyperspherical energy as the OFT paper logs it (mean over pairs,
-    half-space, summed over all weights); over the layers `targets` alone "energy_targets", "angle", the largest change
-    of an angle between two neurons in radians, "distance", the mean of ||W - W0|| / ||W0||, and "left" and "right", how
-    many of the ten strongest singular vectors are intruders, in the mean.
+    half-space, summed over all weights); over the layers `targets` alone "energy_targets", and "energy_layer", the
+    largest change of one of them (in a sum, layers that rise and fall cancel); of these layers also "angle", the
+    largest change of an angle between two neurons in radians, "distance", the mean of ||W - W0|| / ||W0||, and "left"
+    and "right", how many of the ten strongest singular vectors are intruders, in the mean.
     """
     old, new = energy.weights(before), energy.weights(after)
     ends = tuple(f"{target}.weight" for target in targets)
@@ -180,9 +192,12 @@ def moved(before: nn.Module, after: nn.Module, targets: Sequence[str] = ATTENTIO
     pairs = [(old[name], new[name]) for name in chosen]
     sides = [energy.intruder_dimensions(a, b) for a, b in pairs]
     away = [float((b.float() - a.float()).norm() / a.float().norm()) for a, b in pairs]
+    a, b = (_energies(weights) for weights in (old, new))
+    changes = [b[name] / a[name] - 1 for name in chosen]
     return {
-        "energy": _relative(old, new),
-        "energy_targets": _relative({n: old[n] for n in chosen}, {n: new[n] for n in chosen}),
+        "energy": sum(b.values()) / sum(a.values()) - 1,
+        "energy_targets": sum(b[n] for n in chosen) / sum(a[n] for n in chosen) - 1,
+        "energy_layer": max(changes, key=abs),
         "angle": max(energy.angle_drift(a, b) for a, b in pairs),
         "distance": float(np.mean(away)),
         "left": float(np.mean([left for left, _ in sides])),
@@ -190,10 +205,9 @@ def moved(before: nn.Module, after: nn.Module, targets: Sequence[str] = ATTENTIO
     }
 
 
-def _relative(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:
+def _energies(weights: Mapping[str, Tensor]) -> dict[str, float]:
     options = {"mean": True, "half_space": True}
-    a, b = (sum(energy.energies({k: w.float() for k, w in x.items()}, **options).values()) for x in (old, new))
-    return b / a - 1
+    return energy.energies({name: weight.float() for name, weight in weights.items()}, **options)
 
 
 def teach_and_measure(

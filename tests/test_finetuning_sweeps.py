@@ -13,7 +13,8 @@ from companion import finetuning_sweeps as sweeps
 from companion.dreambooth import likeness
 from companion.finetuning import ATTENTION, Near, Oft, attach, merged
 from companion.finetuning_sweeps import METHODS, Setting, best, learned, moved, summary, teach_and_measure
-from companion.tabletop.scene import KINDS
+from companion.tabletop.caption import parse
+from companion.tabletop.scene import KINDS, WITHHELD
 from companion.tabletop.subjects import SUBJECTS
 
 
@@ -34,6 +35,7 @@ def test_what_moved_is_told_in_several_senses(pipe):
         x = torch.randn(1, 4, 16, 16)
         freed.pipe.unet(x, 5, encoder_hidden_states=torch.zeros(1, 32, unet.config.cross_attention_dim))
     kept, lost = (moved(unet, merged(tuned).unet) for tuned in (turned, freed))
+    assert abs(kept["energy_layer"]) < 3e-6 and abs(lost["energy_layer"]) >= abs(lost["energy_targets"])
     assert abs(kept["energy_targets"]) < 1e-6 < 1e-5 < abs(lost["energy_targets"])
     assert kept["angle"] < 1e-3 < 0.05 < lost["angle"]
     assert kept["distance"] > 0.05 and lost["distance"] == pytest.approx(0.1, rel=1e-3)
@@ -47,6 +49,8 @@ def test_unrelated_prompts_leave_the_class_out():
     for noun in KINDS:
         prompts = sweeps.unrelated(noun)
         assert len(prompts) == 18 and len(set(prompts)) == 18 and not any(f" {noun} " in p for p in prompts)
+        wishes = [parse(prompt) for prompt in prompts]
+        assert not any((wish.kinds[0], wish.finishes[0]) in WITHHELD for wish in wishes), "training has seen them"
 
 
 def test_what_was_learned_is_measured_on_the_subject_its_class_and_the_rest(pipe, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,10 +45,16 @@ def held_out(n: int = 256) -> tuple[np.ndarray, list[Scene]]:
 def columns(n: int = 256) -> tuple[dict[str, np.ndarray], list[Scene]]:
     """What exact maps of the first `n` held-out renders are made from (`conditions.COLUMNS`), and their scenes."""
     pictures, scenes = held_out(n)
-    with np.load(FOLDER / "held_out_maps.npz", allow_pickle=False) as z:
-        found = {"picture": pictures, **{name: z[name] for name in z.files}}
+    found = {"picture": pictures, **_maps(FOLDER / "held_out_maps.npz")}
     total = int(found["edge_counts"][:n].sum())  # edges of all renders stand one after the other
     return {name: values[: total if name == "edges" else n] for name, values in found.items()}, scenes
+
+
+@cache
+def _maps(path: Path) -> dict[str, np.ndarray]:
+    """They take a second to unpack, and notebooks ask for them often."""
+    with np.load(path, allow_pickle=False) as z:
+        return {name: z[name] for name in z.files}
 
 
 def renders(pipe: StableDiffusionPipeline, n: int) -> tuple[Tensor, list[Scene]]:
