@@ -258,7 +258,8 @@ def as_controls(pictures: Any, size: int) -> Tensor:
 
 
 def follower(pipe: StableDiffusionPipeline, net: ControlNetModel) -> Callable[..., Tensor]:
-    """`follow(prompt, seed, control, scale=1.0, *, steps, guidance_scale)` draws a picture (3, H, W) in [-1, 1].
+    """`follow(prompt, seed, control, scale=1.0, *, steps, guidance_scale, scheduler=None)` draws a picture (3, H, W) in
+    [-1, 1].
 
     It is the picture that `diffusion.draw` draws with this ControlNet, to a grey level, but from compiled networks
     where that is possible (see `fast.faster`). `control` is a control picture as `as_controls` takes it.
@@ -272,14 +273,21 @@ def follower(pipe: StableDiffusionPipeline, net: ControlNetModel) -> Callable[..
             pass
 
     def follow(
-        prompt: str, seed: int, control: Any, scale: float = 1.0, *, steps: int, guidance_scale: float
+        prompt: str,
+        seed: int,
+        control: Any,
+        scale: float = 1.0,
+        *,
+        steps: int,
+        guidance_scale: float,
+        scheduler: Any = None,
     ) -> Tensor:
-        shown = as_controls(control, size)
+        shown, settings = as_controls(control, size), {"guidance_scale": guidance_scale, "scheduler": scheduler}
         if compiled is None or not isinstance(drawer, Fast):
             heard = Controlled(pipe.unet, [Control(net, shown, scale)])
-            return diffusion.draw(pipe, prompt, seed, steps=steps, guidance_scale=guidance_scale, unet=heard)[0]
+            return diffusion.draw(pipe, prompt, seed, steps=steps, unet=heard, **settings)[0]
         heard = Controlled(drawer.noise_pred, [Control(compiled, shown, scale)])
-        settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "pt"}
+        settings |= {"num_inference_steps": steps, "output_type": "pt"}
         return 2 * drawer(prompt, unet=heard, generator=seeded(seed), **settings).images[0] - 1
 
     return follow

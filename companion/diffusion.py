@@ -178,6 +178,18 @@ def fresh(scheduler: Any) -> Any:
     return type(scheduler).from_config(scheduler.config)
 
 
+def steady(scheduler: Any) -> Any:
+    """The same solver, new, without the noise that its stochastic form adds at each step: DPM++ 2M for DPM++ 2M SDE.
+
+    That noise lets later steps mend what earlier ones got wrong, but it takes more steps to be removed again: the
+    miniature draws better with it from 12 steps on, and worse below. A scheduler that adds none comes back as it is.
+    """
+    kind = getattr(scheduler.config, "algorithm_type", "")
+    if not kind.startswith("sde-"):
+        return fresh(scheduler)
+    return type(scheduler).from_config(scheduler.config, algorithm_type=kind.removeprefix("sde-"))
+
+
 @torch.no_grad()
 def denoise(
     scheduler: Any,

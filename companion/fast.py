@@ -171,6 +171,7 @@ class Fast:
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         unet: UNet | None = None,
+        scheduler: Any = None,
         output_type: str = "pil",
     ) -> Any:
         """Draw as the stock pipeline does, with the same result, but in 20 steps by default (the stock default is 50).
@@ -178,6 +179,7 @@ class Fast:
         Args:
             latents: standard normal noise (B, C, h, w) to start from, instead of the generator's.
             unet: used instead of the compiled U-Net alone (see `diffusion.UNet`).
+            scheduler: used instead of the pipeline's.
             output_type: "pil"; "np" (B, H, W, 3) or "pt" (B, 3, H, W), both in [0, 1]; or "latent".
         Returns:
             a StableDiffusionPipelineOutput, whose `images` hold one picture for each prompt.
@@ -191,7 +193,7 @@ class Fast:
         side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
         if latents is None:
             latents = randn_tensor((len(prompts), channels, side, side), generator=generator)
-        scheduler = pipe.scheduler
+        scheduler = scheduler or pipe.scheduler
         scheduler.set_timesteps(num_inference_steps)
         generators = generator if isinstance(generator, list) else [generator] if generator is not None else []
         predict = noise_predictor(

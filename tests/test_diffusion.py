@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 from stock import every_scheduler, scheduler_of, variant
 from torch import Tensor
 
@@ -200,3 +200,15 @@ class TestLatents:
     def test_the_states_are_the_pipelines(self, pipe):
         theirs, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
         assert torch.equal(diffusion.encode_prompt(pipe, [PROMPT, ""])[:1], theirs)
+
+
+def test_a_steady_scheduler_adds_no_noise(pipe):
+    plain = scheduler_of(DPMSolverMultistepScheduler, {"use_karras_sigmas": True})
+    noisy = scheduler_of(DPMSolverMultistepScheduler, {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"})
+    settings = {"steps": 4, "guidance_scale": 2.0}
+    one, same, other = (
+        diffusion.draw(pipe, "a red ball", 1, scheduler=s, **settings) for s in (plain, diffusion.steady(noisy), noisy)
+    )
+    assert torch.equal(one, same) and not torch.allclose(one, other, atol=0.05)
+    again = diffusion.steady(plain)
+    assert again is not plain and again.config == plain.config

@@ -156,7 +156,7 @@ class AdapterStrength(Beside):
         live = 0 if self._oft else 1
         fresh = [list(found.values())[live]] if quick else list(found.values())
         weights = {name: torch.stack([way.weights[name] for way in fresh]) for name in fresh[0].weights}
-        drawn = self._pictures(weights, len(fresh), steps)
+        drawn = self._pictures(weights, len(fresh), steps, quick)
         if quick:
             drawn = torch.cat([self.result[:live], drawn, self.result[live + 1 :]])
         self.result, self.ways = drawn, (self.ways | found if self._oft else found)
@@ -170,10 +170,11 @@ class AdapterStrength(Beside):
         note = f" in {steps} steps, as a preview" if quick else ""
         self.show(_stacked(sheets), f"drawn in {time.perf_counter() - begin:.1f} s{note}")
 
-    def _pictures(self, weights: Mapping[str, Tensor], n: int, steps: int) -> Tensor:
+    def _pictures(self, weights: Mapping[str, Tensor], n: int, steps: int, quick: bool) -> Tensor:
         """Pictures (N, 3, H, W), the i-th with the i-th of the weights (N, ...)."""
         prompts, seed = [self.prompt.value] * n, self.seed.value
-        self._plain.scheduler = diffusion.fresh(self._pipe.scheduler)  # the other may be in the middle of a drawing
+        # A new one, since the pipeline's own may be in the middle of a drawing.
+        self._plain.scheduler = (diffusion.steady if quick else diffusion.fresh)(self._pipe.scheduler)
         if isinstance(self._drawer, Fast):
             settings = {"num_inference_steps": steps, "guidance_scale": self._guidance, "output_type": "pt"}
             unet = self._drawer.varied(weights)

@@ -244,6 +244,7 @@ class Following(Beside):
     ) -> None:
         options = self.options()
         self._follow, self._steps, self._guidance = follower(pipe, net), steps, guidance
+        self._scheduler = pipe.scheduler
         self.result: Tensor | None = None
         self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
@@ -272,6 +273,8 @@ class Following(Beside):
         self.message.value = "drawing …"
         begin = time.perf_counter()
         settings = {"steps": steps, "guidance_scale": self._guidance}
+        if steps != self._steps:  # a preview has too few for a sampler that adds noise
+            settings["scheduler"] = diffusion.steady(self._scheduler)
         self.result = self._follow(self.prompt.value, self.seed.value, control, self.scale.value, **settings)
         quick = "" if steps == self._steps else f" in {steps} steps, as a preview"
         self.show(as_pil(self.result, SIDE), f"drawn in {time.perf_counter() - begin:.1f} s{quick}")

@@ -47,10 +47,10 @@ class GuidanceSlider(Panel):
 
     def draw(self) -> None:
         """Draw the picture at every scale, and show the chosen one."""
-        from companion.diffusion import draw
+        from companion.diffusion import draw, steady
 
-        scales = [1.0, *self.scales]
-        drawn = draw(self._pipe, self.prompt.value, self.seed.value, steps=self._steps, guidance_scale=scales)
+        scales, settings = [1.0, *self.scales], {"steps": self._steps, "scheduler": steady(self._pipe.scheduler)}
+        drawn = draw(self._pipe, self.prompt.value, self.seed.value, guidance_scale=scales, **settings)
         plain, *self.pictures = [as_pil(picture, SIDE) for picture in drawn]
         self.plain = plain
         self.choose()
