@@ -40,6 +40,7 @@ SKETCH_PROMPTS = (
     "a purple cube on sand by day",
     "a gold robot in front of a green house on grass at sunset",
 )
+ADDED = 10_000  # the first seed of noise that is added while drawing
 TIMESTEPS = (20, 50, 100, 200, 350, 500, 800)
 
 
@@ -57,12 +58,13 @@ def sketch(
     guidance: float = GUIDANCE,
     batch: int = 32,
 ) -> Tensor:
-    """Pictures (N, 3, 8 size, 8 size); picture i begins with the noise of seed i."""
+    """Pictures (N, 3, 8 size, 8 size); picture i begins with the noise of seed i, and adds that of seed `ADDED` + i."""
     drawn = []
     for i in range(0, len(prompts), batch):
         some = list(prompts[i : i + batch])
         noise = [torch.randn(4, size, size, generator=torch.Generator().manual_seed(i + j)) for j in range(len(some))]
-        *_, last = sample(pipe, some, steps=steps, guidance_scale=guidance, noise=torch.stack(noise))
+        seeds = [ADDED + i + j for j in range(len(some))]  # other ones, or it would add the same noise again
+        *_, last = sample(pipe, some, seeds, steps=steps, guidance_scale=guidance, noise=torch.stack(noise))
         drawn.append(decode(pipe, last.latents))
     return torch.cat(drawn)
 
