@@ -282,7 +282,8 @@ def follower(pipe: StableDiffusionPipeline, net: ControlNetModel) -> Callable[..
         guidance_scale: float,
         scheduler: Any = None,
     ) -> Tensor:
-        shown, settings = as_controls(control, size), {"guidance_scale": guidance_scale, "scheduler": scheduler}
+        shown = as_controls(control, size)
+        settings: dict[str, Any] = {"guidance_scale": guidance_scale, "scheduler": scheduler}
         if compiled is None or not isinstance(drawer, Fast):
             heard = Controlled(pipe.unet, [Control(net, shown, scale)])
             return diffusion.draw(pipe, prompt, seed, steps=steps, unet=heard, **settings)[0]
