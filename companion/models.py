@@ -391,14 +391,7 @@ def load_controlnet(
         OfflineError, NoMirrorError: a ControlNet of the hub cannot be fetched.
         DamagedError: a file on this machine is damaged.
     """
-    check_device(device)
-    folder, weights = _part_folder("ControlNet", condition, model, controlnets, timeout, endpoint)
-    with quiet():
-        from diffusers import ControlNetModel
-
-        device, options = _settings(device, dtype, weights)
-        net = ControlNetModel.from_pretrained(folder, **options)
-    return net.to(device).eval()
+    return _load_part("ControlNetModel", "ControlNet", controlnets, condition, model, device, dtype, timeout, endpoint)
 
 
 def load_adapter(
@@ -411,14 +404,7 @@ def load_adapter(
     endpoint: str | None = None,
 ) -> T2IAdapter:
     """A stock T2I-Adapter for a model; arguments and errors are those of `load_controlnet`."""
-    check_device(device)
-    folder, weights = _part_folder("T2I-Adapter", condition, model, adapters, timeout, endpoint)
-    with quiet():
-        from diffusers import T2IAdapter
-
-        device, options = _settings(device, dtype, weights)
-        adapter = T2IAdapter.from_pretrained(folder, **options)
-    return adapter.to(device).eval()
+    return _load_part("T2IAdapter", "T2I-Adapter", adapters, condition, model, device, dtype, timeout, endpoint)
 
 
 def adapters(
@@ -446,15 +432,19 @@ def _companions(
     return {p.name.removeprefix(start): p for p in sorted((companion.DATA / "models").glob(f"{start}*")) if p.is_dir()}
 
 
-def _part_folder(
+def _load_part(
+    kind: str,
     what: str,
+    known_for: Callable[..., dict[str, Path | str]],
     condition: str | Path,
     model: str | Path,
-    known_for: Callable[..., dict[str, Path | str]],
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
     timeout: float,
     endpoint: str | None,
-) -> tuple[Path, Collection[str]]:
-    """The folder of a ControlNet or T2I-Adapter, fetched if need be, and the names of its weights."""
+) -> Any:
+    """A ControlNet or T2I-Adapter, of diffusers' class `kind`, fetched if need be."""
+    check_device(device)
     place: Path | str = condition
     if not (isinstance(condition, Path) or Path(condition).is_dir() or REPOSITORY.fullmatch(condition)):
         base = find(model, timeout=timeout, endpoint=endpoint)
@@ -469,7 +459,13 @@ def _part_folder(
     else:
         repository = Model(place, "", 0, 0, 0.0, (place,))
         folder = download(repository, single=True, timeout=timeout, endpoint=endpoint)
-    return folder, check_part(folder)
+    weights = check_part(folder)
+    with quiet():
+        import diffusers
+
+        device, options = _settings(device, dtype, weights)
+        part = getattr(diffusers, kind).from_pretrained(folder, **options)
+    return part.to(device).eval()
 
 
 def seeded(seed: int) -> torch.Generator:
