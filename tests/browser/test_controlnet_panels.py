@@ -9,10 +9,12 @@ from companion.widgets.painter import SIDE
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-# A pipeline is not needed to see that a pose arrives: what is drawn is the control picture itself.
+# A whole pipeline is not needed to see that a pose arrives: what is drawn is the control picture itself.
 SETUP = """
+from types import SimpleNamespace
 import numpy as np
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from companion import diffusion
 from companion.widgets import controlnet
 diffusion.picture_size = lambda pipe: 128
@@ -22,9 +24,10 @@ def follower(pipe, net):
         return picture / 127.5 - 1 if scale else torch.zeros(3, 128, 128)
     return follow
 controlnet.follower = follower
+pipe = SimpleNamespace(scheduler=DPMSolverMultistepScheduler())
 """.strip()
-POSE = 'panel = controlnet.PoseToPicture(None, None, "a steel robot on grass by day")\npanel'
-SCRIBBLE = 'pad = controlnet.ScribbleToPicture(None, None, "a red ball on sand at sunset", np.eye(128))\npad'
+POSE = 'panel = controlnet.PoseToPicture(pipe, None, "a steel robot on grass by day")\npanel'
+SCRIBBLE = 'pad = controlnet.ScribbleToPicture(pipe, None, "a red ball on sand at sunset", np.eye(128))\npad'
 REPORT = "print(*panel.editor.array[4].round().astype(int), panel.scale.value, len(panel.editor.moving))"
 
 
