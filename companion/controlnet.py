@@ -455,23 +455,44 @@ def fidelity(
 
 def training_logs() -> dict[str, dict[str, list[float]]]:
     """For each ControlNet that the course ships, "step" and "fidelity" through its training."""
-    found = {}
-    for name in CONDITIONS:
-        path = companion.DATA / "models" / "training" / f"controlnet-{name}-measured.jsonl"
-        if path.exists():
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            found[name] = {key: [line[key] for line in lines] for key in ("step", "fidelity")}
-    return found
+    logs = {name: _log(f"controlnet-{name}") for name in CONDITIONS}
+    return {name: log for name, log in logs.items() if log["step"]}
+
+
+def trial_logs(name: str) -> dict[str, dict[str, list[float]]]:
+    """The same for the trials of a condition, by their names: trainings that compared settings."""
+    start, end = f"trial-{name}-", "-measured"
+    paths = sorted((companion.DATA / "models" / "training").glob(f"{start}*{end}.jsonl"))
+    trials = [path.stem.removeprefix(start).removesuffix(end) for path in paths]
+    return {trial: _log(f"{start}{trial}") for trial in trials}
+
+
+def _log(training: str) -> dict[str, list[float]]:
+    path = companion.DATA / "models" / "training" / f"{training}-measured.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    return {key: [line[key] for line in lines] for key in ("step", "fidelity")}
 
 
 def reported() -> dict[str, dict[str, float]]:
     """For each ControlNet that the course ships, what `companion build report` measured: "share" of the way from no
     control to renders, "low" and "high" (its interval's ends), and the means "floor", "drawn" and "ceiling".
     """
-    numbers = json.loads((companion.DATA / "models" / "report.json").read_text(encoding="utf-8"))
+    numbers = _report()
     keys = {"share": "", **{key: f"_{key}" for key in ("low", "high", "floor", "drawn", "ceiling")}}
     return {
         name: {key: numbers[f"control_{name}{end}"] for key, end in keys.items()}
         for name in CONDITIONS
         if f"control_{name}" in numbers
     }
+
+
+def kept_prompts() -> float:
+    """Of the prompts that are met without a control, the share met with the worst of the ControlNets that the course
+    ships, as `companion build report` measured it; NaN when it did not.
+    """
+    return _report().get("control_prompts", float("nan"))
+
+
+def _report() -> dict[str, float]:
+    return json.loads((companion.DATA / "models" / "report.json").read_text(encoding="utf-8"))

@@ -36,10 +36,12 @@ from companion.controlnet import (
     drawn_with,
     fidelity,
     followed,
+    kept_prompts,
     listening,
     other_finishes,
     reported,
     training_logs,
+    trial_logs,
 )
 from companion.diffusion import picture_size
 from companion.metrics import pictures_to_tensor, tensor_to_bytes
@@ -307,11 +309,16 @@ def test_stored_measures_are_told_by_condition(tmp_path, monkeypatch):
     lines = [{"step": 100, "fidelity": 0.25}, {"step": 200, "fidelity": 0.5}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "models" / "training" / "controlnet-canny-measured.jsonl").write_text(text, encoding="utf-8")
-    assert training_logs() == {"canny": {"step": [100, 200], "fidelity": [0.25, 0.5]}}
+    log = {"step": [100, 200], "fidelity": [0.25, 0.5]}
+    assert training_logs() == {"canny": log}
+    for name in ("depth-rate 1e-3", "depth-5 %", "seg-5 %"):
+        (tmp_path / "models" / "training" / f"trial-{name}-measured.jsonl").write_text(text, encoding="utf-8")
+    assert trial_logs("depth") == {"5 %": log, "rate 1e-3": log}
     numbers = {"": 0.9, "_low": 0.8, "_high": 1.0, "_floor": 0.1, "_drawn": 0.5, "_ceiling": 0.6}
-    stored = {"vae_psnr": 32.0} | {f"control_depth{end}": value for end, value in numbers.items()}
+    stored = {"vae_psnr": 32.0, "control_prompts": 0.97, **{f"control_depth{end}": v for end, v in numbers.items()}}
     (tmp_path / "models" / "report.json").write_text(json.dumps(stored), encoding="utf-8")
     assert list(reported()) == ["depth"]
+    assert kept_prompts() == 0.97
     assert reported()["depth"] == {k.lstrip("_") or "share": v for k, v in numbers.items()}
 
 

@@ -463,6 +463,9 @@ def controlnet(
     measured: Annotated[int, typer.Option(help="Held-out scenes on which fidelity is measured.")] = 48,
     adapter: Annotated[bool, typer.Option("--adapter", help="Train a T2I-Adapter instead of a ControlNet.")] = False,
     closed: Annotated[bool, typer.Option("--closed", help="Start the embedder's last convolution at zero.")] = False,
+    trial: Annotated[
+        str, typer.Option(help="Train beside it, under this name, to compare: only its log is published.")
+    ] = "",
 ) -> None:
     """Train one of the ControlNets for the trained U-Net, which stays as it is."""
     from companion.conditions import CONDITIONS
@@ -488,17 +491,18 @@ def controlnet(
     pipe = halfway.drawer(base, trained_vae(folder), words)
     what = "adapter" if adapter else "controlnet"
     net = adapter_of(base.unet) if adapter else controlnet_of(base.unet, attention=attention, open_embedder=not closed)
-    if begin and not (folder / f"{what}-{name}.safetensors").exists():
+    called = f"trial-{name}-{trial}" if trial else f"{what}-{name}"
+    if begin and not (folder / f"{called}.safetensors").exists():
         load_weights(folder / f"{what}-{begin}.safetensors", net)
 
     def show(step: int, ema) -> str:
         prompts, seeds = [caption(s) for s in asked_scenes], list(range(len(asked_scenes)))
         drawn = drawn_with(pipe, ema, condition.paint(asked), prompts, seeds, steps=20, guidance_scale=GUIDANCE)
         found = {"step": step, "fidelity": round(float(np.nanmean(followed(condition, asked, drawn))), 4)}
-        sheet = folder / "samples" / f"{what}-{name}-{step:06d}.png"
+        sheet = folder / "samples" / f"{called}-{step:06d}.png"
         sheet.parent.mkdir(exist_ok=True)
         grid([*condition.paint(asked[:16]), *drawn[:16]], 16).save(sheet)
-        with (folder / f"{what}-{name}-measured.jsonl").open("a", encoding="utf-8") as f:
+        with (folder / f"{called}-measured.jsonl").open("a", encoding="utf-8") as f:
             f.write(json.dumps(found) + "\n")
         return f"{found['fidelity']} {condition.unit}"
 
@@ -511,14 +515,14 @@ def controlnet(
         scenes,
         words,
         steps,
-        **_files(folder, f"{what}-{name}"),
+        **_files(folder, called),
         lr=lr,
         batch=batch,
         bfloat16=bfloat16,
         loss={"things": things, "low": 0.3},
         every=every,
     )
-    _follow(run, steps, f"{what} {name}", show, 100)
+    _follow(run, steps, called, show, 100)
 
 
 MEASURED = 1000  # steps between two sets of pictures that the judge reads: they take a minute or two
