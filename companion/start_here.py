@@ -1,7 +1,10 @@
-"""The tables of notebook 00: the map of the course, and a prompt compared with what the judge reads."""
+"""The tables of notebook 00: the map of the course, a prompt compared with what the judge reads, and the judge compared
+with an eye.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,3 +63,31 @@ def _standing(front: str, count: int) -> str:
     if count < 2:
         return "only one thing"
     return "side by side" if front == "neither" else f"the {front} in front"
+
+
+def eye_and_judge() -> dict[str, dict[str, float]]:
+    """Of the things in 120 pictures that the shipped model drew, the share of each kind that an eye calls clear, under
+    "an eye", and the share that the judge reads as asked for, under "the judge"; {} when no eye has judged them.
+    `companion build report` measured both.
+    """
+    from companion.tabletop.scene import KINDS
+
+    numbers = json.loads((companion.DATA / "models" / "report.json").read_text(encoding="utf-8"))
+    if f"eye_judge_{KINDS[0]}" not in numbers:
+        return {}
+    names = {"an eye": "eye", "the judge": "eye_judge"}
+    return {name: {kind: numbers[f"{key}_{kind}"] for kind in KINDS} for name, key in names.items()}
+
+
+def not_clear(n: int) -> list[tuple[str, int, list[tuple[str, str]]]]:
+    """Prompts and seeds of at most `n` pictures with something that the eye called wrong, or else doubtful; with each,
+    the kinds of its things and the word for them.
+    """
+    from companion.pretraining import eye
+
+    path = companion.DATA / "results" / "eye_verdicts.json"
+    prompts, said = eye.load_prompts(), dict[int, list[tuple[str, str]]]()
+    for verdict in eye.load_verdicts(path) if path.exists() else ():
+        said.setdefault(verdict.prompt, []).append((prompts[verdict.prompt].kinds[verdict.thing], verdict.word))
+    found = [i for bad in ("wrong", "doubtful") for i, words in said.items() if any(word == bad for _, word in words)]
+    return [(prompts[i].prompt, prompts[i].seed, said[i]) for i in dict.fromkeys(found)][:n]

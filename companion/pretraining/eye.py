@@ -164,6 +164,23 @@ def by_kind(verdicts: Sequence[Verdict], prompts: Sequence[Asked]) -> dict[str, 
     return found
 
 
+def by_judge(prompts: Sequence[Asked], readings: Sequence[Reading]) -> dict[str, tuple[int, int]]:
+    """For each kind, how many of its things the judge reads as asked for, one reading per prompt, and how many there
+    are.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for asked, reading in zip(prompts, readings, strict=True):
+        for kind in asked.kinds:
+            right, n = found.get(kind, (0, 0))
+            found[kind] = right + _reads(reading, kind, asked), n + 1
+    return found
+
+
+def _reads(reading: Reading, kind: str, asked: Asked) -> bool:
+    """Whether the judge reads a kind as often as the prompt names it."""
+    return reading.kinds.count(kind) >= asked.kinds.count(kind)
+
+
 def agreement(
     verdicts: Sequence[Verdict], prompts: Sequence[Asked], readings: Sequence[Reading]
 ) -> dict[str, tuple[int, int]]:
@@ -174,8 +191,8 @@ def agreement(
     """
     counts = {"accepts_wrong": [0, 0], "rejects_clear": [0, 0]}
     for v in verdicts:
-        kind = prompts[v.prompt].kinds[v.thing]
-        read = readings[v.prompt].kinds.count(kind) >= prompts[v.prompt].kinds.count(kind)
+        asked = prompts[v.prompt]
+        read = _reads(readings[v.prompt], asked.kinds[v.thing], asked)
         if v.word == "wrong":
             counts["accepts_wrong"][0] += read
             counts["accepts_wrong"][1] += 1

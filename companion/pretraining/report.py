@@ -338,9 +338,11 @@ def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
         return {}
     kinds = {kind: clear / n for kind, (clear, n) in eye.by_kind(verdicts, prompts).items()}
     clear = sum(v.word == "clear" for v in verdicts) / len(verdicts)
+    readings = read(pictures)
     found = {f"eye_{kind}": share for kind, share in kinds.items()}
     found |= {"eye_clear": clear, "eye_worst_kind": min(kinds.values())}
-    compared = eye.agreement(verdicts, prompts, read(pictures))
+    found |= {f"eye_judge_{kind}": right / n for kind, (right, n) in eye.by_judge(prompts, readings).items()}
+    compared = eye.agreement(verdicts, prompts, readings)
     return found | {f"judge_{name}": k / n for name, (k, n) in compared.items() if n}
 
 

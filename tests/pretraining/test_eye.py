@@ -62,6 +62,14 @@ def test_the_judge_is_held_against_the_eye():
     assert strict == {"accepts_wrong": (0, 1), "rejects_clear": (0, 2)}
 
 
+def test_the_judge_s_readings_are_counted_by_kind():
+    assert eye.by_judge(PROMPTS, [reading("can"), reading("ball", "tree")]) == {
+        "cube": (0, 1),
+        "ball": (1, 1),
+        "can": (0, 1),
+    }
+
+
 def test_sheets_show_every_picture_enlarged_and_its_number_alone():
     made = list(eye.sheets([np.full((16, 16, 3), i, np.uint8) for i in range(14)]))
     assert len(made) == 2 and made[0].size == (4 * 64, 3 * (64 + 28))
