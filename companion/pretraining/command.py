@@ -9,6 +9,7 @@
     shape      what tells how bent things are             build/shape.safetensors
     unet       the noise predictor, 8 x 8 then 16 x 16    build/unet8.safetensors, build/unet16.safetensors
     controlnet one of the eight ControlNets               build/controlnet-<name>.safetensors
+    early      what notebook 04 trains for a minute       build/early-<name>/
     keep       half-trained parts, for another machine    data/models/next/
     publish    the finished parts                         data/models/, data/tabletop/
     eye        sheets for an eye to judge, its verdicts   build/eye/, data/results/eye_verdicts.json
@@ -24,7 +25,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -36,6 +37,11 @@ from companion.files import written
 from companion.tabletop import dataset
 from companion.tabletop.scene import Scene
 from companion.tabletop.splits import SPLITS, sample_scene
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from companion.conditions import Condition
 
 app = typer.Typer(
     no_args_is_help=True, help="Make the miniature world and its models again.", pretty_exceptions_enable=False
@@ -469,15 +475,12 @@ def controlnet(
 ) -> None:
     """Train one of the ControlNets for the trained U-Net, which stays as it is."""
     from companion.conditions import CONDITIONS
-    from companion.controlnet import adapter_of, controlnet_of, drawn_with, followed
-    from companion.models import GUIDANCE
+    from companion.controlnet import adapter_of, controlnet_of
     from companion.pretraining import halfway
     from companion.pretraining.clip import trained_tokenizer
     from companion.pretraining.controlnet import to_follow, train_controlnet
     from companion.pretraining.latents import cached, trained_vae
     from companion.pretraining.publishing import trained_unet
-    from companion.pretraining.sheets import grid
-    from companion.tabletop.caption import caption
     from companion.training import load_weights
 
     for given in filter(None, (name, begin)):
@@ -487,24 +490,12 @@ def controlnet(
     condition, base, words = CONDITIONS[name], trained_unet(folder), trained_tokenizer(folder)
     maps, places, scenes = to_follow(folder / "renders", "train", condition, count)
     latent, things = (values[places] for values in cached(folder, 16, count))
-    asked, _, asked_scenes = to_follow(folder / "renders", "val", condition, 500, measured)
     pipe = halfway.drawer(base, trained_vae(folder), words)
     what = "adapter" if adapter else "controlnet"
     net = adapter_of(base.unet) if adapter else controlnet_of(base.unet, attention=attention, open_embedder=not closed)
     called = f"trial-{name}-{trial}" if trial else f"{what}-{name}"
     if begin and not (folder / f"{called}.safetensors").exists():
         load_weights(folder / f"{what}-{begin}.safetensors", net)
-
-    def show(step: int, ema) -> str:
-        prompts, seeds = [caption(s) for s in asked_scenes], list(range(len(asked_scenes)))
-        drawn = drawn_with(pipe, ema, condition.paint(asked), prompts, seeds, steps=20, guidance_scale=GUIDANCE)
-        found = {"step": step, "fidelity": round(float(np.nanmean(followed(condition, asked, drawn))), 4)}
-        sheet = folder / "samples" / f"{called}-{step:06d}.png"
-        sheet.parent.mkdir(exist_ok=True)
-        grid([*condition.paint(asked[:16]), *drawn[:16]], 16).save(sheet)
-        with (folder / f"{called}-measured.jsonl").open("a", encoding="utf-8") as f:
-            f.write(json.dumps(found) + "\n")
-        return f"{found['fidelity']} {condition.unit}"
 
     run = train_controlnet(
         net,
@@ -522,7 +513,69 @@ def controlnet(
         loss={"things": things, "low": 0.3},
         every=every,
     )
-    _follow(run, steps, called, show, 100)
+    _follow(run, steps, called, _following(folder, called, condition, pipe, measured), 100)
+
+
+@app.command()
+def early(
+    name: Annotated[str, typer.Argument(help="The condition.")] = "depth",
+    steps: Steps = 600,
+    count: Count = 2000,
+    folder: Folder = BUILD,
+    threads: Threads = 0,
+    every: float = 120.0,
+    batch: int = 16,
+    lr: float = 3e-4,
+    measured: Annotated[int, typer.Option(help="Held-out scenes on which fidelity is measured.")] = 48,
+) -> None:
+    """Train a ControlNet just as notebook 04 does, and stop when it begins to follow: the notebook goes on from it."""
+    from companion.conditions import CONDITIONS
+    from companion.controlnet import as_controls
+    from companion.finetuning import ControlNet, attach, examples, finetune
+    from companion.pretraining import halfway
+    from companion.pretraining.clip import trained_tokenizer
+    from companion.pretraining.controlnet import DROP, to_follow
+    from companion.pretraining.latents import trained_vae
+    from companion.pretraining.publishing import save_net, trained_unet
+    from companion.tabletop.caption import caption
+
+    if name not in CONDITIONS:
+        raise typer.BadParameter(f"{name!r} is no condition; the eight are {', '.join(CONDITIONS)}")
+    _threads(threads)
+    condition, called = CONDITIONS[name], f"early-{name}"
+    pipe = halfway.drawer(trained_unet(folder), trained_vae(folder), trained_tokenizer(folder))
+    maps, places, scenes = to_follow(folder / "renders", "train", condition, count)
+    pictures = dataset.read(folder / "renders", "train", ("picture",), count)["picture"][places]
+    controls = as_controls(condition.paint(maps), pictures.shape[1])
+    lessons = examples(pipe, pictures, [caption(s) for s in scenes], controls=controls)
+    tuned = attach(pipe, ControlNet(attention=False))
+    run = finetune(tuned, [lessons], steps, lr=lr, batch=batch, drop=DROP, every=every, **_files(folder, called))
+    _follow(((now, tuned.net) for now in run), steps, called, _following(folder, called, condition, pipe, measured), 50)
+    save_net(tuned.net, folder / called)
+
+
+def _following(folder: Path, called: str, condition: Condition, pipe: StableDiffusionPipeline, measured: int):
+    """How well a half-trained ControlNet is followed on held-out scenes: a sheet, a line in its log, and a number."""
+    from companion.controlnet import drawn_with, followed
+    from companion.models import GUIDANCE
+    from companion.pretraining.controlnet import to_follow
+    from companion.pretraining.sheets import grid
+    from companion.tabletop.caption import caption
+
+    asked, _, scenes = to_follow(folder / "renders", "val", condition, 500, measured)
+    painted, prompts, seeds = condition.paint(asked), [caption(s) for s in scenes], list(range(len(scenes)))
+
+    def show(step: int, net) -> str:
+        drawn = drawn_with(pipe, net, painted, prompts, seeds, steps=20, guidance_scale=GUIDANCE)
+        found = {"step": step, "fidelity": round(float(np.nanmean(followed(condition, asked, drawn))), 4)}
+        sheet = folder / "samples" / f"{called}-{step:06d}.png"
+        sheet.parent.mkdir(exist_ok=True)
+        grid([*painted[:16], *drawn[:16]], 16).save(sheet)
+        with (folder / f"{called}-measured.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(found) + "\n")
+        return f"{found['fidelity']} {condition.unit}"
+
+    return show
 
 
 MEASURED = 1000  # steps between two sets of pictures that the judge reads: they take a minute or two

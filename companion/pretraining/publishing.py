@@ -159,6 +159,8 @@ def publish(folder: Path) -> Iterator[str]:
             save_file(shape.state_dict(), temporary)
     for path in sorted([*folder.glob("controlnet-*.safetensors"), *folder.glob("adapter-*.safetensors")]):
         save_net(trained_net(folder, path.stem, model.unet), MODELS / f"tabletop-{path.stem}")
+    for path in sorted(p for p in folder.glob("early-*") if p.is_dir()):
+        save_net(ControlNetModel.from_pretrained(path), MODELS / f"tabletop-{path.name}")
     held = dataset.read(folder / "renders", "val", COLUMNS, 256)
     samples.save_held_out(held["picture"], dataset.scenes(folder / "renders", "val", 256))
     samples.save_columns(held)

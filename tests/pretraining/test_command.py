@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -27,6 +28,7 @@ from companion.training import read_meta
     [
         (["unet", "--size", "12"], "size=12 is not a stage; train with --size 8, then with --size 16"),
         (["controlnet", "blur"], "'blur' is no condition; the eight are canny, softedge, mlsd"),
+        (["early", "blur"], "'blur' is no condition; the eight are canny, softedge, mlsd"),
         (["strip", "one", "two", "--names", "first"], "1 names for 2 commits; give one for each"),
     ],
 )
@@ -54,8 +56,8 @@ def run_build(folder: Path, *args: str, kill_after: int | None = None) -> None:
 
 def name_of(command: tuple[str, ...]) -> str:
     """What a command's checkpoint is called."""
-    if command[0] == "controlnet":
-        return f"controlnet-{command[1]}"
+    if command[0] in ("controlnet", "early"):
+        return f"{command[0]}-{command[1]}"
     return f"unet{command[command.index('--size') + 1]}" if command[0] == "unet" else command[0]
 
 
@@ -87,6 +89,7 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
         ("unet", "--size", "16", "--steps", str(steps), "--batch", "2", *more, *count),
         ("decoder", "--steps", str(steps), "--sharpness", "0.5", "--mend", *count),
         ("controlnet", "canny", "--steps", str(steps), "--batch", "2", "--bfloat16", "--measured", "4", *count),
+        ("early", "depth", "--steps", str(steps), "--batch", "2", "--measured", "4", *count),
     ]
     folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:
@@ -102,6 +105,8 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
         assert a.keys() == b.keys()
         worst = max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
         assert worst == 0, f"{name} differs by {worst} after a kill at step {stopped}"
+    net = ControlNetModel.from_pretrained(folders[0] / "early-depth")
+    assert net.controlnet_mid_block.weight.abs().max() > 0, "it has learned something"
     # What the last stages left out of their checkpoints is found where they kept it.
     for folder in folders:
         first, last = (load_file(folder / f"unet{size}.safetensors") for size in (8, 16))
