@@ -11,15 +11,17 @@ import numpy as np
 from companion.tabletop.camera import boxes, frame, outline
 from companion.tabletop.scene import FINISHES, KINDS, PLACES, RELATIONS, TIMES, WITHHELD, Scene, Thing
 
-Split = Literal["train", "pairs", "val", "test", "withheld"]
+Split = Literal["train", "pairs", "val", "test", "withheld", "robots"]
 #: First seed and number of seeds of each split; the ranges do not overlap. "train" holds no withheld pair, "pairs" (for
-#: the judge and the VAE) and "withheld" hold at least one, "val" and "test" are drawn like "train".
+#: the judge and the VAE) and "withheld" hold at least one, "val" and "test" are drawn like "train". "robots" is too, but
+#: one of its things is a robot: arms have so many poses that training needs more of them than of other things.
 SPLITS: dict[str, tuple[int, int]] = {
     "train": (0, 1_000_000),
     "pairs": (1_000_000, 1_000_000),
     "val": (2_000_000, 1_000_000),
     "test": (3_000_000, 1_000_000),
     "withheld": (4_000_000, 1_000_000),
+    "robots": (5_000_000, 1_000_000),
 }
 HIDDEN = 0.30  # how much of the far thing's width the near one may cover
 
@@ -47,6 +49,9 @@ def _pairs(rng: np.random.Generator, n: int, split: str) -> list[tuple[str, str]
     wanted = split in ("pairs", "withheld")
     while True:
         pairs = [(str(rng.choice(KINDS)), str(rng.choice(FINISHES))) for _ in range(n)]
+        if split == "robots":
+            i = int(rng.integers(n))
+            pairs[i] = "robot", pairs[i][1]
         if wanted:
             held = sorted(WITHHELD)
             pairs[int(rng.integers(n))] = held[int(rng.integers(len(held)))]
@@ -99,7 +104,7 @@ def sample_scene(seed: int, n: int | None = None) -> Scene:
     all of its width), and two are both whole.
 
     Args:
-        seed: 0 to 4,999,999 (see `SPLITS`).
+        seed: 0 to 5,999,999 (see `SPLITS`).
         n: 1 or 2 things; None draws it (45 % one, 55 % two).
     Raises:
         ValueError: for a seed outside the splits or another `n`.

@@ -27,8 +27,15 @@ def test_withheld_pairs_are_where_they_belong_and_nowhere_else():
     def held(s):
         return any((t.kind, t.finish) in WITHHELD for t in s.things)
 
-    assert not any(held(s) for split in ("train", "val", "test") for s in some(split, 400))
+    assert not any(held(s) for split in ("train", "val", "test", "robots") for s in some(split, 400))
     assert all(held(s) for split in ("pairs", "withheld") for s in some(split))
+
+
+def test_scenes_of_robots_have_one():
+    seen = some("robots", 400)
+    assert all("robot" in [t.kind for t in s.things] for s in seen)
+    assert {t.kind for s in seen for t in s.things} == set(KINDS), "beside everything"
+    assert {t.finish for s in seen for t in s.things if t.kind == "robot"} == set(FINISHES) - {"red"}
 
 
 def test_splits_do_not_overlap():
@@ -37,7 +44,7 @@ def test_splits_do_not_overlap():
     assert [split_of(first) for first, _ in SPLITS.values()] == list(SPLITS)
 
 
-@pytest.mark.parametrize("bad", [-1, 5_000_000])
+@pytest.mark.parametrize("bad", [-1, 6_000_000])
 def test_a_seed_outside_the_splits_is_refused(bad):
     with pytest.raises(ValueError, match=f"seed={bad} is outside every split"):
         sample_scene(bad)
