@@ -387,6 +387,7 @@ def unet(
     min_snr: Annotated[float, typer.Option(help="Signal-to-noise ratio above which errors count less.")] = 5.0,
     often: Annotated[list[str] | None, typer.Option(help="A kind whose renders are seen three times as often.")] = None,
     decay: Annotated[float, typer.Option(help="Share of the steps, at the end, in which the rate falls.")] = 0.3,
+    robots: Annotated[int, typer.Option(min=0, help="Renders of the split robots to use as well.")] = 0,
 ) -> None:
     """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
     from companion.pretraining import halfway
@@ -405,6 +406,10 @@ def unet(
     text = trained_tokenizer(folder)
     latent, things = cached(folder, size, count)
     seen = dataset.scenes(folder / "renders", "train", count)
+    if robots:
+        more = cached(folder, size, robots, "robots")
+        latent, things = (torch.cat(both) for both in zip((latent, things), more, strict=True))
+        seen += dataset.scenes(folder / "renders", "robots", robots)
     encoder = text_tower(load_weights(folder / "clip.safetensors", make_clip(text)))
     name = f"unet{size}"
     begun = (folder / f"{name}.safetensors").exists()  # killed before, or adopted

@@ -48,12 +48,12 @@ def trained_vae(folder: Path) -> AutoencoderKL:
     return model
 
 
-def encoded_shards(folder: Path, size: int, count: int) -> Iterator[Path]:
-    """Latents of each shard as .npy files beside it, made where they are missing or older than the autoencoder; and, as
-    files that end in "-things.npy", the cells that things touch.
+def encoded_shards(folder: Path, size: int, count: int, split: str = "train") -> Iterator[Path]:
+    """Latents of each shard of a split as .npy files beside it, made where they are missing or older than the
+    autoencoder; and, as files that end in "-things.npy", the cells that things touch.
     """
     model, born = trained_vae(folder), (folder / "vae.safetensors").stat().st_mtime
-    for path in dataset.shards(folder / "renders", "train")[: -(-count // dataset.SHARD)]:
+    for path in dataset.shards(folder / "renders", split)[: -(-count // dataset.SHARD)]:
         out = folder / "latents" / f"{path.stem}-{size}.npy"
         things = out.with_name(f"{out.stem}-things.npy")
         if not (out.exists() and things.exists()) or out.stat().st_mtime < born:
@@ -69,11 +69,11 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(f, array)
 
 
-def cached(folder: Path, size: int, count: int) -> tuple[Tensor, Tensor]:
-    """All latents (count, 4, size, size) of the training renders, encoding what is missing, and their things' cells
+def cached(folder: Path, size: int, count: int, split: str = "train") -> tuple[Tensor, Tensor]:
+    """All latents (count, 4, size, size) of a split's renders, encoding what is missing, and their things' cells
     (count, size, size).
     """
-    paths = list(encoded_shards(folder, size, count))
+    paths = list(encoded_shards(folder, size, count, split))
     things = [p.with_name(f"{p.stem}-things.npy") for p in paths]
     latents, masks = (torch.from_numpy(np.concatenate([np.load(p) for p in some])[:count]) for some in (paths, things))
     return latents, masks

@@ -13,7 +13,7 @@ from companion.tabletop.scene import FINISHES, KINDS, PLACES, RELATIONS, TIMES, 
 
 Split = Literal["train", "pairs", "val", "test", "withheld", "robots"]
 #: First seed and number of seeds of each split; the ranges do not overlap. "train" holds no withheld pair, "pairs" (for
-#: the judge and the VAE) and "withheld" hold at least one, "val" and "test" are drawn like "train". "robots" is too, but
+#: the judge and the VAE) and "withheld" hold at least one, "val" and "test" are drawn like "train". So is "robots", but
 #: one of its things is a robot: arms have so many poses that training needs more of them than of other things.
 SPLITS: dict[str, tuple[int, int]] = {
     "train": (0, 1_000_000),

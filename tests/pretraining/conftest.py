@@ -34,6 +34,6 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         edge_counts=np.zeros(n, int),
         scenes=np.array([json.dumps(s.to_dict()) for s in scenes]),
     )
-    for split in ("train", "val", "train-empty", "val-empty", "train-swapped", "val-swapped"):
+    for split in ("train", "val", "robots", "train-empty", "val-empty", "train-swapped", "val-swapped"):
         np.savez(dataset.shard_path(folder / "renders", split, 0), **columns)
     return folder

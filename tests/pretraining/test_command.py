@@ -79,7 +79,7 @@ def test_an_eye_s_sheets_and_verdicts(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_world, tmp_path):
     count, steps = ("--count", "32"), 12
-    more = ("--no-words", "--bfloat16", "--low", "0.3", "--factor", "3")  # its text encoder is frozen
+    more = ("--no-words", "--bfloat16", "--low", "0.3", "--factor", "3", "--robots", "8")  # its text encoder is frozen
     commands = [
         ("vae", "--steps", str(steps), "--bfloat16", "--noise", "0.1", *count),
         ("clip", "--steps", str(steps), "--batch", "8", *count),
