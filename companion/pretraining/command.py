@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -596,25 +597,44 @@ def _renders(folder: Path, split: str, n: int) -> tuple[np.ndarray, list[Scene],
 def eye(
     folder: Folder = BUILD,
     verdicts: Annotated[
-        Path | None, typer.Argument(help='A text file with a line per prompt, such as "12 clear" or "97 clear wrong".')
+        Path | None,
+        typer.Argument(
+            help='A text file with a line a picture, such as "12 cube clear" or "97 ball clear; can wrong".'
+        ),
     ] = None,
     by: Annotated[str, typer.Option(help="Who looked, and when.")] = "",
 ) -> None:
-    """Draw the 120 pictures that an eye judges, as sheets without their prompts; or keep the eye's verdicts on them."""
-    from companion.pretraining import eye, report
+    """Draw the pictures that an eye judges, as sheets without their prompts: 120 that the model draws and, among them,
+    40 rebuilt renders as a control. Or keep the eye's verdicts on them.
+    """
+    from collections import Counter
 
-    prompts = eye.load_prompts()
-    pictures = list(report.drawn_bytes(report.load_tabletop(), [asked.prompt for asked in prompts]))
+    from companion.metrics import tensor_to_bytes
+    from companion.pretraining import eye, report
+    from companion.pretraining.vae import rebuild
+    from companion.tabletop.caption import caption
+    from companion.tabletop.samples import held_out
+
+    pipe, prompts, (renders, scenes) = report.load_tabletop(), eye.load_prompts(), held_out(eye.CONTROLS)
+    drawn = report.drawn_bytes(pipe, [asked.prompt for asked in prompts])
+    pictures = [*drawn, *tensor_to_bytes(rebuild(pipe.vae, renders)).numpy()]
+    controls = [eye.Asked(caption(s), s.seed, tuple(t.kind for t in s.things)) for s in scenes]
+    order = eye.order(len(pictures))
+    shown = [pictures[i] for i in order]
     if verdicts is not None:
-        given = eye.parse_verdicts(verdicts.read_text(encoding="utf-8"), prompts, pictures)
-        eye.save_verdicts(given, {"by": by})
-        typer.echo(f"{len(given)} verdicts in {eye.VERDICTS}")
+        asked = [(*prompts, *controls)[i] for i in order]
+        given = eye.parse_verdicts(verdicts.read_text(encoding="utf-8"), asked, shown)
+        given = sorted((replace(v, prompt=order[v.prompt]) for v in given), key=lambda v: (v.prompt, v.thing))
+        said = Counter(v.word for v in given if v.prompt >= len(prompts))
+        given = [v for v in given if v.prompt < len(prompts)]
+        eye.save_verdicts(given, {"by": by, "controls": {word: said[word] for word in eye.WORDS}})
+        typer.echo(f"{len(given)} verdicts in {eye.VERDICTS}; of rebuilt renders' things {said['clear']} are clear")
         return
     (folder / "eye").mkdir(parents=True, exist_ok=True)
-    for i, sheet in enumerate(eye.sheets(pictures)):
+    for i, sheet in enumerate(eye.sheets(shown)):
         with written(folder / "eye" / f"{i:02d}.png") as image:
             sheet.save(image, "PNG")
-    typer.echo(f"{len(pictures)} pictures in {folder / 'eye'}; look at them, then give your verdicts to this command")
+    typer.echo(f"{len(shown)} pictures in {folder / 'eye'}; look at them, then give your verdicts to this command")
 
 
 @app.command()

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -25,6 +27,7 @@ from companion.tabletop.scene import FINISHES, KINDS, PLACES, RELATIONS, TIMES, 
 PROMPTS = DATA / "results" / "eye_prompts.json"
 VERDICTS = DATA / "results" / "eye_verdicts.json"
 SINGLE, PAIRS = 80, 40  # prompts with one thing, and with two: 16 things of each kind
+CONTROLS = 40  # rebuilt renders that are shown among the drawn pictures: what does the eye say of what is right?
 ENLARGED = 4
 WORDS = ("clear", "doubtful", "wrong")
 #: What is asked of a thing: only its shape. The judge handles colour, place and time.
@@ -122,27 +125,47 @@ def sheets(pictures: Sequence[np.ndarray], rows: int = 3, columns: int = 4) -> I
         yield sheet
 
 
+def order(n: int, seed: int = 21) -> list[int]:
+    """The order in which `n` pictures are shown, so that nobody can tell the controls from the drawn ones."""
+    return [int(i) for i in np.random.default_rng(seed).permutation(n)]
+
+
 def parse_verdicts(text: str, prompts: Sequence[Asked], pictures: Sequence[np.ndarray]) -> list[Verdict]:
-    """Verdicts from lines such as "12 clear" or, for a prompt with two things, "97 clear wrong" in the prompt's order.
+    """Verdicts from lines that name what was seen: "12 cube clear", or "97 ball clear; robot doubtful (a third leg)".
+
+    A viewer does not know the prompt. So the kinds are matched with it here, and what was asked for and not named is
+    wrong.
 
     Raises:
-        ValueError: for a word that is not in `WORDS`, a line that does not fit its prompt, or prompts left out.
+        ValueError: for an unknown word or kind, a number that no picture has, or pictures left out.
     """
     found: dict[int, list[str]] = {}
     for line in filter(None, (line.split("#")[0].strip() for line in text.splitlines())):
-        number, *words = line.split()
-        if bad := [word for word in words if word not in WORDS]:
-            raise ValueError(f"{bad[0]!r} in {line!r} is no verdict; the words are {', '.join(WORDS)}")
-        if int(number) >= len(prompts) or len(words) != len(prompts[int(number)].kinds):
-            raise ValueError(f"{line!r} does not fit its prompt: give a word for each thing of it")
-        found[int(number)] = words
+        number, _, said = re.sub(r"\([^)]*\)", "", line).partition(" ")
+        if not number.isdigit() or int(number) >= len(prompts):
+            raise ValueError(f"{line!r} does not begin with a picture's number, 0 to {len(prompts) - 1}")
+        seen: dict[str, list[str]] = {}
+        for kind, word in (_named(part, line) for part in said.split(";")):
+            seen.setdefault(kind, []).append(word)
+        found[int(number)] = [seen[kind].pop(0) if seen.get(kind) else "wrong" for kind in prompts[int(number)].kinds]
     if missing := set(range(len(prompts))) - found.keys():
-        raise ValueError(f"{len(missing)} prompts have no verdict, the first of them number {min(missing)}")
+        raise ValueError(f"{len(missing)} pictures have no verdict, the first of them number {min(missing)}")
     return [Verdict(n, i, w, fingerprint(pictures[n])) for n in sorted(found) for i, w in enumerate(found[n])]
 
 
-def save_verdicts(verdicts: Sequence[Verdict], about: dict[str, str], path: Path = VERDICTS) -> None:
-    """Write verdicts, one a line, with `about` (which weights, who looked and when) and the criteria beside them."""
+def _named(part: str, line: str) -> tuple[str, str]:
+    kind, _, word = part.strip().partition(" ")
+    if kind not in (*KINDS, "nothing"):
+        raise ValueError(f"{kind!r} in {line!r} is no kind; they are {', '.join(KINDS)}, or nothing")
+    if word.strip() not in WORDS:
+        raise ValueError(f"{word.strip()!r} in {line!r} is no verdict; the words are {', '.join(WORDS)}")
+    return kind, word.strip()
+
+
+def save_verdicts(verdicts: Sequence[Verdict], about: dict[str, Any], path: Path = VERDICTS) -> None:
+    """Write verdicts, one a line, with `about` (who looked and when, what was said of the controls) and the criteria
+    beside them.
+    """
     lines = ",\n".join(json.dumps(asdict(v)) for v in verdicts)
     head = json.dumps({**about, "criteria": CRITERIA, "marks": MARKS}, indent=1)[:-2]
     with written(path) as temporary:
@@ -152,6 +175,11 @@ def save_verdicts(verdicts: Sequence[Verdict], about: dict[str, str], path: Path
 def load_verdicts(path: Path = VERDICTS) -> list[Verdict]:
     """The stored verdicts. Raises FileNotFoundError when there are none."""
     return [Verdict(**d) for d in json.loads(path.read_text(encoding="utf-8"))["verdicts"]]
+
+
+def load_controls(path: Path = VERDICTS) -> dict[str, int]:
+    """How many things of rebuilt renders the eye called "clear", "doubtful" and "wrong"; {} when none were shown."""
+    return json.loads(path.read_text(encoding="utf-8")).get("controls", {})
 
 
 def by_kind(verdicts: Sequence[Verdict], prompts: Sequence[Asked]) -> dict[str, tuple[int, int]]:

@@ -62,6 +62,7 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "prompt_withheld": ("Pairs never seen in training: kind and colour", "{:.1%}", 0.88, 0.70, True),
     "eye_clear": ("An eye: things that are clear", "{:.0%}", 0.95, 0.88, True),
     "eye_worst_kind": ("... of the kind that is clear least often", "{:.0%}", 0.90, 0.80, True),
+    "eye_clear_rebuilt": ("... of rebuilt renders, shown among them", "{:.0%}", None, None, True),
     "shape_error_px": ("Things are bent as renders that were bent by", "{:.2f} px", None, None, False),
     "shape_error_px_before": ("... those of the weights before", "{:.2f} px", None, None, False),
     "shape_scale_error": ("... the network that says so is wrong by, on renders", "{:.2f} px", None, None, False),
@@ -341,6 +342,8 @@ def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
     readings = read(pictures)
     found = {f"eye_{kind}": share for kind, share in kinds.items()}
     found |= {"eye_clear": clear, "eye_worst_kind": min(kinds.values())}
+    if controls := eye.load_controls():
+        found["eye_clear_rebuilt"] = controls["clear"] / sum(controls.values())
     found |= {f"eye_judge_{kind}": right / n for kind, (right, n) in eye.by_judge(prompts, readings).items()}
     compared = eye.agreement(verdicts, prompts, readings)
     return found | {f"judge_{name}": k / n for name, (k, n) in compared.items() if n}

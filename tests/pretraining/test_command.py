@@ -20,6 +20,7 @@ from companion.pretraining import eye, report
 from companion.pretraining.command import app
 from companion.pretraining.latents import trained_vae
 from companion.pretraining.publishing import trained_unet
+from companion.tabletop.samples import held_out
 from companion.training import read_meta
 
 
@@ -67,13 +68,20 @@ def test_an_eye_s_sheets_and_verdicts(tmp_path, monkeypatch):
     monkeypatch.setattr(eye, "VERDICTS", tmp_path / "verdicts.json")
     monkeypatch.setattr(eye, "save_verdicts", partial(eye.save_verdicts, path=tmp_path / "verdicts.json"))
     drawn = CliRunner().invoke(app, ["eye", "--folder", str(tmp_path)])
-    assert drawn.exit_code == 0 and len(list((tmp_path / "eye").glob("*.png"))) == 10
+    assert drawn.exit_code == 0 and len(list((tmp_path / "eye").glob("*.png"))) == 14
+    # A viewer who sees cubes everywhere, and nothing else.
     given = tmp_path / "given.txt"
-    lines = [f"{i} {' '.join(['clear'] * len(asked.kinds))}" for i, asked in enumerate(eye.load_prompts())]
-    given.write_text("\n".join(lines), encoding="utf-8")
+    given.write_text("\n".join(f"{i} cube clear; cube clear" for i in range(160)), encoding="utf-8")
     kept = CliRunner().invoke(app, ["eye", str(given), "--folder", str(tmp_path), "--by", "a test"])
     assert kept.exit_code == 0 and "160 verdicts in" in kept.output.replace("\n", "")
-    assert len(eye.load_verdicts(tmp_path / "verdicts.json")) == 160
+    found = eye.load_verdicts(tmp_path / "verdicts.json")
+    assert len(found) == 160 and [v.prompt for v in found] == sorted(v.prompt for v in found)
+    prompts = eye.load_prompts()
+    assert {prompts[v.prompt].kinds[v.thing] for v in found if v.word == "clear"} == {"cube"}
+    scenes = held_out(eye.CONTROLS)[1]
+    cubes = sum(t.kind == "cube" for s in scenes for t in s.things)
+    controls = eye.load_controls(tmp_path / "verdicts.json")
+    assert controls["clear"] == cubes and sum(controls.values()) == sum(len(s.things) for s in scenes)
 
 
 @pytest.mark.slow

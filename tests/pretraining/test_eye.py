@@ -32,21 +32,25 @@ def test_the_prompts_were_written_down_and_name_all_kinds_equally_often():
 
 
 def test_verdicts_are_bound_to_their_pictures(tmp_path):
-    found = eye.parse_verdicts("0 clear  # straight\n\n1 doubtful wrong\n", PROMPTS, PICTURES)
+    text = "0 cube clear  # straight\n\n1 can wrong (a lump; no rim); ball doubtful\n"
+    found = eye.parse_verdicts(text, PROMPTS, PICTURES)
     assert [(v.prompt, v.thing, v.word) for v in found] == [(0, 0, "clear"), (1, 0, "doubtful"), (1, 1, "wrong")]
     assert found[0].picture == eye.fingerprint(PICTURES[0]) != found[1].picture
-    eye.save_verdicts(found, {"weights": "abc"}, tmp_path / "v.json")
+    eye.save_verdicts(found, {"controls": {"clear": 3, "wrong": 1}}, tmp_path / "v.json")
     assert eye.load_verdicts(tmp_path / "v.json") == found
+    assert eye.load_controls(tmp_path / "v.json") == {"clear": 3, "wrong": 1}
+    eye.save_verdicts(found, {}, tmp_path / "v.json")
+    assert eye.load_controls(tmp_path / "v.json") == {}
     assert eye.by_kind(found, PROMPTS) == {"cube": (1, 1), "ball": (0, 1), "can": (0, 1)}
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("0 good", "'good' in '0 good' is no verdict; the words are clear, doubtful, wrong"),
-        ("1 clear", "'1 clear' does not fit its prompt"),
-        ("9 clear", "'9 clear' does not fit its prompt"),
-        ("0 clear", "1 prompts have no verdict, the first of them number 1"),
+        ("0 cube good", "'good' in '0 cube good' is no verdict; the words are clear, doubtful, wrong"),
+        ("0 clear", "'clear' in '0 clear' is no kind; they are ball, "),
+        ("9 cube clear", "'9 cube clear' does not begin with a picture's number, 0 to 1"),
+        ("0 cube clear", "1 pictures have no verdict, the first of them number 1"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(text, sentence):
@@ -54,8 +58,19 @@ def test_a_list_that_does_not_fit_is_refused(text, sentence):
         eye.parse_verdicts(text, PROMPTS, PICTURES)
 
 
+def test_what_was_asked_for_and_not_seen_is_wrong():
+    twice = [eye.Asked("a red can left of a blue can", 0, ("can", "can")), *PROMPTS[1:]]
+    said = "0 can clear; tree clear\n1 nothing wrong"
+    assert [v.word for v in eye.parse_verdicts(said, twice, PICTURES)] == ["clear", "wrong", "wrong", "wrong"]
+
+
+def test_the_order_in_which_pictures_are_shown_is_fixed_and_mixed():
+    assert eye.order(160) == eye.order(160) and sorted(eye.order(160)) == list(range(160))
+    assert eye.order(160)[:120] != list(range(120)) and 20 < sum(i >= 120 for i in eye.order(160)[:120]) < 40
+
+
 def test_the_judge_is_held_against_the_eye():
-    found = eye.parse_verdicts("0 wrong\n1 clear clear", PROMPTS, PICTURES)
+    found = eye.parse_verdicts("0 cube wrong\n1 ball clear; can clear", PROMPTS, PICTURES)
     kind = eye.agreement(found, PROMPTS, [reading("cube"), reading("can", "tree")])
     assert kind == {"accepts_wrong": (1, 1), "rejects_clear": (1, 2)}
     strict = eye.agreement(found, PROMPTS, [reading("can"), reading("can", "ball")])

@@ -58,12 +58,15 @@ def test_an_eye_s_verdicts_count_for_the_pictures_that_it_saw(monkeypatch, tmp_p
     monkeypatch.setattr(report, "drawn_bytes", lambda pipe, texts: pictures[: len(texts)])
     monkeypatch.setattr(eye, "VERDICTS", tmp_path / "verdicts.json")
     assert report.eye_and_judge(None) == {}, "no eye has looked"
-    words = {asked.kinds: " ".join("wrong" if kind == "cube" else "clear" for kind in asked.kinds) for asked in prompts}
+    words = {a.kinds: "; ".join(f"{k} {'wrong' if k == 'cube' else 'clear'}" for k in a.kinds) for a in prompts}
     text = "\n".join(f"{i} {words[asked.kinds]}" for i, asked in enumerate(prompts))
-    eye.save_verdicts(eye.parse_verdicts(text, prompts, list(pictures)), {"by": "a test"}, eye.VERDICTS)
-    monkeypatch.setattr(eye, "load_verdicts", partial(eye.load_verdicts, eye.VERDICTS))
+    about = {"by": "a test", "controls": {"clear": 3, "doubtful": 1}}
+    eye.save_verdicts(eye.parse_verdicts(text, prompts, list(pictures)), about, eye.VERDICTS)
+    for name in ("load_verdicts", "load_controls"):
+        monkeypatch.setattr(eye, name, partial(getattr(eye, name), eye.VERDICTS))
     found = report.eye_and_judge(None)
     assert found["eye_clear"] == pytest.approx(0.9) and found["eye_worst_kind"] == found["eye_cube"] == 0
+    assert found["eye_clear_rebuilt"] == 0.75
     assert found["eye_judge_ball"] < 0.5, "the judge reads no balls in noise"
     assert found["eye_ball"] == 1 and 0 <= found["judge_accepts_wrong"] <= 1 and 0 <= found["judge_rejects_clear"] <= 1
     pictures = pictures[::-1]
@@ -79,7 +82,7 @@ def test_a_strip_needs_the_weights_of_its_commits():
 #: What is measured only once there are such weights, renders to train on, earlier weights, and an eye's verdicts.
 LATER = {"error_things_50_train", "error_things_100_train", "judge_calibration"}
 LATER |= {"shape_error_px", "shape_scale_error", "shape_error_px_before"}
-LATER |= {"eye_clear", "eye_worst_kind", "judge_accepts_wrong", "judge_rejects_clear"}
+LATER |= {"eye_clear", "eye_worst_kind", "eye_clear_rebuilt", "judge_accepts_wrong", "judge_rejects_clear"}
 LATER |= {f"control_{name}" for name in CONDITIONS} | {"control_prompts", "controlled_picture_ratio"}
 
 
