@@ -85,9 +85,8 @@ def not_clear(n: int) -> list[tuple[str, int, list[tuple[str, str]]]]:
     """
     from companion.pretraining import eye
 
-    path = companion.DATA / "results" / "eye_verdicts.json"
     prompts, said = eye.load_prompts(), dict[int, list[tuple[str, str]]]()
-    for verdict in eye.load_verdicts(path) if path.exists() else ():
+    for verdict in eye.load_verdicts(eye.VERDICTS) if eye.VERDICTS.exists() else ():
         said.setdefault(verdict.prompt, []).append((prompts[verdict.prompt].kinds[verdict.thing], verdict.word))
     found = [i for bad in ("wrong", "doubtful") for i, words in said.items() if any(word == bad for _, word in words)]
     return [(prompts[i].prompt, prompts[i].seed, said[i]) for i in dict.fromkeys(found)][:n]

@@ -23,14 +23,13 @@ def test_an_eye_and_the_judge_are_compared_where_an_eye_has_looked(tmp_path, mon
 
 
 def test_what_an_eye_called_wrong_comes_before_what_it_doubted(tmp_path, monkeypatch):
-    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    monkeypatch.setattr(eye, "VERDICTS", tmp_path / "eye_verdicts.json")
     assert start_here.not_clear(6) == [], "no eye has looked"
-    (tmp_path / "results").mkdir()
     prompts = eye.load_prompts()
     words = {i: ["clear"] * len(prompts[i].kinds) for i in range(len(prompts))}
     words[3], words[100] = ["doubtful"], ["clear", "wrong"]
     verdicts = [eye.Verdict(i, n, word, "") for i, said in words.items() for n, word in enumerate(said)]
-    eye.save_verdicts(verdicts, {"by": "a test"}, tmp_path / "results" / "eye_verdicts.json")
+    eye.save_verdicts(verdicts, {"by": "a test"}, eye.VERDICTS)
     first, second = start_here.not_clear(6)
     assert first == (prompts[100].prompt, 100, list(zip(prompts[100].kinds, ("clear", "wrong"), strict=True)))
     assert second[1] == 3 and second[2] == [(prompts[3].kinds[0], "doubtful")]

@@ -480,7 +480,6 @@ def controlnet(
     ] = "",
 ) -> None:
     """Train one of the ControlNets for the trained U-Net, which stays as it is."""
-    from companion.conditions import CONDITIONS
     from companion.controlnet import adapter_of, controlnet_of
     from companion.pretraining import halfway
     from companion.pretraining.clip import trained_tokenizer
@@ -489,11 +488,11 @@ def controlnet(
     from companion.pretraining.publishing import trained_unet
     from companion.training import load_weights
 
-    for given in filter(None, (name, begin)):
-        if given not in CONDITIONS:
-            raise typer.BadParameter(f"{given!r} is no condition; the eight are {', '.join(CONDITIONS)}")
+    condition = _condition(name)
+    if begin:
+        _condition(begin)
     _threads(threads)
-    condition, base, words = CONDITIONS[name], trained_unet(folder), trained_tokenizer(folder)
+    base, words = trained_unet(folder), trained_tokenizer(folder)
     maps, places, scenes = to_follow(folder / "renders", "train", condition, count)
     latent, things = (values[places] for values in cached(folder, 16, count))
     pipe = halfway.drawer(base, trained_vae(folder), words)
@@ -535,7 +534,6 @@ def early(
     measured: Annotated[int, typer.Option(help="Held-out scenes on which fidelity is measured.")] = 48,
 ) -> None:
     """Train a ControlNet just as notebook 04 does, and stop when it begins to follow: the notebook goes on from it."""
-    from companion.conditions import CONDITIONS
     from companion.controlnet import as_controls
     from companion.finetuning import ControlNet, attach, examples, finetune
     from companion.pretraining import halfway
@@ -545,10 +543,8 @@ def early(
     from companion.pretraining.publishing import save_net, trained_unet
     from companion.tabletop.caption import caption
 
-    if name not in CONDITIONS:
-        raise typer.BadParameter(f"{name!r} is no condition; the eight are {', '.join(CONDITIONS)}")
+    condition, called = _condition(name), f"early-{name}"
     _threads(threads)
-    condition, called = CONDITIONS[name], f"early-{name}"
     pipe = halfway.drawer(trained_unet(folder), trained_vae(folder), trained_tokenizer(folder))
     maps, places, scenes = to_follow(folder / "renders", "train", condition, count)
     pictures = dataset.read(folder / "renders", "train", ("picture",), count)["picture"][places]
@@ -558,6 +554,14 @@ def early(
     run = finetune(tuned, [lessons], steps, lr=lr, batch=batch, drop=DROP, every=every, **_files(folder, called))
     _follow(((now, tuned.net) for now in run), steps, called, _following(folder, called, condition, pipe, measured), 50)
     save_net(tuned.net, folder / called)
+
+
+def _condition(name: str) -> Condition:
+    from companion.conditions import CONDITIONS
+
+    if name not in CONDITIONS:
+        raise typer.BadParameter(f"{name!r} is no condition; the eight are {', '.join(CONDITIONS)}")
+    return CONDITIONS[name]
 
 
 def _following(folder: Path, called: str, condition: Condition, pipe: StableDiffusionPipeline, measured: int):
@@ -628,7 +632,8 @@ def eye(
         said = Counter(v.word for v in given if v.prompt >= len(prompts))
         given = [v for v in given if v.prompt < len(prompts)]
         eye.save_verdicts(given, {"by": by, "controls": {word: said[word] for word in eye.WORDS}})
-        typer.echo(f"{len(given)} verdicts in {eye.VERDICTS}; of rebuilt renders' things {said['clear']} are clear")
+        rebuilt = f"{said['clear']} of the {said.total()} things in rebuilt renders are clear"
+        typer.echo(f"{len(given)} verdicts in {eye.VERDICTS}; {rebuilt}")
         return
     (folder / "eye").mkdir(parents=True, exist_ok=True)
     for i, sheet in enumerate(eye.sheets(shown)):
