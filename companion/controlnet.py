@@ -21,7 +21,7 @@ from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
 import companion
-from companion import diffusion
+from companion import diffusion, models
 from companion.conditions import ANYWHERE, CONDITIONS, Condition
 from companion.fast import Fast, FastControlNet, faster
 from companion.intervals import ratio_of_means
@@ -478,7 +478,7 @@ def reported() -> dict[str, dict[str, float]]:
     """For each ControlNet that the course ships, what `companion build report` measured: "share" of the way from no
     control to renders, "low" and "high" (its interval's ends), and the means "floor", "drawn" and "ceiling".
     """
-    numbers = _report()
+    numbers = models.reported()
     keys = {"share": "", **{key: f"_{key}" for key in ("low", "high", "floor", "drawn", "ceiling")}}
     return {
         name: {key: numbers[f"control_{name}{end}"] for key, end in keys.items()}
@@ -491,8 +491,4 @@ def kept_prompts() -> float:
     """Of the prompts that are met without a control, the share met with the worst of the ControlNets that the course
     ships, as `companion build report` measured it; NaN when it did not.
     """
-    return _report().get("control_prompts", float("nan"))
-
-
-def _report() -> dict[str, float]:
-    return json.loads((companion.DATA / "models" / "report.json").read_text(encoding="utf-8"))
+    return models.reported().get("control_prompts", float("nan"))

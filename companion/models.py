@@ -468,6 +468,11 @@ def _load_part(
     return part.to(device).eval()
 
 
+def reported() -> dict[str, float]:
+    """What `companion build report` measured of the models in data/models, by name."""
+    return json.loads((companion.DATA / "models" / "report.json").read_text(encoding="utf-8"))
+
+
 def seeded(seed: int) -> torch.Generator:
     """A generator on the CPU, whatever the pipeline's device: the same seed then gives the same noise everywhere."""
     import torch

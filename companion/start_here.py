@@ -4,7 +4,6 @@ with an eye.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +69,10 @@ def eye_and_judge() -> dict[str, dict[str, float]]:
     "an eye", and the share that the judge reads as asked for, under "the judge"; {} when no eye has judged them.
     `companion build report` measured both.
     """
+    from companion.models import reported
     from companion.tabletop.scene import KINDS
 
-    numbers = json.loads((companion.DATA / "models" / "report.json").read_text(encoding="utf-8"))
+    numbers = reported()
     if f"eye_judge_{KINDS[0]}" not in numbers:
         return {}
     names = {"an eye": "eye", "the judge": "eye_judge"}

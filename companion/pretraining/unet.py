@@ -137,7 +137,10 @@ def cells_weight(things: Tensor, t: Tensor, factor: float, below: int = CELLS_BE
 
 
 def favouring(scenes: Sequence[Scene], kinds: Sequence[str], times: float = 3.0) -> Tensor:
-    """How often each scene is seen (N,): `times` as often as others, when one of its things is of these kinds."""
+    """How often each scene is seen (N,): `times` as often as others, when one of its things is of these kinds.
+
+    A few renders that are seen often are learned by heart; more renders help more (see the split "robots").
+    """
     return torch.tensor([times if any(t.kind in kinds for t in scene.things) else 1.0 for scene in scenes])
 
 
