@@ -93,6 +93,13 @@ def patchwork(pictures: Tensor, other: Tensor, generator: torch.Generator, bumps
     return torch.lerp(pictures, other, torch.sigmoid((field - middle) * 12))
 
 
+def ghost(pictures: Tensor, masks: Tensor, amplitude: Tensor, generator: torch.Generator) -> Tensor:
+    """Things as if seen in two shapes at once: the mean of a picture and the same one bent by `warp`, which gives them
+    two outlines and two of each arm. A model that cannot decide on a shape draws both like that.
+    """
+    return (pictures + warp(pictures, masks, amplitude, generator)) / 2
+
+
 def low_pass(pictures: Tensor, masks: Tensor, sigma: float) -> Tensor:
     """Things out of focus: blurred by `sigma` pixels."""
     return torch.lerp(pictures, blur(pictures, sigma), around(masks))
@@ -116,6 +123,7 @@ WAYS: dict[str, tuple[tuple[float, float] | None, tuple[float, float] | None]] =
     "cut": (None, None),
     "chimera": (None, None),
     "patchwork": (None, None),
+    "ghost": ((0.0, 1.5), (6.0, 12.0)),
 }
 
 
@@ -150,6 +158,7 @@ def spoil(
         "cut": lambda: cut(x, masks, empty, generator),
         "chimera": lambda: chimera(x, other, either, generator),
         "patchwork": lambda: patchwork(x, other, generator),
+        "ghost": lambda: ghost(x, masks, amount, generator),
     }
     if way not in ways:
         raise ValueError(f"{way!r} is no way to spoil a thing; the ways are {', '.join(WAYS)}")
