@@ -300,9 +300,16 @@ def train_averaged(
     loss: Callable[[M, torch.Generator, int], Tensor],
     optimizer: torch.optim.Optimizer,
     steps: int,
+    *,
+    place: Callable[[nn.Module], None] | None = None,
     **options: Any,
 ) -> Iterator[tuple[Progress, M]]:
-    """`train` with a moving average, which is yielded with the progress; `options` are those of `train`."""
+    """`train` with a moving average, which is yielded with the progress; `options` are those of `train`.
+
+    place: moves the model to where it is trained, if that is not the CPU (`pretraining.gpu.place`).
+    """
+    if place is not None:
+        place(model)
     ema = ema_copy(model)
     for progress in train(model, loss, optimizer, steps, ema=ema, **options):
         yield progress, ema

@@ -112,7 +112,7 @@ def clip_loss(pictures: Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, b
         ]
         ids = tokenize(tokenizer, texts, None)
         out = clip(input_ids=ids, pixel_values=pictures[index].permute(0, 3, 1, 2).float() / 127.5 - 1)
-        scale = clip.logit_scale.exp().clamp(max=100)
+        scale = clip.logit_scale.exp().clamp(max=100).to(out.image_embeds.device)
         logits = scale * F.normalize(out.image_embeds, dim=-1) @ F.normalize(out.text_embeds, dim=-1).T
         label = torch.arange(batch)
         return (F.cross_entropy(logits, label) + F.cross_entropy(logits[:, :batch].T, label)) / 2

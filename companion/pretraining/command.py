@@ -253,17 +253,17 @@ def decoder(
 
 def _redrawn(folder: Path, count: int) -> torch.Tensor:
     """Latents of the training renders as the trained U-Net redraws them, in the decoder's units; kept as a file."""
+    from companion.pretraining import halfway
     from companion.pretraining.clip import trained_tokenizer
     from companion.pretraining.latents import cached, trained_vae
     from companion.pretraining.publishing import trained_unet
-    from companion.pretraining.unet import redrawn
 
     out = folder / "latents" / f"redrawn-{count}.npy"
     if not out.exists():
         scenes = dataset.scenes(folder / "renders", "train", count)
-        start, factor = cached(folder, 16, count)[0], trained_vae(folder).config.scaling_factor
-        run = redrawn(trained_unet(folder), start, scenes, trained_tokenizer(folder), batch=64)
-        parts = track(run, "redrawing", total=-(-len(start) // 64))
+        start, vae = cached(folder, 16, count)[0], trained_vae(folder)
+        pipe, factor = halfway.drawer(trained_unet(folder), vae, trained_tokenizer(folder)), vae.config.scaling_factor
+        parts = track(halfway.redrawn(pipe, start, scenes, batch=64), "redrawing", total=-(-len(start) // 64))
         with written(out) as temporary, temporary.open("wb") as f:
             np.save(f, (torch.cat(list(parts)) / factor).half().numpy())
     return torch.from_numpy(np.load(out))

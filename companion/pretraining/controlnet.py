@@ -8,17 +8,19 @@ their maps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from diffusers import ControlNetModel, T2IAdapter
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from companion.conditions import COLUMNS, Condition
-from companion.controlnet import Adapted, Controlled, as_controls, listening
+from companion.controlnet import as_controls, listening
+from companion.diffusion import UNet
+from companion.pretraining.gpu import there
 from companion.pretraining.muon import muon
 from companion.pretraining.unet import FIRST_AND_LAST, Conditioned, plain_attention, unet_loss
 from companion.tabletop import dataset
@@ -64,6 +66,7 @@ def train_controlnet(
     bfloat16: bool = False,
     seed: int = 0,
     loss: dict[str, Any] | None = None,
+    place: Callable[[nn.Module], None] | None = None,
     **options: Any,
 ) -> Iterator[tuple[Progress, ControlNetModel | T2IAdapter]]:
     """Train a new ControlNet or T2I-Adapter (see `controlnet.controlnet_of`, `adapter_of`); yields progress and its
@@ -73,18 +76,23 @@ def train_controlnet(
         base: U-Net and text encoder, which are frozen.
         maps: the condition's exact maps of the renders whose scaled latents are `latents` (N, 4, h, w).
         loss: options of `unet.unet_loss`, such as `low`.
+        place: moves networks to where they are trained, if that is not the CPU (`pretraining.gpu.place`).
         options: those of `training.train`.
     """
     base.eval().requires_grad_(False)
+    if place is not None:
+        place(base)
     if bfloat16:
         plain_attention(base.text_encoder, *(m for m in (base.unet, net) if not isinstance(m, T2IAdapter)))
 
-    def parts(net: ControlNetModel | T2IAdapter, index: Tensor) -> tuple[Controlled | Adapted, CLIPTextModel]:
+    def parts(net: ControlNetModel | T2IAdapter, index: Tensor) -> tuple[UNet, CLIPTextModel]:
         painted = condition.paint(maps[index.numpy()])
-        return listening(base.unet, net, as_controls(painted, painted.shape[1])), base.text_encoder
+        listener = listening(base.unet, net, as_controls(painted, painted.shape[1]))
+        # What the two networks tell each other stays where they are.
+        return listener if place is None else there(listener, net.device), base.text_encoder
 
     settings: dict[str, Any] = {"parts": parts, "drop": DROP, "bfloat16": bfloat16, **(loss or {})}
     step_loss = unet_loss(latents, scenes, tokenizer, batch, train_text=False, **settings)
     exclude = (*FIRST_AND_LAST, "controlnet_down_blocks", "controlnet_mid_block", "cond_embedding.conv_")
     optimizer = muon(net, lr, exclude=exclude, weight_decay=0.01, bfloat16=bfloat16)
-    return train_averaged(net, step_loss, optimizer, steps, ema_decay=0.998, seed=seed, **options)
+    return train_averaged(net, step_loss, optimizer, steps, ema_decay=0.998, seed=seed, place=place, **options)

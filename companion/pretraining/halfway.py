@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from companion.diffusion import decode, sample
+from companion.diffusion import decode, denoise, fresh, noise_predictor, sample
 from companion.metrics import frechet
 from companion.models import GUIDANCE
 from companion.pretraining.clip import halved, tokenize
@@ -66,7 +67,43 @@ def sketch(
         seeds = [ADDED + i + j for j in range(len(some))]  # other ones, or it would add the same noise again
         *_, last = sample(pipe, some, seeds, steps=steps, guidance_scale=guidance, noise=torch.stack(noise))
         drawn.append(decode(pipe, last.latents))
-    return torch.cat(drawn)
+    return torch.cat(drawn).cpu()
+
+
+@torch.no_grad()
+def redrawn(
+    pipe: StableDiffusionPipeline,
+    latents: Tensor,
+    scenes: Sequence[Scene],
+    *,
+    between: tuple[int, int] = (50, 170),
+    steps: int = 20,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+    batch: int = 64,
+) -> Iterator[Tensor]:
+    """Scaled latents (N, 4, h, w) with some noise added and removed again, a batch at a time, as the model draws.
+
+    The scene stays but fine detail is the model's, as in what a decoder gets when the model draws: the last of `steps`
+    steps of the pipeline's own sampler, with guidance. Each batch begins at a timestep of that sampler's, chosen by
+    lot from those `between` two.
+    """
+    generator, device = torch.Generator().manual_seed(seed), pipe.unet.device
+    for i in range(0, len(latents), batch):
+        x0, texts = latents[i : i + batch].float().to(device), [caption(s) for s in scenes[i : i + batch]]
+        ids = tokenize(pipe.tokenizer, ["", *texts]).to(device)
+        states = dict(zip(["", *texts], pipe.text_encoder(ids).last_hidden_state[:, None], strict=True))
+        predict = noise_predictor(pipe, texts, [guidance], encode=states.__getitem__)
+        scheduler = fresh(pipe.scheduler)
+        scheduler.set_timesteps(steps, device=device)
+        among = [k for k, t in enumerate(scheduler.timesteps.tolist()) if between[0] <= t <= between[1]]
+        first = among[int(torch.randint(len(among), (), generator=generator))]
+        scheduler.set_begin_index(first)
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        noisy = scheduler.add_noise(x0, noise, scheduler.timesteps[first].expand(len(x0)))
+        generators = [torch.Generator().manual_seed(seed + i + j) for j in range(len(x0))]
+        *_, last = denoise(scheduler, predict, noisy, scheduler.timesteps[first:], generators)
+        yield last.latents.cpu()
 
 
 @torch.no_grad()

@@ -90,17 +90,27 @@ class Muon(torch.optim.Optimizer):
                     for (p, _), o in zip(some, found, strict=True):
                         p.sub_(o.view_as(p), alpha=scale)
                 continue
+            if not params:
+                continue
             b1, b2 = group["betas"]
             for p in params:
-                state = self.state[p]
-                if not state:
-                    state |= {"step": torch.tensor(0.0), "first": torch.zeros_like(p), "second": torch.zeros_like(p)}
-                state["step"] += 1
-                state["first"].lerp_(p.grad, 1 - b1)
-                state["second"].lerp_(p.grad.square(), 1 - b2)
-                t = state["step"].item()
-                denominator = (state["second"] / (1 - b2**t)).sqrt_().add_(1e-8)
-                p.addcdiv_(state["first"], denominator, value=-lr / (1 - b1**t))
+                if not self.state[p]:
+                    self.state[p] |= {
+                        "step": torch.tensor(0.0),
+                        "first": torch.zeros_like(p),
+                        "second": torch.zeros_like(p),
+                    }
+                self.state[p]["step"] += 1
+            # All at once: on a GPU, many small calls take longer than what they compute.
+            grads = [p.grad for p in params]
+            firsts, seconds = ([self.state[p][name] for p in params] for name in ("first", "second"))
+            torch._foreach_lerp_(firsts, grads, 1 - b1)
+            torch._foreach_lerp_(seconds, torch._foreach_mul(grads, grads), 1 - b2)
+            times = [self.state[p]["step"].item() for p in params]
+            denominators = torch._foreach_div(seconds, [1 - b2**t for t in times])
+            torch._foreach_sqrt_(denominators)
+            torch._foreach_add_(denominators, 1e-8)
+            torch._foreach_addcdiv_(params, firsts, denominators, [-lr / (1 - b1**t) for t in times])
 
 
 def muon(model: nn.Module, lr: float, exclude: tuple[str, ...] = (), **kwargs) -> Muon:

@@ -27,7 +27,7 @@ from companion.pretraining.clip import TEXT_WIDTH, tokenize
 from companion.pretraining.muon import muon
 from companion.tabletop.caption import caption
 from companion.tabletop.scene import Scene
-from companion.training import Progress, ema_copy, load_weights, noise_loss, train
+from companion.training import Progress, load_weights, noise_loss, train_averaged
 
 CONFIG = dict(
     sample_size=16,
@@ -194,7 +194,7 @@ def unet_loss(
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                return unet(noisy, t, states).sample
+                return unet(noisy, t, states).sample.to(noisy.device)
 
         t = draw_timesteps(batch, generator, low)
         weight = None if things is None else cells_weight(things[index], t, factor, below)
@@ -202,37 +202,6 @@ def unet_loss(
         return noise_loss(predict, scheduler, x0, generator, timesteps=t, min_snr=min_snr, weight=weight)
 
     return loss
-
-
-@torch.no_grad()
-def redrawn(
-    model: Conditioned,
-    latents: Tensor,
-    scenes: list[Scene],
-    tokenizer: CLIPTokenizer,
-    seed: int = 0,
-    noisiest: int = 200,
-    steps: int = 3,
-    batch: int = 64,
-) -> Iterator[Tensor]:
-    """Scaled latents (N, 4, h, w) with some noise added and removed again, a batch at a time.
-
-    The scene stays but fine detail is the model's, as in what a decoder gets when the model draws. Each picture's noise
-    is that of a timestep between `noisiest` / 10 and `noisiest`, removed in `steps` DDIM steps.
-    """
-    alphas, generator = DDPMScheduler(**SCHEDULE).alphas_cumprod, torch.Generator().manual_seed(seed)
-    for i, x0 in zip(range(0, len(latents), batch), latents.split(batch), strict=True):
-        texts = [caption(scene) for scene in scenes[i : i + batch]]
-        states = model.text_encoder(tokenize(tokenizer, texts)).last_hidden_state
-        first = torch.randint(noisiest // 10, noisiest, (len(x0),), generator=generator)
-        x0, eps = x0.float(), torch.randn(x0.shape, generator=generator)
-        for left in range(steps, 0, -1):
-            t = first * left // steps
-            a = alphas[t].view(-1, 1, 1, 1)
-            x = a.sqrt() * x0 + (1 - a).sqrt() * eps
-            eps = model.unet(x, t, states).sample
-            x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
-        yield x0
 
 
 def _keep_frozen(text_encoder: CLIPTextModel, words: Path, *begun: Path | None) -> None:
@@ -282,7 +251,7 @@ def train_unet(
     often: Tensor | None = None,
     config: dict | None = None,
     optimizer: Callable | None = None,
-    **kwargs,
+    **options: Any,
 ) -> Iterator[tuple[Progress, Conditioned]]:
     """Train on scaled latents (N, 4, h, w) of `scenes`; yields progress and the moving average.
 
@@ -293,6 +262,7 @@ def train_unet(
         things, low, factor, below, min_snr, often: what counts more, see `unet_loss`.
         bfloat16: multiply in bfloat16, with weights and sums in single precision: 1.6 times as fast on CPUs with
             AVX-512 BF16, slower on others.
+        options: those of `training.train_averaged`.
     """
     model = Conditioned(make_unet(seed, **(config or {})), text_encoder)
     model.text_encoder.requires_grad_(train_text)
@@ -300,14 +270,10 @@ def train_unet(
         load_weights(start_from, model)
     if not train_text and words is not None:
         _keep_frozen(model.text_encoder, words, checkpoint, start_from)
-    ema = ema_copy(model)
     if bfloat16:
         plain_attention(model.text_encoder, model.unet)
     make = optimizer or (lambda m: muon(m, lr, exclude=FIRST_AND_LAST, weight_decay=0.01, bfloat16=bfloat16))
     more: dict[str, Any] = {"things": things, "low": low, "factor": factor, "below": below}
     more |= {"min_snr": min_snr, "often": often}
     loss = unet_loss(latents, scenes, tokenizer, batch, train_text, bfloat16, **more)
-    for progress in train(
-        model, loss, make(model), steps, ema=ema, seed=seed, checkpoint=checkpoint, log=log, **kwargs
-    ):
-        yield progress, ema
+    return train_averaged(model, loss, make(model), steps, seed=seed, checkpoint=checkpoint, log=log, **options)

@@ -23,7 +23,6 @@ from companion.pretraining.unet import (
     favouring,
     make_unet,
     own_parts,
-    redrawn,
     train_unet,
     unet_loss,
 )
@@ -161,27 +160,6 @@ def test_bfloat16_gives_nearly_the_gradient_of_single_precision(tmp_path):
         gradients.append(torch.cat([p.grad.flatten() for p in model.unet.parameters()]))
     assert gradients[1].dtype == torch.float32
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
-
-
-def test_latents_are_redrawn_exactly_by_a_model_that_knows_them(tmp_path):
-    words, (_, scenes) = trained_tokenizer(tmp_path), held_out(5)
-    x0, alphas, seen = torch.randn(5, 4, 8, 8), DDPMScheduler(**SCHEDULE).alphas_cumprod, []
-
-    class Knowing(nn.Module):
-        def forward(self, x, t, states):
-            seen.append((t, states, x))
-            a = alphas[t].view(-1, 1, 1, 1)
-            return SimpleNamespace(sample=(x - a.sqrt() * x0[3 * (len(seen) > 3) :][: len(x)]) / (1 - a).sqrt())
-
-    model = Conditioned(Knowing(), untrained_text_encoder(words))
-    again = torch.cat(list(redrawn(model, x0.half(), scenes, words, batch=3)))
-    assert torch.allclose(again, x0, atol=1e-2)
-    times = torch.stack([t for t, *_ in seen[:3]])
-    assert (times[0] < 200).all() and (times[0] >= 20).all() and (times.diff(dim=0) < 0).all()
-    a = alphas[times[0]].view(-1, 1, 1, 1)
-    noise = (seen[0][2] - a.sqrt() * x0[:3]) / (1 - a).sqrt()
-    assert noise.std().item() == pytest.approx(1, abs=0.1) and noise.mean().item() == pytest.approx(0, abs=0.1)
-    assert seen[0][1].shape == (3, 32, 192)
 
 
 def test_a_frozen_text_encoder_is_kept_beside_the_checkpoints(tmp_path):
