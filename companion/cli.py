@@ -83,15 +83,16 @@ def execute(
 @app.command()
 def samplers(
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt, for the distances.")] = 2,
-    pictures: Annotated[int, typer.Option(min=24, max=256, help="Pictures that the judge reads, of each cell.")] = 64,
+    pictures: Annotated[int, typer.Option(min=24, max=128, help="Pictures that the judge reads, of each cell.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; without it the GPU when there is one.")] = None,
 ) -> None:
     """Measure every sampler with the weights in data/models, into data/results; it may be stopped and goes on."""
     with _sentences():
         from companion.sampler_sweeps import sweep
 
-        for done, total, found in sweep(seeds=seeds, pictures=pictures):
-            cell = (found.quality or found.rows)[-1]
-            typer.echo(f"{done} of {total}: {cell.sampler}, {cell.evaluations} evaluations")
+        for done, total, found in sweep(seeds=seeds, pictures=pictures, device=device):
+            cell = (found.quality or found.moves or found.turned or found.rows)[-1]
+            typer.echo(f"{done} of {total}: {cell.sampler}, {cell.steps} steps")
 
 
 @app.command()

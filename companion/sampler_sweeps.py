@@ -1,8 +1,9 @@
 """Sweeps of notebook 02: each sampler at several numbers of model evaluations, and a test of the guide's advice.
 
     rows = list(converge(pipe, ["Euler", "DPM++ 2M Karras"], *crossed(PROMPTS, 2), guidance_scale=3.0))
+    moves = list(double(pipe, ["Euler", "Euler a"], *crossed(PROMPTS, 1), guidance_scale=3.0))
     quality = list(appraise(pipe, ["DDIM"], guidance_scale=3.0))
-    claims(rows, quality, small=0.05)
+    claims(rows, quality, small=0.05, moves=moves)
 
 `companion samplers` stores a long sweep in data/results/samplers.json, with a checksum of the weights.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,15 +25,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import companion
 from companion import diffusion
 from companion.files import sha256, written
-from companion.intervals import mean_interval, paired_ratio, share_difference
-from companion.metrics import frechet
+from companion.intervals import mean_interval, paired_difference, paired_ratio, share_difference
+from companion.metrics import frechet, pictures_to_tensor
 from companion.samplers import (
     SAMPLERS,
     Denoiser,
+    Sampler,
     dpm_1,
     dpm_adaptive,
     dpm_fast,
@@ -44,6 +49,9 @@ from companion.tabletop import measures
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
+    from companion.tabletop.caption import Wish
+    from companion.tabletop.scene import Scene
 
 # ---- Drawing and measuring -------------------------------------------------------------------------------------------
 
@@ -60,21 +68,38 @@ PROMPTS = (
 EVALUATIONS = (6, 10, 15, 20, 30)
 #: Each stochastic sampler is compared with its own picture after this many evaluations.
 LONG = 60
+#: The evaluations of runs of which each has twice as many steps as the one before: does the picture settle?
+DOUBLED = (16, 32, 64, 128)
 #: The guide (stable-diffusion-art.com/samplers) compared all samplers with Euler's picture after this many steps.
 GUIDE_STEPS = 40
 #: The samplers whose pictures the judge reads; the others are compared by distances alone.
 JUDGED = (
     "Euler",
     "Euler a",
-    "Heun Karras",
     "DDIM",
     "PLMS",
-    "LMS Karras",
+    "DPM++ 2M",
     "DPM++ 2M Karras",
+    "DPM++ SDE",
     "DPM++ SDE Karras",
     "UniPC",
     "UniPC Karras",
 )
+#: The evaluations at which it reads them: so few that pictures fail, and the ends of the guide's ranges.
+JUDGED_EVALUATIONS = (2, 3, 5, 8, 10, 15, 24)
+#: The sampler and the evaluations whose pictures the others must equal. It is chosen beforehand: the best of many would
+#: owe part of its lead to luck.
+YARDSTICK = ("DPM++ 2M Karras", 40)
+#: The guidance that web interfaces set at first, and the samplers whose distances are measured at it and without any.
+STRONG, TURNED = 7.5, ("Euler", "DDIM", "PLMS", "DPM++ 2M Karras", "UniPC")
+#: Samplers that no menu has, for comparisons in which only one thing differs: DPM++ 2S is DPM2 with the "++".
+EXTRA = {
+    sampler.name: sampler
+    for sampler in (
+        replace(SAMPLERS["DPM++ 2S a"], name="DPM++ 2S", stochastic=False, options={"eta": 0.0}),
+        replace(SAMPLERS["DPM++ 2S a Karras"], name="DPM++ 2S Karras", stochastic=False, options={"eta": 0.0}),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,7 @@ class Row:
         guide: to Euler's latents after 40 steps, the guide's only reference.
         features: Euclidean distance to the same end as `limit` in the judge's features; empty without a judge.
         seconds: for each picture, without decoding it.
+        guidance: the guidance scale.
     """
 
     sampler: str
@@ -97,17 +123,41 @@ class Row:
     guide: list[float]
     features: list[float]
     seconds: float
+    guidance: float = 3.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """How far each picture (RMS of latents) moves when a sampler takes `twice` as many steps.
+
+    No reference is needed: if pictures are on their way to anything, they move less and less.
+    """
+
+    sampler: str
+    steps: int
+    twice: int
+    moved: list[float]
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The judge's verdict on a sampler: whether each picture `met` its prompt, and the Fréchet distance to renders."""
+    """The judge's verdict on a sampler at a number of evaluations.
+
+    Attributes:
+        met: for each picture, whether it shows all of its prompt.
+        frechet: the pictures' shares of the Fréchet distance to renders (see `to_renders`); empty for "hard" prompts,
+            of which there are no such renders.
+        prompts: "held out", the captions of held-out renders, or "hard" (see `hard_scenes`).
+        guidance: the guidance scale.
+    """
 
     sampler: str
     steps: int
     evaluations: int
     met: list[bool]
-    frechet: float
+    frechet: list[float]
+    prompts: str = "held out"
+    guidance: float = 3.0
 
 
 def apart(a: Tensor, b: Tensor) -> list[float]:
@@ -118,6 +168,24 @@ def apart(a: Tensor, b: Tensor) -> list[float]:
 def crossed(prompts: Sequence[str], seeds: int) -> tuple[list[str], list[int]]:
     """Every prompt with each of the seeds 0 to `seeds` - 1: the prompts and the seeds, one of each per picture."""
     return [p for p in prompts for _ in range(seeds)], list(range(seeds)) * len(prompts)
+
+
+def sampler_of(name: str | Sampler) -> Sampler:
+    """The sampler of a row, from the catalogue or from `EXTRA`. Raises ValueError for an unknown name."""
+    return EXTRA[name] if isinstance(name, str) and name in EXTRA else find_sampler(name)
+
+
+def cells(names: Sequence[str], evaluations: Sequence[int]) -> list[tuple[str, int]]:
+    """Each sampler with the most steps that each number of evaluations allows, once each: pairs (name, steps).
+
+    DPM adaptive takes as many as it wants, whatever it is told, and so has one cell.
+    """
+    found = {}
+    for name in names:
+        sampler = sampler_of(name)
+        counts = evaluations if sampler.per_step else evaluations[-1:]
+        found |= dict.fromkeys((sampler.name, sampler.steps_for(n)) for n in counts)
+    return list(found)
 
 
 def denoiser(pipe: StableDiffusionPipeline, prompts: str | Sequence[str], guidance_scale: float) -> Denoiser:
@@ -149,47 +217,86 @@ def converge(
     Args:
         prompts, seeds: one of each for every picture.
         reference: steps of Heun on Karras' levels, about two evaluations each, that stand in for the exact path.
-        done: pairs (sampler, evaluations) to leave out.
+        done: pairs (sampler, steps) to leave out.
     """
-    names = [find_sampler(name).name for name in names]
-    wanted = [(name, n) for name in names for n in evaluations if (name, n) not in set(done)]
+    wanted = [cell for cell in cells(names, evaluations) if cell not in set(done)]
     if not wanted:
         return
     model, seeds = denoiser(pipe, prompts, guidance_scale), list(seeds)
     judged = measures.can_be_judged(pipe)
-
-    def end(name: str, steps: int) -> tuple[Tensor, int, float]:
-        begin, before = time.perf_counter(), model.evaluations
-        sigmas = sigmas_for(name, model.levels, steps)
-        *_, last = solve(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
-        return last.x, model.evaluations - before, (time.perf_counter() - begin) / len(seeds)
-
     sigmas = sigmas_for("Heun Karras", model.levels, reference)
     *_, low, last = solve(model, start(pipe, seeds, sigmas), sigmas, "Heun Karras")
-    guide = end("Euler", GUIDE_STEPS)[0]
+    guide = _end(pipe, model, "Euler", GUIDE_STEPS, seeds)[0]
     seen = _features(pipe, last.x) if judged else torch.zeros(())
     owns: dict[str, Tensor] = {}
-    for name, n in wanted:
-        sampler = find_sampler(name)
-        if name not in owns:
-            stops = sampler.ends_low or sampler.function in (dpm_fast, dpm_adaptive)
-            owns[name] = end(name, sampler.steps_for(long))[0] if sampler.stochastic else low.x if stops else last.x
-        x, spent, seconds = end(name, sampler.steps_for(n))
+    for name, steps in wanted:
+        sampler = sampler_of(name)
+        if sampler.stochastic and name not in owns:
+            owns[name] = _end(pipe, model, name, sampler.steps_for(long), seeds)[0]
+        stops = sampler.ends_low or sampler.function in (dpm_fast, dpm_adaptive)
+        own = owns.get(name, low.x if stops else last.x)
+        begin = time.perf_counter()
+        x, spent = _end(pipe, model, name, steps, seeds)
+        seconds = (time.perf_counter() - begin) / len(seeds)
         features = [round(v, 4) for v in (_features(pipe, x) - seen).norm(dim=1).tolist()] if judged else []
-        yield Row(
-            name,
-            sampler.steps_for(n),
-            spent,
-            apart(x, last.x),
-            apart(x, owns[name]),
-            apart(x, guide),
-            features,
-            round(seconds, 4),
-        )
+        distances = [apart(x, other) for other in (last.x, own, guide)]
+        yield Row(name, steps, spent, *distances, features, round(seconds, 4), guidance_scale)
+
+
+def _end(
+    pipe: StableDiffusionPipeline, model: Denoiser, name: str, steps: int, seeds: Sequence[int]
+) -> tuple[Tensor, int]:
+    """The last latents (N, ...) of a run, and the evaluations that it took."""
+    sampler, before = sampler_of(name), model.evaluations
+    sigmas = sigmas_for(sampler, model.levels, steps)
+    *_, last = solve(model, start(pipe, seeds, sigmas), sigmas, sampler, seeds=seeds)
+    return last.x, model.evaluations - before
+
+
+def double(
+    pipe: StableDiffusionPipeline,
+    names: Sequence[str],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    guidance_scale: float,
+    evaluations: Sequence[int] = DOUBLED,
+    done: Sequence[tuple[str, int]] = (),
+) -> Iterator[Move]:
+    """Draw the same pictures with twice as many steps, again and again, and measure how far each of them moves.
+
+    `evaluations` are those of the runs of a sampler that evaluates the model once a step. Leaves out the pairs
+    (sampler, steps) in `done`, and a sampler of which all are.
+    """
+    for name in (sampler_of(name).name for name in names):
+        steps = [n for _, n in cells([name], evaluations)]
+        missing = [n for n in steps[:-1] if (name, n) not in set(done)]
+        if not missing:
+            continue
+        model, before = denoiser(pipe, prompts, guidance_scale), None
+        for n, twice in itertools.pairwise(steps):
+            if before is None and n < missing[0]:
+                continue
+            before = _end(pipe, model, name, n, seeds)[0] if before is None else before
+            x = _end(pipe, model, name, twice, seeds)[0]
+            yield Move(name, n, twice, apart(before, x))
+            before = x
 
 
 def _features(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
     return measures.picture_features(diffusion.decode(pipe, latents))
+
+
+#: The set of prompts that each name in `Quality.prompts` stands for.
+PROMPT_SETS = ("held out", "hard")
+
+
+def hard_scenes(n: int) -> list[Scene]:
+    """`n` scenes of two things, of which one has a finish that no training picture shows on its kind."""
+    from companion.tabletop.splits import SPLITS, sample_scene
+
+    first = SPLITS["withheld"][0]
+    return [sample_scene(first + i, 2) for i in range(n)]
 
 
 def appraise(
@@ -198,46 +305,86 @@ def appraise(
     *,
     guidance_scale: float,
     pictures: int = 64,
-    evaluations: Sequence[int] = EVALUATIONS,
+    evaluations: Sequence[int] = JUDGED_EVALUATIONS,
+    prompts: str = "held out",
     done: Sequence[tuple[str, int]] = (),
 ) -> Iterator[Quality]:
-    """Draw the captions of held-out scenes, each from its own seed, and have the judge read the pictures.
+    """Draw the captions of scenes, each from its own seed, and have the judge read the pictures.
 
-    Leaves out the pairs (sampler, evaluations) in `done`. Raises ValueError for a model whose pictures the judge cannot
-    read, and unless `pictures` is 13 to 256.
+    Leaves out the pairs (sampler, steps) in `done`. Raises ValueError for a model whose pictures the judge cannot read,
+    for another set of prompts than those in `PROMPT_SETS`, and unless `pictures` is 13 to 128.
     """
     from companion.tabletop.caption import Wish, caption
-    from companion.tabletop.samples import held_out
 
     if not measures.can_be_judged(pipe):
         raise ValueError(measures.NOT_JUDGED)
-    _, scenes = held_out(pictures)
-    seeds = list(range(pictures))
-    model = denoiser(pipe, [caption(scene) for scene in scenes], guidance_scale)
+    scenes, seeds = _scenes(prompts, pictures), list(range(pictures))
     wishes = [Wish.of(scene) for scene in scenes]
-    for name, n in ((name, n) for name in names for n in evaluations if (name, n) not in set(done)):
-        sampler, before = find_sampler(name), model.evaluations
-        sigmas = sigmas_for(name, model.levels, sampler.steps_for(n))
-        *_, last = solve(model, start(pipe, seeds, sigmas), sigmas, name, seeds=seeds)
-        drawn = diffusion.decode(pipe, last.x)
-        met = [reading.meets(wish)["all"] for reading, wish in zip(measures.read(drawn), wishes, strict=True)]
-        yield Quality(name, sampler.steps_for(n), model.evaluations - before, met, round(to_renders(drawn), 3))
+    model = denoiser(pipe, [caption(scene) for scene in scenes], guidance_scale)
+    for name, steps in cells(names, evaluations):
+        if (name, steps) in set(done):
+            continue
+        x, spent = _end(pipe, model, name, steps, seeds)
+        drawn = diffusion.decode(pipe, x)
+        frechet = to_renders(drawn) if prompts == "held out" else []
+        yield Quality(name, steps, spent, _met(drawn, wishes), frechet, prompts, guidance_scale)
 
 
-def to_renders(pictures: Tensor, parts: int = 12) -> float:
-    """Fréchet distance of pictures to held-out renders, in the first `parts` principal components of their features.
+def controls(pictures: int = 64) -> list[Quality]:
+    """What the judge says of held-out renders as they are, of blurred ones, and when it is asked for another's prompt.
 
-    With few pictures the covariance of all 160 features cannot be estimated. Compare only equal numbers of pictures.
+    Of these, only the first may pass: a measure that everything passes measures nothing.
     """
-    middle, directions, theirs = _renders_features(parts)
-    return frechet((measures.picture_features(pictures) - middle) @ directions, theirs)
+    from companion.tabletop.caption import Wish
+    from companion.tabletop.samples import held_out
+
+    renders, scenes = held_out(pictures)
+    drawn, wishes = pictures_to_tensor(renders), [Wish.of(scene) for scene in scenes]
+    blurred = F.interpolate(F.avg_pool2d(drawn, 16), scale_factor=16, mode="bilinear")
+    whole, spoiled = to_renders(drawn), to_renders(blurred)
+    return [
+        Quality("renders", 0, 0, _met(drawn, wishes), whole),
+        Quality("renders, blurred", 0, 0, _met(blurred, wishes), spoiled),
+        Quality("renders, asked for another", 0, 0, _met(drawn, [*wishes[1:], wishes[0]]), whole),
+    ]
+
+
+def _scenes(prompts: str, pictures: int) -> list[Scene]:
+    from companion.tabletop.samples import held_out
+
+    if prompts not in PROMPT_SETS:
+        raise ValueError(f"there are no prompts {prompts!r}; {nearest(prompts, PROMPT_SETS)}")
+    if not 13 <= pictures <= 128:
+        raise ValueError(f"pictures={pictures} is outside 13 to 128; the other half of the renders is compared with")
+    return held_out(pictures)[1] if prompts == "held out" else hard_scenes(pictures)
+
+
+def _met(pictures: Tensor, wishes: Sequence[Wish]) -> list[bool]:
+    return [reading.meets(wish)["all"] for reading, wish in zip(measures.read(pictures), wishes, strict=True)]
+
+
+def to_renders(pictures: Tensor) -> list[float]:
+    """The Fréchet distance of pictures of the first N held-out captions (N, 3, 128, 128) to the other held-out renders:
+    N shares, whose mean is the distance, and whose spread gives its interval (`intervals.mean_interval`).
+
+    They are the jackknife's pseudo-values (J. Tukey 1958): N times the distance of all, minus N - 1 times that without
+    one. Their mean is free of most of the bias of few pictures, and may therefore be a little below 0. The distance is
+    in the first principal components of the judge's 160 features, as many as a quarter of N, 12 at most: with few
+    pictures the covariance of more cannot be estimated. Compare only equal numbers of pictures.
+    """
+    n = len(pictures)
+    middle, directions, theirs = _renders_features(n, min(12, n // 4))
+    ours = ((measures.picture_features(pictures) - middle) @ directions).numpy()
+    whole = frechet(ours, theirs)
+    return [round(n * whole - (n - 1) * frechet(np.delete(ours, i, 0), theirs), 4) for i in range(n)]
 
 
 @lru_cache
-def _renders_features(parts: int) -> tuple[Tensor, Tensor, Tensor]:
+def _renders_features(leave_out: int, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean (160,) and directions (160, parts) of the renders' features, and what they are in these directions."""
     from companion.tabletop.samples import held_out
 
-    features = measures.picture_features(held_out()[0])
+    features = measures.picture_features(held_out()[0][leave_out:])
     middle = features.mean(0)
     _, _, directions = torch.linalg.svd(features - middle, full_matrices=False)
     return middle, directions[:parts].T, (features - middle) @ directions[:parts].T
@@ -246,22 +393,29 @@ def _renders_features(parts: int) -> tuple[Tensor, Tensor, Tensor]:
 # ---- Stored sweeps ---------------------------------------------------------------------------------------------------
 
 COMMAND = "companion samplers"
+#: The lists of a `Sweep`, and what each of them holds.
+PARTS: dict[str, type] = {"rows": Row, "turned": Row, "moves": Move, "quality": Quality}
 
 
 @dataclass
 class Sweep:
-    """All measurements of one model, with the weights' checksum and the settings."""
+    """All measurements of one model, with the weights' checksum and the settings.
+
+    `rows` and `moves` are at the model's own guidance, `turned` at others (see `TURNED`).
+    """
 
     weights: str
     setting: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
+    turned: list[Row] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
     quality: list[Quality] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write it as JSON, one row per line."""
         head = {"command": COMMAND, "weights": self.weights, "setting": self.setting}
         parts = [f'"{key}": {json.dumps(value)}' for key, value in head.items()]
-        for key in ("rows", "quality"):
+        for key in PARTS:
             lines = ",\n".join(json.dumps(vars(row), ensure_ascii=False) for row in getattr(self, key))
             parts.append(f'"{key}": [\n{lines}\n]')
         with written(path) as temporary:
@@ -273,8 +427,8 @@ class Sweep:
         if not path.is_file():
             raise FileNotFoundError(f"{path.name} is not in {path.parent.name}/; make it with `{COMMAND}`")
         data = json.loads(path.read_text(encoding="utf-8"))
-        rows, quality = [Row(**row) for row in data["rows"]], [Quality(**row) for row in data["quality"]]
-        return cls(data["weights"], data["setting"], rows, quality)
+        parts = {key: [kind(**row) for row in data.get(key, [])] for key, kind in PARTS.items()}
+        return cls(data["weights"], data["setting"], **parts)
 
 
 def results() -> Path:
@@ -303,7 +457,8 @@ def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
         )
     found = Sweep.load(path)
     measured = {row.sampler for row in found.rows}
-    if not measured.issuperset(SAMPLERS.keys() - {"DPM (first order)"}) or not found.quality:
+    whole = measured.issuperset(SAMPLERS.keys() - {"DPM (first order)"})
+    if not (whole and found.turned and found.moves and found.quality):
         return None, f"The stored sweep is not whole (`{COMMAND}` goes on with it): what follows was measured above."
     if found.weights != weights_sum(companion.DATA / "models" / name):
         return (
@@ -316,39 +471,90 @@ def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
     )
 
 
-def sweep(path: Path | None = None, *, seeds: int = 2, pictures: int = 64) -> Iterator[tuple[int, int, Sweep]]:
+def sweep(
+    path: Path | None = None, *, seeds: int = 2, pictures: int = 64, device: str | None = None
+) -> Iterator[tuple[int, int, Sweep]]:
     """Measure every sampler with the course's model; yields (cells done, cells in all, sweep) once each cell is stored.
 
-    A cell is a sampler and a number of evaluations. Cells stored with the same weights and settings are not redone.
+    A cell is a sampler and a number of steps. Cells stored with the same weights, settings and device are not redone;
+    the rows' seconds are those of the device that the settings name.
     """
     from companion.models import find as find_model
     from companion.models import load
 
     path = path or results()
     entry = find_model("tabletop")
-    names = [name for name, sampler in SAMPLERS.items() if sampler.function is not dpm_1]  # dpm_1 is Euler
-    names.insert(names.index("LMS"), "Heun Karras")
+    pipe = load("tabletop", device=device)
     setting = {"prompts": list(PROMPTS), "seeds": seeds, "pictures": pictures, "guidance_scale": entry.guidance}
+    setting["device"] = _device_name(pipe)
     found = Sweep(weights_sum(companion.DATA / "models" / entry.name), setting)
     if path.is_file() and (old := Sweep.load(path)) and (old.weights, old.setting) == (found.weights, setting):
         found = old
-    pipe = load("tabletop")
-    prompts, repeated = crossed(PROMPTS, seeds)
-    # `done` names cells by the evaluations asked for, of which some samplers use one fewer; rows only have the steps.
-    asked = {
-        (find_sampler(n).name, find_sampler(n).steps_for(e)): (n, e) for n in (*names, *JUDGED) for e in EVALUATIONS
-    }
-    done = [[asked[row.sampler, row.steps] for row in part] for part in (found.rows, found.quality)]
-    total = (len(names) + len(JUDGED)) * len(EVALUATIONS)
-    cells = converge(pipe, names, prompts, repeated, guidance_scale=entry.guidance, done=done[0])
-    appraised = appraise(pipe, guidance_scale=entry.guidance, pictures=pictures, done=done[1])
-    for cell in itertools.chain(cells, appraised):
-        if isinstance(cell, Row):
-            found.rows.append(cell)
-        else:
-            found.quality.append(cell)
-        found.save(path)
-        yield len(found.rows) + len(found.quality), total, found
+    drawn, total = crossed(PROMPTS, seeds), 0
+    parts: list[tuple[list, Iterator]] = []
+
+    def add(part: list, work: Callable, names: Sequence[str], evaluations: Sequence[int], *pictures, **options) -> None:
+        nonlocal total
+        mine = [c for c in part if all(getattr(c, k, v) == v for k, v in _kept(options).items())]
+        done = [(c.sampler, c.steps) for c in mine]
+        total += len(cells(names, evaluations)) - (len(set(names)) if work is double else 0)
+        parts.append((part, work(pipe, names, *pictures, evaluations=evaluations, done=done, **options)))
+
+    scale: dict[str, Any] = {"guidance_scale": entry.guidance}
+    add(found.rows, converge, measured_names(), EVALUATIONS, *drawn, **scale)
+    for other in (1.0, STRONG):
+        add(found.turned, converge, TURNED, (10, 20), *drawn, guidance_scale=other)
+    add(found.moves, double, moved_names(), DOUBLED, *drawn, **scale)
+    for kind, guidance, names, evaluations in judged_cells(entry.guidance):
+        judged = {"guidance_scale": guidance, "pictures": pictures, "prompts": kind}
+        add(found.quality, appraise, names, evaluations, **judged)
+    for part, work in parts:
+        for cell in work:
+            part.append(cell)
+            found.save(path)
+            yield sum(len(getattr(found, key)) for key in PARTS), total, found
+
+
+def _kept(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a stored cell has, by the names that it has for them."""
+    names = {"guidance_scale": "guidance", "prompts": "prompts"}
+    return {names[key]: value for key, value in options.items() if key in names}
+
+
+def _device_name(pipe: StableDiffusionPipeline) -> str:
+    """What the seconds of a sweep are measured on."""
+    device = pipe.device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+def measured_names() -> list[str]:
+    """The samplers whose distances a stored sweep has: the catalogue, and what comparisons of equals need."""
+    names = [name for name, sampler in SAMPLERS.items() if sampler.function is not dpm_1]  # dpm_1 is Euler
+    more = ("Euler Karras", "Heun Karras", "DPM++ 3M SDE Karras", "UniPC Karras", "DEIS Karras")
+    return [*names, *more, *EXTRA]
+
+
+def moved_names() -> list[str]:
+    """The samplers whose pictures are drawn with twice as many steps: those with noise, and one without to compare."""
+    return ["Euler", *(name for name in measured_names() if sampler_of(name).stochastic)]
+
+
+def judged_cells(guidance: float) -> list[tuple[str, float, Sequence[str], Sequence[int]]]:
+    """What the judge reads in a stored sweep: prompts, guidance, samplers and evaluations."""
+    few = tuple(name for name in JUDGED if name not in ("DPM++ 2M", "DPM++ SDE"))
+    yardstick, most = YARDSTICK
+    found: list[tuple[str, float, Sequence[str], Sequence[int]]] = [
+        ("held out", guidance, JUDGED, JUDGED_EVALUATIONS),
+        ("held out", guidance, (yardstick, "UniPC"), (20, 30)),
+        ("held out", guidance, (yardstick,), (most,)),
+    ]
+    for kind, scale in (("hard", guidance), ("held out", STRONG)):
+        found.append((kind, scale, few, (5, 8, 10, 15)))
+        found.append((kind, scale, ("DPM++ SDE Karras",), (24,)))
+        found.append((kind, scale, (yardstick,), (most,)))
+    return found
 
 
 # ---- What the numbers say --------------------------------------------------------------------------------------------
@@ -376,12 +582,17 @@ def good_enough(rows: Sequence[Row], name: str, limit: float) -> int | None:
 
 
 NOT_MEASURED = "not measured"
+#: Below this, the movement of pictures when steps double counts as falling: noise of one Brownian path makes it fall to
+#: 0.71 or less with every doubling, fresh noise not at all.
+FALLS = 0.85
+#: Below so many steps pictures may be broken, and move because they mend.
+WHOLE = 16
 
 
 class Claim(NamedTuple):
     """One of the guide's statements, what was measured for it, and the verdict: "holds", "fails" or "open".
 
-    The verdict is `NOT_MEASURED` when no run had a number of steps that the statement is about.
+    The verdict is `NOT_MEASURED` when no run had a sampler or a number of steps that the statement is about.
     """
 
     statement: str
@@ -394,64 +605,239 @@ def _verdict(low: float, high: float, at: float = 1.0) -> str:
     return "holds" if high < at else "fails" if low > at else "open"
 
 
-def claims(rows: Sequence[Row], quality: Sequence[Quality], small: float) -> list[Claim]:
-    """Test each of the guide's picks; `small` is the RMS distance of latents that counts as converged.
+def at_worst(verdicts: Sequence[str]) -> str:
+    """The verdict on a range: it holds if it holds everywhere, and fails if it fails anywhere."""
+    if not verdicts:
+        return NOT_MEASURED
+    return next((word for word in ("fails", "open") if word in verdicts), "holds")
 
-    A verdict is "open" when the 95 % confidence interval of the deciding quantity allows both answers. Without
-    `quality`, the statements about quality are left out. Raises ValueError when a needed sampler was not measured.
+
+def claims(
+    rows: Sequence[Row],
+    quality: Sequence[Quality],
+    small: float,
+    moves: Sequence[Move] = (),
+    turned: Sequence[Row] = (),
+) -> list[Claim]:
+    """Test each of the guide's statements; `small` is the RMS distance of latents that counts as converged.
+
+    A statement about a range is judged at each number of steps or evaluations in it, and gets the worst verdict; where
+    two solvers are compared, their schedules are equal. A verdict is "open" when the 95 % confidence interval of the
+    deciding quantity allows both answers. Of many verdicts some are chance: see `by_chance`.
     """
-    found = []
-    for name in ("DPM++ 2M Karras", "UniPC"):
-        statement, measured = f"{name}: converged at 20 to 30 steps", _between(rows, name, 20, 30)
-        if not measured:
-            found.append(Claim(statement, "", NOT_MEASURED))
-            continue
-        after = [f"{np.mean(row.own):.3f} after {row.steps}" for row in measured]
-        text = f"{', '.join(after)}; small is {small:.3f}"
-        found.append(Claim(statement, text, _verdict(*mean_interval(measured[0].own)[1:], small)))
-    r, low, high = paired_ratio(pick(rows, "DPM++ 2M Karras", 20).limit, pick(rows, "Euler", 20).limit)
-    found.append(
-        Claim("DPM++ 2M Karras is fast", f"{r:.2f} of Euler's distance at 20 evaluations", _verdict(low, high))
-    )
-    r, low, high = paired_ratio(pick(rows, "Heun", 20).limit, pick(rows, "Euler", 20).limit)
-    text = f"{r:.2f} of Euler's distance at 20 evaluations, which are half as many steps"
-    found.append(Claim("Heun: fewer steps make up for its price", text, _verdict(low, high)))
-    names = [n for n in dict.fromkeys(row.sampler for row in rows) if find_sampler(n).stochastic]
-    for name in names:
-        few, many = pick(rows, name, 10), pick(rows, name, 30)
-        r = paired_ratio(many.own, few.own)[0]
-        # The claim is that the picture changes with the number of steps.
-        moved, *ends = mean_interval(many.own)
-        text = (
-            f"{moved:.2f} from its picture of {LONG} evaluations after {many.evaluations}, {r:.2f} times as far as "
-            f"after {few.evaluations}"
-        )
-        found.append(Claim(f"{name}: does not converge", text, _verdict(-ends[1], -ends[0], -small)))
+    found = [*_settled(rows, small), *_movements(moves), *_faster(rows, turned), *_slow(rows)]
     return [*found, *_quality_claims(quality)] if quality else found
 
 
-def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
-    """The claims about quality: with so few steps, is the sampler about as good as the best one with the most?"""
-    most = max(row.evaluations for row in quality)
-    best = max((row for row in quality if row.evaluations >= most - 1), key=lambda row: sum(row.met))
-    cases = (
-        ("UniPC: high quality in 5 to 10 steps", "UniPC", 5, 10),
-        ("UniPC on Karras' levels: the same", "UniPC Karras", 5, 10),
-        ("DPM++ SDE Karras: good pictures in 8 to 12 steps", "DPM++ SDE Karras", 8, 12),
-        ("DDIM: good pictures in 10 to 15 steps", "DDIM", 10, 15),
-    )
-    for statement, name, few, many in cases:
-        if not (measured := _between(quality, name, few, many)):
+def by_chance(verdicts: Sequence[Claim]) -> float:
+    """How many of the verdicts that hold or fail are wrong by chance, at most and on average: one in forty of all that
+    were tested, since each looks at one end of a 95 % interval. (A claim that fails may do so at any of its points.)
+    """
+    return 0.025 * sum(claim.verdict != NOT_MEASURED for claim in verdicts)
+
+
+def _settled(rows: Sequence[Row], small: float) -> Iterator[Claim]:
+    """Is every mean distance from 20 to 30 steps small?"""
+    for name in ("DPM++ 2M Karras", "UniPC"):
+        measured = _between(rows, name, 20, 30)
+        found = [(row.steps, *mean_interval(row.own)) for row in measured]
+        text = ", ".join(f"{mean:.3f} ({low:.3f} to {high:.3f}) at {n}" for n, mean, low, high in found)
+        verdict = at_worst([_verdict(low, high, small) for _, _, low, high in found])
+        yield Claim(f"{name}: converged at 20 to 30 steps", f"{text}; small is {small:.3f}" if text else "", verdict)
+
+
+def _movements(moves: Sequence[Move]) -> Iterator[Claim]:
+    """Do the pictures of samplers with noise keep moving, however many steps are taken?"""
+    for name in dict.fromkeys(move.sampler for move in moves):
+        own = sorted((move for move in moves if move.sampler == name), key=lambda move: move.steps)
+        told = ", ".join(f"{np.mean(move.moved):.3f} ({move.steps} to {move.twice})" for move in own)
+        whole = [move for move in own if move.steps >= WHOLE]
+        statement = f"{name}: does not converge" if sampler_of(name).stochastic else f"{name}, without noise: the same"
+        if len(whole) < 2:
+            yield Claim(statement, f"moved by {told}", NOT_MEASURED)
+            continue
+        doublings = math.log2(whole[-1].steps / whole[0].steps)
+        r, low, high = (v ** (1 / doublings) for v in paired_ratio(whole[-1].moved, whole[0].moved))
+        text = f"moved by {told}: times {r:.2f} ({low:.2f} to {high:.2f}) with each doubling from {whole[0].steps} on"
+        # The claim is that the movement does not fall.
+        yield Claim(statement, text, _verdict(-high, -low, -FALLS))
+
+
+#: Statements about two samplers: the first is nearer to where it goes than the second at equal evaluations.
+NEARER = (
+    ("DPM++ 2M is faster than Euler, even timesteps", "DPM++ 2M", "Euler"),
+    ("DPM++ 2M is faster than Euler, Karras' levels", "DPM++ 2M Karras", "Euler Karras"),
+    ("DPM++ 2M is faster on Karras' levels", "DPM++ 2M Karras", "DPM++ 2M"),
+    ("Heun: fewer steps make up for its price, even timesteps", "Heun", "Euler"),
+    ("Heun: fewer steps make up for its price, Karras' levels", "Heun Karras", "Euler Karras"),
+    ("DPM2 is worth its price beside DPM, even timesteps", "DPM2", "Euler"),
+    ("DPM2 is worth its price beside DPM, Karras' levels", "DPM2 Karras", "Euler Karras"),
+    ("The ++ improves DPM2, even timesteps", "DPM++ 2S", "DPM2"),
+    ("The ++ improves DPM2, Karras' levels", "DPM++ 2S Karras", "DPM2 Karras"),
+    ("DPM++ 2M improves on DPM2, even timesteps", "DPM++ 2M", "DPM2"),
+    ("DPM++ 2M improves on DPM2, Karras' levels", "DPM++ 2M Karras", "DPM2 Karras"),
+    ("Karras' levels bring Euler nearer", "Euler Karras", "Euler"),
+    ("Karras' levels bring Heun nearer", "Heun Karras", "Heun"),
+    ("Karras' levels bring LMS nearer", "LMS Karras", "LMS"),
+    ("Karras' levels bring UniPC nearer", "UniPC Karras", "UniPC"),
+    ("DDIM is outdated: DPM++ 2M Karras is nearer", "DPM++ 2M Karras", "DDIM"),
+    ("PLMS is outdated: DPM++ 2M Karras is nearer", "DPM++ 2M Karras", "PLMS"),
+)
+
+
+def _faster(rows: Sequence[Row], turned: Sequence[Row]) -> Iterator[Claim]:
+    for statement, a, b in NEARER:
+        yield nearer(statement, rows, a, b)
+    for guidance in sorted({row.guidance for row in (*rows, *turned)}):
+        mine = [row for row in (*rows, *turned) if row.guidance == guidance]
+        yield nearer(f"PLMS is faster than DDIM, guidance {guidance:g}", mine, "PLMS", "DDIM")
+    for more in ("", " Karras"):
+        on = "Karras' levels" if more else "even timesteps"
+        statement = f"DPM2 is more accurate than DPM step for step, {on}"
+        yield _ratios(statement, rows, f"DPM2{more}", f"Euler{more}", "steps")
+
+
+def nearer(statement: str, rows: Sequence[Row], a: str, b: str) -> Claim:
+    """Whether sampler `a` is nearer to where it goes than `b`, at each number of evaluations from 10 on."""
+    return _ratios(statement, rows, a, b, "evaluations")
+
+
+def _paired(rows: Sequence[Any], a: str, b: str, what: str = "evaluations") -> list[tuple[Any, Any]]:
+    """Rows of two samplers with as many steps, or as many evaluations but one (two a step end at an odd number)."""
+    mine, slack = [row for row in rows if row.sampler == a], int(what == "evaluations")
+    pairs = []
+    for other in sorted((row for row in rows if row.sampler == b), key=lambda row: row.evaluations):
+        off = {abs(getattr(row, what) - getattr(other, what)): row for row in mine}
+        if off and min(off) <= slack:
+            pairs.append((off[min(off)], other))
+    return pairs
+
+
+def _ratios(statement: str, rows: Sequence[Row], a: str, b: str, what: str) -> Claim:
+    pairs = [(x, y) for x, y in _paired(rows, a, b, what) if getattr(y, what) >= 10]
+    found = [(getattr(y, what), *paired_ratio(x.own, y.own)) for x, y in pairs]
+    if not found:
+        return Claim(statement, "", NOT_MEASURED)
+    text = ", ".join(f"{r:.2f} ({low:.2f} to {high:.2f}) at {n}" for n, r, low, high in found)
+    verdict = at_worst([_verdict(low, high) for _, _, low, high in found])
+    return Claim(statement, f"{text}: of {b}'s distance, by {what}", verdict)
+
+
+def _slow(rows: Sequence[Row]) -> Iterator[Claim]:
+    """Claims that need no interval: they count evaluations. The seconds are told beside them."""
+    plain = {row.steps: row for row in rows if row.sampler == "Euler"}
+    adaptive = [row for row in rows if row.sampler == "DPM adaptive"]
+    statement = "DPM adaptive is slow: more evaluations than 30 steps of Euler"
+    if adaptive:
+        text = f"{adaptive[-1].evaluations} evaluations, {adaptive[-1].seconds:.2f} s a picture"
+        text += f"; Euler {plain[30].seconds:.2f} s for 30" if 30 in plain else ""
+        yield Claim(statement, text, "holds" if adaptive[-1].evaluations > 30 else "fails")
+    else:
+        yield Claim(statement, "", NOT_MEASURED)
+    for name in ("DPM++ SDE", "DPM++ SDE Karras"):
+        statement = f"{name} is slow: a step costs more than Euler's"
+        if not (own := [row for row in rows if row.sampler == name and row.steps in plain]):
             yield Claim(statement, "", NOT_MEASURED)
             continue
-        row = measured[-1]
-        d, low, high = share_difference((sum(row.met), len(row.met)), (sum(best.met), len(best.met)))
+        costs = [f"{row.evaluations / row.steps:.1f} evaluations a step at {row.steps}" for row in own]
+        times = [row.seconds / plain[row.steps].seconds for row in own if plain[row.steps].seconds]
+        text = ", ".join(costs) + (f"; {np.median(times):.1f} times Euler's seconds" if times else "")
+        yield Claim(statement, text, "holds" if all(row.evaluations > row.steps for row in own) else "fails")
+
+
+#: Statements about quality: the sampler, and the numbers of steps that they are about.
+GOOD = (
+    ("DPM++ 2M Karras: decent quality in 20 to 30 steps", "DPM++ 2M Karras", 20, 30),
+    ("UniPC: decent quality in 20 to 30 steps", "UniPC", 20, 30),
+    ("UniPC: high quality in 5 to 10 steps", "UniPC", 5, 10),
+    ("UniPC on Karras' levels: the same", "UniPC Karras", 5, 10),
+    ("DPM++ SDE Karras: good pictures in 8 to 12 steps", "DPM++ SDE Karras", 8, 12),
+    ("DDIM: good pictures in 10 to 15 steps", "DDIM", 10, 15),
+)
+#: Pairs of which the first is said to give the better pictures at equal evaluations.
+BETTER = (
+    ("Karras' levels improve DPM++ 2M", "DPM++ 2M Karras", "DPM++ 2M"),
+    ("Karras' levels improve DPM++ SDE", "DPM++ SDE Karras", "DPM++ SDE"),
+    ("Karras' levels improve UniPC", "UniPC Karras", "UniPC"),
+    ("PLMS draws better than DDIM", "PLMS", "DDIM"),
+)
+#: "Not much worse" is a share of pictures as asked, or a Fréchet distance, that is at most so much worse: equality
+#: cannot be shown, but this can.
+MARGIN = 0.1
+
+
+def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
+    sets = list(dict.fromkeys((row.prompts, row.guidance) for row in quality))
+    for number, (prompts, guidance) in enumerate(sets):
+        mine = [row for row in quality if (row.prompts, row.guidance) == (prompts, guidance)]
+        where = f" [{prompts}, guidance {guidance:g}]" if len(sets) > 1 else ""
+        for statement, name, few, many in GOOD:
+            claim = _good(mine, statement + where, name, few, many)
+            if number == 0 or claim.verdict != NOT_MEASURED:
+                yield claim
+        for statement, a, b in BETTER:
+            claim = _better(mine, statement + where, a, b)
+            if number == 0 or claim.verdict != NOT_MEASURED:
+                yield claim
+        for name in ("DPM++ SDE", "DPM++ SDE Karras"):
+            for claim in _best(mine, name, where):
+                if number == 0 or claim.verdict != NOT_MEASURED:
+                    yield claim
+
+
+def _share(a: Quality, b: Quality) -> tuple[float, float, float]:
+    """The share of pictures as asked of `a` minus that of `b`, and both ends of its interval."""
+    return share_difference((sum(a.met), len(a.met)), (sum(b.met), len(b.met)))
+
+
+def _good(quality: Sequence[Quality], statement: str, name: str, few: int, many: int) -> Claim:
+    """At every number of steps, is the share of pictures as asked not much below the yardstick's?"""
+    measured = _between(quality, name, few, many)
+    best, most = YARDSTICK
+    yardsticks = [row for row in quality if row.sampler == best]
+    if not measured or not yardsticks:
+        return Claim(statement, "", NOT_MEASURED)
+    at = max(yardsticks, key=lambda row: row.evaluations)
+    text = ", ".join(f"{sum(row.met)} at {row.steps}" for row in measured)
+    text = f"{text} steps, of {len(at.met)}; {sum(at.met)} by {best} at {at.evaluations}"
+    ends = [_share(row, at)[1:] for row in measured]
+    return Claim(statement, text, at_worst([_verdict(-high, -low, MARGIN) for low, high in ends]))
+
+
+def _better(quality: Sequence[Quality], statement: str, a: str, b: str) -> Claim:
+    """Does `a` draw more pictures as asked than `b`, at each number of evaluations from 5 to 15?"""
+    pairs = [(x, y) for x, y in _paired(quality, a, b) if 5 <= y.evaluations <= 15]
+    if not pairs:
+        return Claim(statement, "", NOT_MEASURED)
+    text = ", ".join(f"{sum(x.met)} against {sum(y.met)} at {y.evaluations}" for x, y in pairs)
+    ends = [_share(x, y)[1:] for x, y in pairs]
+    text = f"{text} evaluations, of {len(pairs[0][0].met)}"
+    return Claim(statement, text, at_worst([_verdict(-high, -low, 0.0) for low, high in ends]))
+
+
+def _best(quality: Sequence[Quality], name: str, where: str) -> Iterator[Claim]:
+    """Is this sampler better than every other at 15 evaluations and more, by prompts and by Fréchet distance?"""
+    others = [other for other in dict.fromkeys(row.sampler for row in quality) if other != name]
+    pairs = [pair for other in others for pair in _paired(quality, name, other) if pair[0].evaluations >= 15]
+    for what in ("prompts met", "Fréchet distance"):
+        statement = f"{name}: the best in quality, by {what}{where}"
+        found = [(_share(x, y)[1:], sum(y.met), y) for x, y in pairs]
+        if what != "prompts met":
+            judged = [(x, y) for x, y in pairs if len(x.frechet) == len(y.frechet) > 1]
+            found = [(paired_difference(y.frechet, x.frechet)[1:], np.mean(y.frechet), y) for x, y in judged]
+        if not found:
+            yield Claim(statement, "", NOT_MEASURED)
+            continue
+        verdicts = [_verdict(-high, -low, 0.0) for (low, high), _, _ in found]
+        told = Counter(verdicts)
+        surely = [
+            f"{y.sampler} at {y.evaluations}" for v, (_, _, y) in zip(verdicts, found, strict=True) if v == "fails"
+        ]
         text = (
-            f"{sum(row.met)} of {len(row.met)} as asked at {row.steps} steps; {sum(best.met)} by the best with most "
-            f"({best.sampler}, {best.evaluations}); Fréchet distance {row.frechet:.2f}, there {best.frechet:.2f}"
+            f"better in {told['holds']} of {len(found)} comparisons, worse in {told['fails']}, open in {told['open']}"
         )
-        # Tests for a share at most 0.1 lower, since "as good" cannot be shown, but "not much worse" can.
-        yield Claim(statement, text, _verdict(-high, -low, 0.1))
+        text += f"; behind {', '.join(surely)}" if surely else ""
+        yield Claim(statement, text, at_worst(verdicts))
 
 
 def _between(rows: Sequence[Any], name: str, few: int, many: int) -> list[Any]:
