@@ -431,7 +431,7 @@ def drawn_with(
 
 def followed(condition: Condition, asked: np.ndarray, pictures: Tensor) -> np.ndarray:
     """How well pictures (N, 3, H, W) in [-1, 1] follow maps: a number for each, NaN where nothing was asked for."""
-    return condition.compare(asked, condition.annotate(tensor_to_bytes(pictures).numpy()))
+    return condition.compare(asked, condition.annotate(tensor_to_bytes(pictures).cpu().numpy()))
 
 
 def fidelity(

@@ -284,7 +284,7 @@ def double(
 
 
 def _features(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
-    return measures.picture_features(diffusion.decode(pipe, latents))
+    return measures.picture_features(diffusion.decode(pipe, latents).cpu())
 
 
 #: The set of prompts that each name in `Quality.prompts` stands for.
@@ -325,7 +325,7 @@ def appraise(
         if (name, steps) in set(done):
             continue
         x, spent = _end(pipe, model, name, steps, seeds)
-        drawn = diffusion.decode(pipe, x)
+        drawn = diffusion.decode(pipe, x).cpu()
         frechet = to_renders(drawn) if prompts == "held out" else []
         yield Quality(name, steps, spent, _met(drawn, wishes), frechet, prompts, guidance_scale)
 
@@ -484,7 +484,8 @@ def sweep(
 
     path = path or results()
     entry = find_model("tabletop")
-    pipe = load("tabletop", device=device)
+    # Half precision, which GPUs take by default, would drown small distances.
+    pipe = load("tabletop", device=device, dtype=torch.float32)
     setting = {"prompts": list(PROMPTS), "seeds": seeds, "pictures": pictures, "guidance_scale": entry.guidance}
     setting["device"] = _device_name(pipe)
     found = Sweep(weights_sum(companion.DATA / "models" / entry.name), setting)

@@ -34,7 +34,7 @@ def _before(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     module.asked_from = given[0].device if given and given[0].device != home else None
     if module.asked_from is None:
         return args, kwargs
-    if home.type == "cuda":
+    if home.type == "cuda" and module.rough:
         torch.set_autocast_cache_enabled(False)  # else casts of weights would outlive a step
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         torch.set_autocast_enabled("cuda", True)
@@ -58,18 +58,20 @@ def there(call: Callable[..., Any], device: str | torch.device) -> Callable[...,
     return answer
 
 
-def place(model: nn.Module, device: str | torch.device = "cuda") -> None:
-    """Move a module to `device`, where it computes in bfloat16 with weights and sums in single precision.
+def place(model: nn.Module, device: str | torch.device = "cuda", bfloat16: bool = True) -> None:
+    """Move a module to `device`, where it is called from the CPU.
+
+    On a GPU it multiplies in bfloat16, with weights and sums in single precision; without `bfloat16`, all in single.
 
     It still takes tensors from the CPU, and answers where its first tensor came from; gradients follow. Copies of it
     (`training.ema_copy`) do so too.
     """
     if isinstance(model, WHOLES):
         for part in model.children():
-            place(part, device)
+            place(part, device, bfloat16)
         return
     model.to(device)
     if not getattr(model, "placed", False) and next(model.parameters(), None) is not None:
-        model.placed = True  # type: ignore[assignment]
+        model.placed, model.rough = True, bfloat16  # type: ignore[assignment]
         model.register_forward_pre_hook(_before, with_kwargs=True)
         model.register_forward_hook(_after, with_kwargs=True)
