@@ -96,8 +96,14 @@ STRONG, TURNED = 7.5, ("Euler", "DDIM", "PLMS", "DPM++ 2M Karras", "UniPC")
 EXTRA = {
     sampler.name: sampler
     for sampler in (
-        replace(SAMPLERS["DPM++ 2S a"], name="DPM++ 2S", stochastic=False, options={"eta": 0.0}),
-        replace(SAMPLERS["DPM++ 2S a Karras"], name="DPM++ 2S Karras", stochastic=False, options={"eta": 0.0}),
+        replace(
+            SAMPLERS[f"DPM++ 2S a{more}"],
+            name=f"DPM++ 2S{more}",
+            about="x0 at the middle of log sigma (on no menu)",
+            stochastic=False,
+            options={"eta": 0.0},
+        )
+        for more in ("", " Karras")
     )
 }
 
@@ -652,7 +658,8 @@ def _movements(moves: Sequence[Move]) -> Iterator[Claim]:
         own = sorted((move for move in moves if move.sampler == name), key=lambda move: move.steps)
         told = ", ".join(f"{np.mean(move.moved):.3f} ({move.steps} to {move.twice})" for move in own)
         whole = [move for move in own if move.steps >= WHOLE]
-        statement = f"{name}: does not converge" if sampler_of(name).stochastic else f"{name}, without noise: the same"
+        quiet = "" if sampler_of(name).stochastic else ", which adds no noise"
+        statement = f"{name}{quiet}: does not converge"
         if len(whole) < 2:
             yield Claim(statement, f"moved by {told}", NOT_MEASURED)
             continue
@@ -698,7 +705,8 @@ def _faster(rows: Sequence[Row], turned: Sequence[Row]) -> Iterator[Claim]:
 
 
 def nearer(statement: str, rows: Sequence[Row], a: str, b: str) -> Claim:
-    """Whether sampler `a` is nearer to where it goes than `b`, at each number of evaluations from 10 on."""
+    """Whether sampler `a` is nearer to where it goes than `b`, at each number of evaluations from 10 on (9 for two that
+    ask twice a step)."""
     return _ratios(statement, rows, a, b, "evaluations")
 
 
@@ -714,7 +722,7 @@ def _paired(rows: Sequence[Any], a: str, b: str, what: str = "evaluations") -> l
 
 
 def _ratios(statement: str, rows: Sequence[Row], a: str, b: str, what: str) -> Claim:
-    pairs = [(x, y) for x, y in _paired(rows, a, b, what) if getattr(y, what) >= 10]
+    pairs = [(x, y) for x, y in _paired(rows, a, b, what) if getattr(y, what) >= 9]
     found = [(getattr(y, what), *paired_ratio(x.own, y.own)) for x, y in pairs]
     if not found:
         return Claim(statement, "", NOT_MEASURED)
