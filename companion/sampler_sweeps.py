@@ -499,12 +499,12 @@ def sweep(
     drawn, total = crossed(PROMPTS, seeds), 0
     parts: list[tuple[list, Iterator]] = []
 
-    def add(part: list, work: Callable, names: Sequence[str], evaluations: Sequence[int], *pictures, **options) -> None:
+    def add(part: list, work: Callable, names: Sequence[str], evaluations: Sequence[int], *batch, **options) -> None:
         nonlocal total
         mine = [c for c in part if all(getattr(c, k, v) == v for k, v in _kept(options).items())]
         done = [(c.sampler, c.steps) for c in mine]
         total += len(cells(names, evaluations)) - (len(set(names)) if work is double else 0)
-        parts.append((part, work(pipe, names, *pictures, evaluations=evaluations, done=done, **options)))
+        parts.append((part, work(pipe, names, *batch, evaluations=evaluations, done=done, **options)))
 
     scale: dict[str, Any] = {"guidance_scale": entry.guidance}
     add(found.rows, converge, measured_names(), EVALUATIONS, *drawn, **scale)
