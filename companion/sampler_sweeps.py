@@ -96,8 +96,14 @@ STRONG, TURNED = 7.5, ("Euler", "DDIM", "PLMS", "DPM++ 2M Karras", "UniPC")
 EXTRA = {
     sampler.name: sampler
     for sampler in (
-        replace(SAMPLERS["DPM++ 2S a"], name="DPM++ 2S", stochastic=False, options={"eta": 0.0}),
-        replace(SAMPLERS["DPM++ 2S a Karras"], name="DPM++ 2S Karras", stochastic=False, options={"eta": 0.0}),
+        replace(
+            SAMPLERS[f"DPM++ 2S a{more}"],
+            name=f"DPM++ 2S{more}",
+            about="x0 at the middle of log sigma (on no menu)",
+            stochastic=False,
+            options={"eta": 0.0},
+        )
+        for more in ("", " Karras")
     )
 }
 
@@ -494,12 +500,12 @@ def sweep(
     drawn, total = crossed(PROMPTS, seeds), 0
     parts: list[tuple[list, Iterator]] = []
 
-    def add(part: list, work: Callable, names: Sequence[str], evaluations: Sequence[int], *pictures, **options) -> None:
+    def add(part: list, work: Callable, names: Sequence[str], evaluations: Sequence[int], *batch, **options) -> None:
         nonlocal total
         mine = [c for c in part if all(getattr(c, k, v) == v for k, v in _kept(options).items())]
         done = [(c.sampler, c.steps) for c in mine]
         total += len(cells(names, evaluations)) - (len(set(names)) if work is double else 0)
-        parts.append((part, work(pipe, names, *pictures, evaluations=evaluations, done=done, **options)))
+        parts.append((part, work(pipe, names, *batch, evaluations=evaluations, done=done, **options)))
 
     scale: dict[str, Any] = {"guidance_scale": entry.guidance}
     add(found.rows, converge, measured_names(), EVALUATIONS, *drawn, **scale)
@@ -653,7 +659,8 @@ def _movements(moves: Sequence[Move]) -> Iterator[Claim]:
         own = sorted((move for move in moves if move.sampler == name), key=lambda move: move.steps)
         told = ", ".join(f"{np.mean(move.moved):.3f} ({move.steps} to {move.twice})" for move in own)
         whole = [move for move in own if move.steps >= WHOLE]
-        statement = f"{name}: does not converge" if sampler_of(name).stochastic else f"{name}, without noise: the same"
+        quiet = "" if sampler_of(name).stochastic else ", which adds no noise"
+        statement = f"{name}{quiet}: does not converge"
         if len(whole) < 2:
             yield Claim(statement, f"moved by {told}", NOT_MEASURED)
             continue
@@ -699,7 +706,8 @@ def _faster(rows: Sequence[Row], turned: Sequence[Row]) -> Iterator[Claim]:
 
 
 def nearer(statement: str, rows: Sequence[Row], a: str, b: str) -> Claim:
-    """Whether sampler `a` is nearer to where it goes than `b`, at each number of evaluations from 10 on."""
+    """Whether sampler `a` is nearer to where it goes than `b`, at each number of evaluations from 10 on (9 for two that
+    ask twice a step)."""
     return _ratios(statement, rows, a, b, "evaluations")
 
 
@@ -715,7 +723,7 @@ def _paired(rows: Sequence[Any], a: str, b: str, what: str = "evaluations") -> l
 
 
 def _ratios(statement: str, rows: Sequence[Row], a: str, b: str, what: str) -> Claim:
-    pairs = [(x, y) for x, y in _paired(rows, a, b, what) if getattr(y, what) >= 10]
+    pairs = [(x, y) for x, y in _paired(rows, a, b, what) if getattr(y, what) >= 9]
     found = [(getattr(y, what), *paired_ratio(x.own, y.own)) for x, y in pairs]
     if not found:
         return Claim(statement, "", NOT_MEASURED)
