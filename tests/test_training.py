@@ -313,7 +313,7 @@ def skipped(generator: torch.Generator, shape, n: int) -> torch.Generator:
 
 
 def test_it_is_the_loss_that_notebook_01_writes_out():
-    """The cell of the notebook, run on a small model with a right answer to its exercise, gives what `noise_loss` gives."""
+    """The cell of the notebook, with a right answer to its exercise, gives on a small model what `noise_loss` gives."""
     scheduler = DDPMScheduler(**SCHEDULE)
     cell = next(
         c.source
