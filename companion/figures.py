@@ -63,7 +63,7 @@ Picture = Any
 class _Figure(Figure):
     """A figure that shows itself in a notebook, whether or not pyplot is used there.
 
-    Lines and bars are stored as PNG with 256 colours, and pictures as JPEG, which takes a quarter of the space: a
+    Lines and bars are stored as PNG with 64 colours, and pictures as JPEG, which takes a quarter of the space: a
     notebook of thirty figures must stay below 1 MB.
     """
 
@@ -76,7 +76,7 @@ class _Figure(Figure):
             image.save(buffer, "JPEG", **JPEG)
         else:
             kind = "png"
-            image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+            image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
         return {f"image/{kind}": base64.b64encode(buffer.getvalue()).decode(), "text/plain": repr(self)}
 
 
