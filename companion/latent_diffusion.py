@@ -23,6 +23,38 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
     from transformers import CLIPTokenizer
 
+# ---- The U-Net's levels ----------------------------------------------------------------------------------------------
+
+
+def unet_shapes(unet: UNet2DConditionModel, *inputs: Tensor) -> list[tuple[str, str, int]]:
+    """What a U-Net's blocks hand on for the inputs (noisy latents, timestep, text): for each block in order its name,
+    the shape "channels x height x width" of what leaves it, and how many tensors it keeps for (down) or takes from
+    (up) the skips.
+    """
+    rows: list[tuple[str, str, int]] = []
+
+    def listen(name: str) -> Callable:
+        def hook(block: Any, args: tuple, output: Any) -> None:
+            hidden, kept = output if isinstance(output, tuple) else (output, ())
+            taken = len(getattr(block, "resnets", ())) if name.startswith("up") else 0
+            count = 1 if name == "conv_in" else len(kept) or taken
+            rows.append((name, " x ".join(map(str, hidden.shape[1:])), count))
+
+        return hook
+
+    blocks = {"conv_in": unet.conv_in, "mid": unet.mid_block, "conv_out": unet.conv_out}
+    blocks |= {f"down {i}": block for i, block in enumerate(unet.down_blocks)}
+    blocks |= {f"up {i}": block for i, block in enumerate(unet.up_blocks)}
+    hooks = [block.register_forward_hook(listen(name)) for name, block in blocks.items()]
+    try:
+        with torch.no_grad():
+            unet(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
 # ---- Text ------------------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +188,40 @@ def share_inside(heat: Tensor, box: Sequence[float]) -> float:
         return ((starts + 1 / n).clamp(max=up) - starts.clamp(min=low)).clamp(min=0) * n
 
     return float((heat * cover(top, bottom, high)[:, None] * cover(left, right, wide)).sum() / heat.sum())
+
+
+# ---- A world of points -----------------------------------------------------------------------------------------------
+
+#: Two classes of points in the plane, each around two middles: so near each other that they overlap.
+PLANE = {"blue": ((-1.2, 0.7), (0.5, -0.9)), "orange": ((-0.3, -0.2), (1.2, 0.9))}
+PLANE_DEVIATION = 0.45
+
+
+def plane_points(n: int, names: Sequence[str], generator: torch.Generator) -> Tensor:
+    """`n` random points (n, 2) of the classes `names` of `PLANE`."""
+    middles = torch.tensor([m for name in names for m in PLANE[name]])
+    chosen = middles[torch.randint(len(middles), (n,), generator=generator)]
+    return chosen + PLANE_DEVIATION * torch.randn(n, 2, generator=generator)
+
+
+def plane_noise(noisy: Tensor, alpha_bar: Tensor, names: Sequence[str]) -> Tensor:
+    """The noise that a perfect network would predict in noisy points (N, 2) of the classes `names` of `PLANE`.
+
+    Noised to `alpha_bar`, points around a middle m have mean sqrt(a) m and variance v = a d^2 + 1 - a. If one comes
+    from there, the mean of its noise is sqrt(1 - a) (x - sqrt(a) m) / v. Bayes' rule says how likely that is.
+    """
+    middles = alpha_bar**0.5 * torch.tensor([m for name in names for m in PLANE[name]])
+    variance = alpha_bar * PLANE_DEVIATION**2 + 1 - alpha_bar
+    away = noisy[:, None] - middles
+    likely = (-(away**2).sum(-1) / (2 * variance)).softmax(1)
+    return (1 - alpha_bar) ** 0.5 * (likely[..., None] * away).sum(1) / variance
+
+
+def plane_class(points: Tensor) -> list[str]:
+    """For each point (N, 2), the class of `PLANE` whose middle is nearest."""
+    names = [name for name, middles in PLANE.items() for _ in middles]
+    middles = torch.tensor([m for group in PLANE.values() for m in group])
+    return [names[i] for i in torch.cdist(points, middles).argmin(1).tolist()]
 
 
 # ---- What a step costs -----------------------------------------------------------------------------------------------

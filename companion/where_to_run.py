@@ -364,6 +364,15 @@ def seconds_per_picture(machine: Machine, cost: Cost, known: Cost, steps: int) -
     return cost.picture(steps) / rate(machine, known)
 
 
+def dollars_per_thousand(machine: Machine, cost: Cost, known: Cost, steps: int) -> float | None:
+    """Dollars for 1,000 pictures drawn one after the other, if the machine is paid only for that time; None without a
+    price.
+    """
+    if machine.dollars is None:
+        return None
+    return 1000 * seconds_per_picture(machine, cost, known, steps) * machine.dollars / 3600
+
+
 # ---- Measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -371,7 +380,8 @@ def seconds_per_picture(machine: Machine, cost: Cost, known: Cost, steps: int) -
 def core_seconds(call: Callable[[], Any], repeats: int = 3) -> float:
     """CPU seconds that a call takes on one core, the least of `repeats`; with CUDA, wall-clock seconds instead.
 
-    CPU time does not count the time that other programs take, so it can be measured on a busy machine.
+    CPU time does not count the time that other programs take. But they share caches, memory, and often the core itself
+    (as its second thread), so on a busy machine it can be twice as long as on a quiet one.
     """
     cuda = torch.cuda.is_available()
     threads = torch.get_num_threads()

@@ -165,6 +165,33 @@ class TestCosts:
         assert ld.unet_flops(pipe.unet, 8, channels=3)["convolutions"] < ld.unet_flops(pipe.unet, 8)["convolutions"]
 
 
+class TestLevels:
+    def test_the_skips_of_the_way_down_are_those_of_the_way_up(self, pipe):
+        noisy = starting_noise(pipe, 0)
+        rows = ld.unet_shapes(pipe.unet, noisy, torch.tensor(500), encode_prompt(pipe, "a red ball"))
+        kept = {way: sum(n for name, _, n in rows if name.startswith(way)) for way in ("conv_in", "down", "up")}
+        assert kept["conv_in"] + kept["down"] == kept["up"] > 0
+        assert rows[-1][1] == " x ".join(map(str, noisy.shape[1:]))
+        assert not any(m._forward_hooks for m in pipe.unet.modules())
+
+
+class TestPlane:
+    def test_the_predicted_noise_is_the_best_one(self):
+        """No other answer has a smaller squared error on average: not one with words for the wrong class, nor a
+        larger or smaller one."""
+        generator, a = torch.Generator().manual_seed(0), torch.tensor(0.4)
+        points = ld.plane_points(4000, ["blue"], generator)
+        noise = torch.randn(points.shape, generator=generator)
+        noisy = a**0.5 * points + (1 - a) ** 0.5 * noise
+        best = ld.plane_noise(noisy, a, ["blue"])
+        error = ((best - noise) ** 2).mean()
+        for other in (1.05 * best, 0.95 * best, ld.plane_noise(noisy, a, list(ld.PLANE))):
+            assert ((other - noise) ** 2).mean() > error
+
+    def test_a_point_belongs_to_the_nearest_middle(self):
+        assert ld.plane_class(torch.tensor([ld.PLANE["orange"][1], ld.PLANE["blue"][0]])) == ["orange", "blue"]
+
+
 class TestComparisons:
     def test_a_comparison_says_which_is_higher(self):
         assert ld.comparison("A", 30.0, "B", 28.5, unit="dB", digits=1) == "A is 1.5 dB above B (30.0 dB and 28.5 dB)"

@@ -18,7 +18,7 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 from torch import nn
 
-from companion import ROOT
+from companion import ROOT, exercises
 from companion.pretraining.report import load_tabletop
 from companion.pretraining.unet import SCHEDULE
 from companion.training import Progress, ema_copy, load_weights, lr_factor, min_snr_weight, noise_loss, read_meta, train
@@ -313,7 +313,7 @@ def skipped(generator: torch.Generator, shape, n: int) -> torch.Generator:
 
 
 def test_it_is_the_loss_that_notebook_01_writes_out():
-    """The cell of the notebook, run on a small model, gives what `noise_loss` gives."""
+    """The cell of the notebook, with a right answer to its exercise, gives on a small model what `noise_loss` gives."""
     scheduler = DDPMScheduler(**SCHEDULE)
     cell = next(
         c.source
@@ -328,7 +328,7 @@ def test_it_is_the_loss_that_notebook_01_writes_out():
         "NOTHING": 15,
         "T": 1000,
         "torch": torch,
-        "add_noise": lambda x0, eps, a: a.sqrt() * x0 + (1 - a).sqrt() * eps,
+        "noise_loss": exercises.exercise("noise_loss").solution,
     }
     exec(cell, scope)
 

@@ -153,6 +153,12 @@ class TestFormulas:
         ratio = seconds_per_picture(machine, xl, sd15, 30) / seconds_per_picture(machine, sd15, sd15, 30)
         assert ratio == pytest.approx(xl.picture(30) / sd15.picture(30))
 
+    def test_a_thousand_pictures_cost_what_their_hours_cost(self, sd15):
+        machine = Machine("x", 16 * GB, {"SD 1.5": 5.0}, dollars=2.0)
+        hours = 1000 * seconds_per_picture(machine, sd15, sd15, 30) / 3600
+        assert w.dollars_per_thousand(machine, sd15, sd15, 30) == pytest.approx(2.0 * hours)
+        assert w.dollars_per_thousand(Machine("y", GB, {"SD 1.5": 5.0}), sd15, sd15, 30) is None
+
     def test_the_decision_says_what_does_not_fit(self, sd15):
         small = Machine("small", 4 * GB, {"SD 1.5": 1.0})
         tiny = Machine("tiny", 1 * GB, {"SD 1.5": 1.0})

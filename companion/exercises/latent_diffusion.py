@@ -1,10 +1,33 @@
-"""The exercises of notebook 01: the arithmetic of noise, of guidance by several prompts and of a denoising step."""
+"""The exercises of notebook 01: the arithmetic of noise, the loss, guidance by one prompt and by many, and the loop."""
 
 from __future__ import annotations
 
 from companion.exercises.machinery import Answer, Wrong, register, returned, same, tensors
 
 NOTEBOOK = "01_latent_diffusion"
+
+
+def _test_add_noise(add_noise: Answer) -> str:
+    import torch
+
+    x0, noise = tensors((3, 4, 8, 8), (3, 4, 8, 8))
+    alpha_bar = torch.tensor([0.99, 0.5, 0.01]).view(-1, 1, 1, 1)
+    found = returned(add_noise(x0, noise, alpha_bar))
+    if same(found, alpha_bar * x0 + (1 - alpha_bar) * noise):
+        raise Wrong("the two weights lack their square root: alpha_bar ** 0.5 is one of them")
+    if same(found, (1 - alpha_bar).sqrt() * x0 + alpha_bar.sqrt() * noise):
+        raise Wrong("the weights are exchanged: with alpha_bar near 1 nearly all should be picture")
+    if same(found, x0 + (1 - alpha_bar).sqrt() * noise):
+        raise Wrong("the picture must shrink, too: what stands before x_0 in the formula?")
+    if not same(found, alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise):
+        raise Wrong("write the formula of the jump as it stands above: a weight times x0, plus a weight times noise")
+    return "the picture shrinks as the noise grows, and the two variances add up to 1."
+
+
+@register(NOTEBOOK, _test_add_noise)
+def add_noise(x0, noise, alpha_bar):
+    """Clean latents x0 and standard normal noise, mixed to the noise level that alpha_bar stands for: the jump."""
+    return alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
 
 
 def _test_remove_noise(remove_noise: Answer) -> str:
@@ -31,6 +54,99 @@ def _test_remove_noise(remove_noise: Answer) -> str:
 def remove_noise(noisy, eps, alpha_bar):
     """The clean latents x0 in noisy = add_noise(x0, eps, alpha_bar): the inverse, when the noise eps is known."""
     return (noisy - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+
+
+def _test_noise_loss(noise_loss: Answer) -> str:
+    import torch
+
+    x0, noise, other = tensors((5, 4, 8, 8), (5, 4, 8, 8), (5, 4, 8, 8))
+    alphas_cumprod, t = torch.linspace(0.99, 0.01, 1000), torch.tensor([0, 100, 500, 900, 999])
+    given = []
+
+    def predict(noisy, t):
+        given.append(noisy)
+        return other
+
+    def perfect(noisy, t):
+        return noise
+
+    found = returned(noise_loss(predict, x0, noise, t, alphas_cumprod))
+    if torch.is_tensor(found) and found.ndim:
+        raise Wrong(f"it gives {found.numel()} numbers; end it with .mean(), since the loss is one number")
+    if not given:
+        raise Wrong("it never asked `predict`: call predict(noisy, t)")
+    alpha_bar = alphas_cumprod[t].view(-1, 1, 1, 1)
+    if not same(given[0], alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, 1e-3):
+        raise Wrong("`predict` must be given noisy latents: add_noise(x0, noise, alpha_bar), with alpha_bar of each t")
+    if not same(noise_loss(perfect, x0, noise, t, alphas_cumprod), torch.tensor(0.0)):
+        raise Wrong("a network that names the noise exactly must have the loss 0: compare with `noise`")
+    if not same(found, ((other - noise) ** 2).mean(), 1e-3):
+        raise Wrong("it should be the mean of the squared difference between the answer and the noise")
+    return "it is 0 for a network that names the noise exactly, and the mean squared error for any other."
+
+
+@register(NOTEBOOK, _test_noise_loss)
+def noise_loss(predict, x0, noise, t, alphas_cumprod):
+    """The mean squared error of predict(noisy, t) for latents x0 that are mixed with noise, each at its timestep t."""
+    alpha_bar = alphas_cumprod[t].view(-1, 1, 1, 1)
+    noisy = alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+    return ((predict(noisy, t) - noise) ** 2).mean()
+
+
+def _test_guide(guide: Answer) -> str:
+    nothing, text = tensors((1, 4, 8, 8), (1, 4, 8, 8))
+    found = returned(guide(nothing, text, 3.0))
+    if not same(guide(nothing, text, 0.0), nothing):
+        raise Wrong("at scale 0 the text should be forgotten: begin at eps_nothing")
+    if not same(guide(nothing, text, 1.0), text):
+        raise Wrong("at scale 1 it should be the plain prediction with the text: go exactly from the one to the other")
+    if not same(found, nothing + 3.0 * (text - nothing), 1e-3):
+        raise Wrong("at scale 3 it should go three times as far as from eps_nothing to eps_text, on a straight line")
+    return "0 forgets the text, 1 is the plain prediction, and larger scales go on in the same direction."
+
+
+@register(NOTEBOOK, _test_guide)
+def guide(eps_nothing, eps_text, guidance_scale):
+    """The prediction without words, moved towards the one with words guidance_scale times as far as they differ."""
+    return eps_nothing + guidance_scale * (eps_text - eps_nothing)
+
+
+def _test_ddim(ddim: Answer) -> str:
+    import torch
+
+    only, start = tensors((1, 4, 8, 8), (1, 4, 8, 8))  # a world that holds one picture: its noise is known exactly
+    alphas_cumprod, asked = torch.linspace(0.999, 0.01, 1000), []
+
+    def predict(noisy, t):
+        asked.append(int(t))
+        return (noisy - alphas_cumprod[t] ** 0.5 * only) / (1 - alphas_cumprod[t]) ** 0.5
+
+    found = returned(ddim(predict, start, 10, alphas_cumprod))
+    wanted = list(range(901, 0, -100))
+    if asked != wanted:
+        said = f"{len(asked)} times, at {', '.join(map(str, asked[:3]))}, ..." if asked else "never"
+        raise Wrong(f"with 10 steps it should ask at t = 901, 801, ..., 1; it asked {said}")
+    eps = predict(start, wanted[0])  # a straight way: the same noise is named at each step
+    if same(found, only, 1e-3):
+        raise Wrong("it ends at x0 itself; mix the predicted noise in again, after the last step at alphas_cumprod[0]")
+    if not same(found, alphas_cumprod[0] ** 0.5 * only + (1 - alphas_cumprod[0]) ** 0.5 * eps, 1e-3):
+        raise Wrong(
+            "in a world of one picture it should end there: first x0 from the noise, then x0 and the same "
+            "noise mixed again, at the next lower level"
+        )
+    return "in a world of one picture it finds that picture, and asks once at each timestep."
+
+
+@register(NOTEBOOK, _test_ddim)
+def ddim(predict, latents, steps, alphas_cumprod):
+    """DDIM from noise: ask predict(latents, t) at `steps` timesteps, evenly spaced down to 1, and go down from each."""
+    stride = len(alphas_cumprod) // steps
+    for t in [1 + i * stride for i in reversed(range(steps))]:
+        eps = predict(latents, t)
+        now, below = alphas_cumprod[t], alphas_cumprod[max(t - stride, 0)]
+        x0 = (latents - (1 - now) ** 0.5 * eps) / now**0.5  # believe the network,
+        latents = below**0.5 * x0 + (1 - below) ** 0.5 * eps  # but go only one noise level down
+    return latents
 
 
 def _test_compose(compose: Answer) -> str:

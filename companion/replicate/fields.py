@@ -12,6 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+#: Words that every text encoder has met too often to take them for a new subject.
+COMMON = frozenset(
+    "my your his her our their this that these those one some any other another every old new young big small little "
+    "large tiny tall short good great best nice cute pretty beautiful happy sad funny real clean dirty fresh modern "
+    "black white red green blue yellow purple orange pink brown grey gray gold golden silver wooden metal glass "
+    "plastic first last single favourite favorite special unique rare person man woman boy girl baby child friend "
+    "dog cat puppy kitten horse bird car bike house toy doll book cup mug shoe bag chair food picture photo".split()
+)
+
 
 @dataclass(frozen=True)
 class Field:
@@ -155,7 +164,8 @@ def _converted(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
 def rare_word(instance_prompt: str, class_prompt: str) -> str:
     """The word that will mean the subject: the one that only the first prompt has. Articles do not count.
 
-    Raises ValueError unless there is exactly one such word.
+    Raises ValueError unless there is exactly one such word, and when it is not rare: a word of `COMMON`, one with a
+    capital letter, which is a name that means somebody already, or one of less than three letters.
     """
     words, common = re.findall(r"\w+", instance_prompt), set(re.findall(r"\w+", class_prompt))
     rare = list(dict.fromkeys(w for w in words if w not in common | {"a", "an", "the"}))
@@ -165,4 +175,9 @@ def rare_word(instance_prompt: str, class_prompt: str) -> str:
             f"{instance_prompt!r} and {class_prompt!r} {found}; they must differ by the one rare word of the subject, "
             "as 'a photo of an oscvtr doctor' and 'a photo of a doctor' do."
         )
-    return rare[0]
+    if (word := rare[0]).lower() in COMMON or word != word.lower() or len(word) < 3:
+        raise ValueError(
+            f"{word!r} means something already, and the training would have to work against that; take three or more "
+            "small letters that are no word, such as 'sks' or 'oscvtr'."
+        )
+    return word

@@ -55,11 +55,11 @@ class Job:
         trainer: owner/name:version, from the trainer's page.
         destination: owner/name of the model that the training fills.
         fields: the recipe, by the names of `companion.replicate.fields.FIELDS`; a Path is a file to upload.
-        webhook: an address that Replicate calls when the training is over.
+        webhook: an https address that Replicate calls when the training is over.
         hardware: what the destination runs on, if it has to be made.
 
-    Raises ValueError for names that are not of this form, when a file is missing, when `instance_data` is no zip with
-    at least three readable pictures, and when `class_data` is no zip with one.
+    Raises ValueError for names or a webhook that are not of this form, when a file is missing, when `instance_data` is
+    no zip with at least three readable pictures, and when `class_data` is no zip with one.
     """
 
     trainer: str
@@ -73,6 +73,8 @@ class Job:
             raise ValueError(f"trainer={self.trainer!r} is not owner/name:version, as its page has it.")
         if not re.fullmatch(r"[^/:\s]+/[^/:\s]+", self.destination):
             raise ValueError(f"destination={self.destination!r} is not owner/name, such as you/my-model.")
+        if self.webhook and not re.fullmatch(r"https://[^/\s]+(/\S*)?", self.webhook):
+            raise ValueError(f"webhook={self.webhook!r} is no https address; what Replicate sends there is private.")
         for path in self.files.values():
             if not path.is_file():
                 raise ValueError(f"{path} is not there; `companion replicate zip` makes it.")

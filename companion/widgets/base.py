@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 INK, PAPER = (34, 34, 34), (255, 255, 255)
+KEPT = 480  # pixels across, at most, of the copy that a notebook's file keeps
 MARGIN, LINE = 8, 20  # pixels between the parts of a picture, and for a line of text
 PAUSE, PATIENCE = 0.03, 0.3  # seconds without a message, after which none waits; and how long that is waited for
 
@@ -39,8 +40,10 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def small(data: bytes) -> bytes:
-    """A PNG reduced to at most 256 colours, about a third of the size, to keep in a notebook's file."""
+    """A PNG reduced to at most 480 pixels across and 256 colours, a fifth of the size, to keep in a notebook's file."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
+    if image.width > KEPT:
+        image = image.resize((KEPT, round(image.height * KEPT / image.width)), Image.Resampling.LANCZOS)
     return png(image.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2))
 
 

@@ -9,7 +9,47 @@ from companion.sampler_sweeps import settling_point
 
 from .helpers import assert_hint, each, exercises_of
 
+
+def alphas(alphas_cumprod, t):
+    return alphas_cumprod[t].view(-1, 1, 1, 1)
+
+
+def noised(x0, noise, a):
+    return a**0.5 * x0 + (1 - a) ** 0.5 * noise
+
+
+def one_noise(x0, noise, t, a):
+    return noised(x0, noise, alphas(a, t))
+
+
+def until_clean(predict, x, steps, a):
+    for t in range(1 + (steps - 1) * (len(a) // steps), 0, -(len(a) // steps)):
+        x = (x - (1 - a[t]) ** 0.5 * predict(x, t)) / a[t] ** 0.5
+    return x
+
+
+def noise_forgotten(predict, x, steps, a):
+    for t in range(1 + (steps - 1) * (len(a) // steps), 0, -(len(a) // steps)):
+        x = a[max(t - len(a) // steps, 0)] ** 0.5 * x - predict(x, t)
+    return x
+
+
 MISTAKES = [
+    ("add_noise", lambda x, e, a: a * x + (1 - a) * e, "square root"),
+    ("add_noise", lambda x, e, a: (1 - a) ** 0.5 * x + a**0.5 * e, "exchanged"),
+    ("add_noise", lambda x, e, a: x + (1 - a) ** 0.5 * e, "shrink"),
+    ("add_noise", lambda x, e, a: x + e, "formula of the jump"),
+    ("noise_loss", lambda p, x, e, t, a: (p(one_noise(x, e, t, a), t) - e) ** 2, "one number"),
+    ("noise_loss", lambda p, x, e, t, a: (e**2).mean(), "never asked"),
+    ("noise_loss", lambda p, x, e, t, a: ((p(x, t) - e) ** 2).mean(), "noisy latents"),
+    ("noise_loss", lambda p, x, e, t, a: ((p(one_noise(x, e, t, a), t) - x) ** 2).mean(), "the loss 0"),
+    ("noise_loss", lambda p, x, e, t, a: (p(one_noise(x, e, t, a), t) - e).abs().mean(), "squared difference"),
+    ("guide", lambda n, e, s: e + s * (e - n), "begin at eps_nothing"),
+    ("guide", lambda n, e, s: n + s * e, "plain prediction"),
+    ("guide", lambda n, e, s: n + s**2 * (e - n), "straight line"),
+    ("ddim", lambda p, x, n, a: x, "asked never"),
+    ("ddim", until_clean, "x0 itself"),
+    ("ddim", noise_forgotten, "first x0 from the noise"),
     ("remove_noise", lambda x, e, a: x - e, "only a part"),
     ("remove_noise", lambda x, e, a: x - (1 - a) ** 0.5 * e, "still shrunk"),
     ("remove_noise", lambda x, e, a: (x - (1 - a) * e) / a, "square root"),

@@ -16,6 +16,12 @@ def test_the_rare_word_is_what_the_prompts_differ_by():
         rare_word("a red zwx dog", "a dog")
 
 
+@pytest.mark.parametrize("word", ["my", "blue", "Mario", "zx", "Puppy"])
+def test_a_word_that_means_something_already_is_refused(word):
+    with pytest.raises(ValueError, match=f"'{word}' means something already"):
+        rare_word(f"a photo of {word} dog", "a photo of a dog")
+
+
 def test_every_field_of_2022_has_its_place():
     theirs = "instance_prompt class_prompt instance_data class_data num_class_images max_train_steps train_text_encoder"
     assert {f.name for f in FIELDS} == {*theirs.split(), "scale_lr", "lr_scheduler", "lr_warmup_steps"}

@@ -23,6 +23,12 @@ def test_names_that_are_none_are_refused(trainer, destination):
         Job("a/b:c", "you/m", {"instance_data": Path("nothing.zip")})
 
 
+@pytest.mark.parametrize("webhook", ["http://example.com/hook", "example.com", "https://", "https://a b"])
+def test_a_webhook_that_is_no_https_address_is_refused(webhook):
+    with pytest.raises(ValueError, match="no https address"):
+        Job("a/b:c", "you/m", {}, webhook=webhook)
+
+
 # ---- The whole recipe
 
 
