@@ -23,8 +23,9 @@ ignores. A killed command resumes where it stopped, with the same result as an u
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,9 +57,25 @@ Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")
 Bfloat16 = Annotated[bool, typer.Option(help="Faster on CPUs with AVX-512 BF16, slower on others.")]
 
 
+def _seen(gpu: bool) -> bool:
+    if gpu and not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no GPU here; train without --gpu, on the CPU")
+    return gpu
+
+
+Gpu = Annotated[bool, typer.Option("--gpu", help="Train on the first GPU.", callback=_seen)]
+
+
 def _threads(n: int) -> None:
     if n:
         torch.set_num_threads(n)
+
+
+def _placed(gpu: bool, exact: bool = False) -> Callable[[torch.nn.Module], None] | None:
+    """What moves a model to the GPU, if that is asked for; `exact` keeps it in single precision there."""
+    from companion.pretraining.gpu import place
+
+    return partial(place, bfloat16=not exact) if gpu else None
 
 
 def _files(folder: Path, name: str) -> dict[str, Any]:
@@ -171,6 +188,7 @@ def vae(
     bfloat16: Bfloat16 = False,
     equivariance: Annotated[float, typer.Option(help="Weight of the error after shrinking the latents.")] = 0.0,
     noise: Annotated[float, typer.Option(help="Largest noise in the latents while they are decoded.")] = 0.0,
+    gpu: Gpu = False,
 ) -> None:
     """Train the autoencoder."""
     from companion.pretraining.vae import train_vae
@@ -190,6 +208,7 @@ def vae(
         noise=noise,
         segments=seen["segments"],
         every=every,
+        place=_placed(gpu, exact=True),
     )
     _follow(run, steps, "vae", _rebuilding(folder, "vae"))
 
@@ -228,6 +247,7 @@ def decoder(
     ] = 0.0,
     mend: Annotated[bool, typer.Option("--mend", help="Show it also latents that the U-Net has redrawn.")] = False,
     bfloat16: Bfloat16 = False,
+    gpu: Gpu = False,
 ) -> None:
     """Train the autoencoder's decoder further; the latents, and the U-Net that was trained on them, stay valid."""
     from companion.pretraining.vae import make_vae, train_decoder
@@ -246,6 +266,7 @@ def decoder(
         segments=seen["segments"],
         bfloat16=bfloat16,
         every=every,
+        place=_placed(gpu, exact=True),
         redrawn=_redrawn(folder, count) if mend else None,
     )
     _follow(run, steps, "decoder", _rebuilding(folder, "decoder"))
@@ -283,6 +304,7 @@ def clip(
     threads: Threads = 0,
     every: float = 120.0,
     batch: int = 64,
+    gpu: Gpu = False,
 ) -> None:
     """Train the two towers."""
     from companion.pretraining.clip import halved, retrieval, train_clip, trained_tokenizer
@@ -296,7 +318,16 @@ def clip(
     def show(step: int, ema) -> str:
         return ", ".join(f"{k} {v:.3f}" for k, v in retrieval(ema, halved(held), held_scenes, words).items())
 
-    run = train_clip(pictures, scenes, words, steps, **_files(folder, "clip"), batch=batch, every=every)
+    run = train_clip(
+        pictures,
+        scenes,
+        words,
+        steps,
+        **_files(folder, "clip"),
+        batch=batch,
+        every=every,
+        place=_placed(gpu, exact=True),
+    )
     _follow(run, steps, "clip", show, 200)
 
 
@@ -310,6 +341,7 @@ def judge(
     batch: int = 24,
     bfloat16: Bfloat16 = False,
     few: Annotated[int, typer.Option(help="Scenes to rebuild, empty and spoil; drawn empty and swapped too.")] = 2000,
+    gpu: Gpu = False,
 ) -> None:
     """Train the judge, on training renders, on renders of the withheld pairs, and on spoiled and empty ones."""
     from companion.pretraining.examination import Spoilable
@@ -326,6 +358,7 @@ def judge(
         batch=batch,
         bfloat16=bfloat16,
         every=every,
+        place=_placed(gpu),
     )
 
     def show(step: int, ema) -> str:
@@ -341,6 +374,7 @@ def shape(
     threads: Threads = 0,
     every: float = 120.0,
     few: Annotated[int, typer.Option(help="Scenes whose things are bent.")] = 1500,
+    gpu: Gpu = False,
 ) -> None:
     """Train the network that tells by how many pixels drawn things are bent."""
     from companion.pretraining.examination import Spoilable
@@ -356,7 +390,13 @@ def shape(
         found = scale(ema, held, (0.0, 1.0, 2.0, 4.0))
         return f"bent by 0, 1, 2, 4 it says {', '.join(f'{v:.2f}' for v in found.said)}; error {found.error:.2f} px"
 
-    _follow(train_shape(shown, steps, **_files(folder, "shape"), every=every), steps, "shape", show, 250)
+    _follow(
+        train_shape(shown, steps, **_files(folder, "shape"), every=every, place=_placed(gpu, exact=True)),
+        steps,
+        "shape",
+        show,
+        250,
+    )
 
 
 @app.command()
@@ -389,6 +429,7 @@ def unet(
     often: Annotated[list[str] | None, typer.Option(help="A kind whose renders are seen three times as often.")] = None,
     decay: Annotated[float, typer.Option(help="Share of the steps, at the end, in which the rate falls.")] = 0.3,
     robots: Annotated[int, typer.Option(min=0, help="Renders of the split robots to use as well.")] = 0,
+    gpu: Gpu = False,
 ) -> None:
     """Train the noise predictor: with --size 8, then with --size 16, which goes on from the first."""
     from companion.pretraining import halfway
@@ -455,6 +496,7 @@ def unet(
         often=favouring(seen, often) if often else None,
         decay=decay,
         every=every,
+        place=_placed(gpu),
     )
     _follow(run, steps, name, show, 500)
 
@@ -478,6 +520,7 @@ def controlnet(
     trial: Annotated[
         str, typer.Option(help="Train beside it, under this name, to compare: only its log is published.")
     ] = "",
+    gpu: Gpu = False,
 ) -> None:
     """Train one of the ControlNets for the trained U-Net, which stays as it is."""
     from companion.controlnet import adapter_of, controlnet_of
@@ -517,6 +560,7 @@ def controlnet(
         bfloat16=bfloat16,
         loss={"things": things, "low": 0.3},
         every=every,
+        place=_placed(gpu),
     )
     _follow(run, steps, called, _following(folder, called, condition, pipe, measured), 100)
 
@@ -576,7 +620,7 @@ def _following(folder: Path, called: str, condition: Condition, pipe: StableDiff
     painted, prompts, seeds = condition.paint(asked), [caption(s) for s in scenes], list(range(len(scenes)))
 
     def show(step: int, net) -> str:
-        drawn = drawn_with(pipe, net, painted, prompts, seeds, steps=20, guidance_scale=GUIDANCE)
+        drawn = drawn_with(pipe, net, painted, prompts, seeds, steps=20, guidance_scale=GUIDANCE).cpu()
         found = {"step": step, "fidelity": round(float(np.nanmean(followed(condition, asked, drawn))), 4)}
         sheet = folder / "samples" / f"{called}-{step:06d}.png"
         sheet.parent.mkdir(exist_ok=True)

@@ -93,7 +93,8 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "picture_seconds": ("A warm picture, stock pipeline", "{:.2f} s", None, 1.0, False),
     "fast_picture_seconds": ("A warm picture, `companion.fast`", "{:.2f} s", 0.5, 0.8, False),
     "load_seconds": ("Import and load", "{:.1f} s", None, 10.0, False),
-    "weights_mb": ("All weights together", "{:.1f} MB", 60.0, 60.0, False),
+    "weights_mb": ("All weights together, without ControlNets", "{:.1f} MB", 60.0, 60.0, False),
+    "follower_mb": ("... the largest ControlNet's", "{:.1f} MB", 8.0, 8.0, False),
 }
 
 
@@ -266,9 +267,12 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
     if "controlled" in seconds:
         note(controlled_picture_ratio=seconds.pop("controlled") / seconds["fast_picture_seconds"])
     note(**seconds, load_seconds=_load_seconds())
+    sizes = {p: p.stat().st_size / 1e6 for p in MODELS.rglob("*.safetensors")}
+    followers = {p: mb for p, mb in sizes.items() if p.parent.name.startswith("tabletop-")}
     # What `companion build keep` put in data/models/next is not what is published.
-    weights = [p for p in MODELS.rglob("*.safetensors") if p.parent != MODELS / "next"]
-    note(weights_mb=sum(p.stat().st_size for p in weights) / 1e6)
+    note(weights_mb=sum(mb for p, mb in sizes.items() if p not in followers and p.parent != MODELS / "next"))
+    if followers:
+        note(follower_mb=max(followers.values()))
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from companion.diffusion import decode, sample
-from companion.pretraining.halfway import ADDED, TIMESTEPS, drawer, errors, judged, sketch
+from companion.pretraining.halfway import ADDED, TIMESTEPS, drawer, errors, judged, redrawn, sketch
 from companion.pretraining.latents import cells, encode
 from companion.pretraining.report import load_tabletop
 from companion.pretraining.unet import SCHEDULE, Conditioned
@@ -98,3 +98,28 @@ def test_renders_drawn_again_are_at_no_distance_and_what_was_asked_for(pipe, mon
         assert found["frechet"] == pytest.approx(0, abs=1e-3) and found["all"] > 0.9
     else:
         assert found["frechet"] > 0.001 and found["place"] > 0.8, "enlarged pictures are blurred"
+
+
+def test_latents_are_redrawn_exactly_by_a_model_that_knows_them(pipe):
+    _, scenes = held_out(5)
+    x0, alphas, seen = torch.randn(5, 4, 16, 16), DDPMScheduler(**SCHEDULE).alphas_cumprod, []
+
+    def unet(noisy, t, states):
+        seen.append((float(t), noisy, states))
+        a = alphas[int(t)]
+        left = x0[:3] if len(noisy) == 6 else x0[3:]
+        return SimpleNamespace(sample=(noisy - a.sqrt() * torch.cat([left, left])) / (1 - a).sqrt())
+
+    unet.device, unet.dtype = pipe.unet.device, pipe.unet.dtype
+    knowing = SimpleNamespace(
+        unet=unet, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer, scheduler=pipe.scheduler
+    )
+    again = torch.cat(list(redrawn(knowing, x0.half(), scenes, batch=3)))
+    assert torch.allclose(again, x0, atol=1e-2)
+    times = [t for t, *_ in seen]
+    assert 50 <= times[0] <= 170 and times[0] > times[1]
+    a = alphas[int(times[0])]
+    noise = (seen[0][1][:3] - a.sqrt() * x0[:3]) / (1 - a).sqrt()
+    assert noise.std().item() == pytest.approx(1, abs=0.1) and noise.mean().item() == pytest.approx(0, abs=0.1)
+    nothing, told = seen[0][2].chunk(2)
+    assert (nothing == nothing[:1]).all() and not torch.equal(told[0], told[1]), "guidance, with each one's caption"
