@@ -24,13 +24,13 @@ import companion
 from companion import diffusion, models
 from companion.conditions import ANYWHERE, CONDITIONS, Condition
 from companion.fast import Fast, FastControlNet, faster
-from companion.intervals import ratio_of_means
+from companion.intervals import paired_difference, ratio_of_means
 from companion.metrics import tensor_to_bytes
 from companion.models import seeded
 from companion.photo_conditions import annotator
 from companion.tabletop import samples
 from companion.tabletop.caption import caption
-from companion.tabletop.measures import can_be_judged
+from companion.tabletop.measures import NOT_JUDGED, can_be_judged
 from companion.tabletop.scene import FINISHES, WITHHELD, Scene
 
 if TYPE_CHECKING:
@@ -432,6 +432,20 @@ def drawn_with(
 def followed(condition: Condition, asked: np.ndarray, pictures: Tensor) -> np.ndarray:
     """How well pictures (N, 3, H, W) in [-1, 1] follow maps: a number for each, NaN where nothing was asked for."""
     return condition.compare(asked, condition.annotate(tensor_to_bytes(pictures).cpu().numpy()))
+
+
+def compared(condition: Condition, a: np.ndarray, b: np.ndarray) -> str:
+    """A sentence that says whether pictures with `followed` of `a` follow better than those with `b`, of the same maps
+    (N,): the mean difference in the condition's unit, its confidence interval, and a verdict.
+
+    Raises ValueError unless there are as many of both, one at least.
+    """
+    difference, low, high = paired_difference(a, b)
+    if np.isnan(difference):
+        return NOT_JUDGED
+    ends = sorted((low, high) if condition.best > 0 else (-low, -high))  # of an error, less is better
+    word = "follows better" if ends[0] > 0 else "follows worse" if ends[1] < 0 else "no difference beyond chance"
+    return f"{condition.unit} {difference:+.3f} (95 %: {low:+.3f} to {high:+.3f}): {word}"
 
 
 def fidelity(

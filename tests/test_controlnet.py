@@ -32,6 +32,7 @@ from companion.controlnet import (
     adapter_of,
     as_controls,
     asked,
+    compared,
     controlnet_of,
     drawn_with,
     fidelity,
@@ -49,6 +50,7 @@ from companion.models import seeded
 from companion.pretraining.unet import make_unet
 from companion.tabletop import samples
 from companion.tabletop.caption import caption, parse
+from companion.tabletop.measures import NOT_JUDGED
 from companion.tabletop.scene import WITHHELD
 
 PROMPT = "a red ball on grass"
@@ -341,3 +343,14 @@ def test_fidelity_lies_between_no_control_and_the_annotator(ddim, monkeypatch):
     alone = diffusion.draw(ddim, wanted.prompts[2], 2, steps=2, guidance_scale=2.0, unet=heard)
     assert torch.allclose(drawn[2:], alone, atol=1e-5)
     assert found.drawn == pytest.approx(followed(condition, maps, drawn))
+
+
+@pytest.mark.parametrize(("name", "more", "less"), [("canny", "better", "worse"), ("depth", "worse", "better")])
+def test_a_verdict_knows_which_direction_is_better(name, more, less):
+    condition, low = CONDITIONS[name], np.array([0.1, 0.2, 0.3, 0.2, 0.15])
+    high = low + np.array([0.3, 0.28, 0.33, 0.3, 0.29])
+    assert compared(condition, high, low).endswith(f": follows {more}")
+    assert compared(condition, low, high).endswith(f": follows {less}")
+    assert f"{condition.unit} +0.300 (95 %: +0.2" in compared(condition, high, low)
+    assert compared(condition, low, low[::-1]).endswith(": no difference beyond chance")
+    assert compared(condition, low, np.full(5, np.nan)) == NOT_JUDGED
