@@ -40,7 +40,7 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def small(data: bytes) -> bytes:
-    """A PNG reduced to at most `KEPT` pixels across and 96 colours, to keep in a notebook's file: a sixth of the size."""
+    """A PNG reduced to `KEPT` pixels across and 96 colours, a sixth of the size, to keep in a notebook's file."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if image.width > KEPT:
         image = image.resize((KEPT, round(image.height * KEPT / image.width)), Image.Resampling.LANCZOS)
