@@ -40,11 +40,11 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def small(data: bytes) -> bytes:
-    """A PNG reduced to at most 480 pixels across and 256 colours, a fifth of the size, to keep in a notebook's file."""
+    """A PNG reduced to `KEPT` pixels across and 96 colours, a sixth of the size, to keep in a notebook's file."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if image.width > KEPT:
         image = image.resize((KEPT, round(image.height * KEPT / image.width)), Image.Resampling.LANCZOS)
-    return png(image.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=2))
+    return png(image.quantize(96, method=Image.Quantize.MEDIANCUT, kmeans=2))
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
