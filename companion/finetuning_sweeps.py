@@ -487,24 +487,27 @@ def _compared(a: Mapping[str, float], b: Mapping[str, float], names: str) -> Com
     return Compared((float(np.mean(x)), float(np.mean(y))), difference, low, high, len(both))
 
 
+def by_setting(rows: Sequence[Mapping[str, Any]], key: str, step: int, change: Mapping[str, Any]) -> dict[str, float]:
+    """A measure for each subject in stored rows of `ablations` or `advice`, the mean over seeds.
+
+    Args:
+        change: fields of `Setting` that differ from DreamBooth as it is, such as {"prior": False}; {} for none.
+    """
+    usual = {k: v for k, v in asdict(Setting("", "full", 0.0)).items() if k not in ("subject", "lr", "seed")}
+    wanted = usual | dict(change)
+    alike = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    return by_subject(alike, key, wanted["method"], step)
+
+
 def changed(
     rows: Sequence[Mapping[str, Any]], key: str, step: int, change: Mapping[str, Any], against: Mapping[str, Any]
 ) -> Compared:
-    """What a change of the setting does to a measure in stored rows of `ablations` or `advice`, subject by subject.
+    """What a change of the setting does to a measure, subject by subject; `change` and `against` as in `by_setting`.
 
-    Args:
-        change: fields of `Setting` that differ from DreamBooth as it is, such as {"prior": False}.
-        against: those of what it is compared with; {} for DreamBooth as it is.
-    Raises:
-        ValueError: when fewer than two subjects were measured both ways.
+    Raises ValueError when fewer than two subjects were measured both ways.
     """
-    usual = {k: v for k, v in asdict(Setting("", "full", 0.0)).items() if k not in ("subject", "lr", "seed")}
-
-    def values(wanted: Mapping[str, Any]) -> dict[str, float]:
-        alike = [row for row in rows if all(row[k] == v for k, v in (usual | dict(wanted)).items())]
-        return by_subject(alike, key, "full", step)
-
-    return _compared(values(change), values(against), f"{dict(change)} and {dict(against) or 'DreamBooth as it is'}")
+    a, b = (by_setting(rows, key, step, which) for which in (change, against))
+    return _compared(a, b, f"{dict(change)} and {dict(against) or 'DreamBooth as it is'}")
 
 
 # ---- Pictures of every subject ---------------------------------------------------------------------------------------
@@ -541,8 +544,8 @@ def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple
             prior = _class(pipe, subject.noun, 100, tuple(options.items()))
             *_, last = teach(pipe, subject, Full(), steps=steps, lr=lr, batch=2, prior=prior)
             scenes, (photographs, _) = subject.tests()[1], subject.photographs()
-            prompts = [subject.prompt(scenes[i]) for i in (0, 2, 4, 1)]
-            before = diffusion.draw(pipe, subject.prompt(scenes[0], ""), 0, **options)
+            prompts = [subject.prompt(scenes[i]) for i in (1, 3, 5, 0)]  # every other scene has a neighbour, as 0 has
+            before = diffusion.draw(pipe, subject.prompt(scenes[1], ""), 0, **options)
             drawn = torch.cat([before, diffusion.draw(last.tuned.pipe, prompts, range(4), **options)])
             row = np.concatenate([photographs[0], *tensor_to_bytes(drawn).numpy()], 1)
             with written(sheet(name)) as temporary:
