@@ -30,6 +30,7 @@ from companion.dreambooth import (
     colour_drift,
     drift,
     likeness,
+    share,
     spread,
     teach,
     text_likeness,
@@ -151,8 +152,9 @@ def learned(
     Keys: "likeness" of drawings of the subject, in new scenes, to its photographs (the paper's DINO), and "clip_i" and
     "clip_t", by the miniature's CLIP; "scene", the share of these drawings in the place and at the time of the prompt;
     "diversity", of drawings of one prompt; "pres" and "div" of the class, which should not look like the subject and
-    should differ; "kept", the share of unrelated prompts that are still met, "kept_before" that before; "drift" of the
-    unrelated pictures in features, and "colour_drift".
+    should differ, and "class_drift", how far its pictures have moved in features; "kept", the share of unrelated prompts
+    that are still met, "kept_before" that before, and "lost" what is missing; "drift" of the unrelated pictures in
+    features, and "colour_drift".
     """
     photographs, scenes = subject.photographs()[0], subject.tests()[1]
     prompts = [_renamed(subject.prompt(scene, word), subject.noun, noun) for scene in scenes]
@@ -175,6 +177,7 @@ def learned(
         "class_drift": float(drift(before.about_class, about_class).mean()),
         "kept": float(np.mean(met(after, others))),
         "kept_before": float(np.mean(met(before.unrelated, others))),
+        "lost": float(np.mean(met(before.unrelated, others)) - np.mean(met(after, others))),
         "drift": float(drift(before.unrelated, after).mean()),
         "colour_drift": float(colour_drift(before.unrelated, after).mean()),
     }
@@ -223,8 +226,8 @@ def teach_and_measure(
     """Train as the setting says, and yield a row of `learned` and `moved` after each of the steps `at`.
 
     Rows also have the setting, "step", "loss" (the mean since the last row), "seconds" of training so far,
-    "parameters", how many numbers learn, and both ends for "likeness": "floor" and "ceiling" (see `ends`). `options`
-    are those of `diffusion.draw`.
+    "parameters", how many numbers learn, both ends for "likeness", "floor" and "ceiling" (see `ends`), and
+    "way", how much of the way between them it has gone. `options` are those of `diffusion.draw`.
     """
     subject, method = SUBJECTS[setting.subject], METHODS[setting.method](SUBJECTS[setting.subject].noun)
     word = method.token if isinstance(method, TextualInversion) else setting.word
@@ -245,7 +248,7 @@ def teach_and_measure(
             found = learned(plain, subject, word, noun, before, **options) | moved(pipe.unet, plain.unet)
         numbers = sum(p.numel() for p in now.tuned.parameters)
         about = {"step": now.progress.step, "loss": float(np.mean(losses)), "seconds": seconds, "parameters": numbers}
-        found |= {"floor": floor, "ceiling": ceiling}
+        found |= {"floor": floor, "ceiling": ceiling, "way": share(found["likeness"], floor, ceiling)}
         yield asdict(setting) | about | {key: round(value, 9) for key, value in found.items()}
         losses, begin = [], time.perf_counter()
 
@@ -335,13 +338,15 @@ def _plain(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
 
 
 def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
-    """DreamBooth's own questions: without the class, a wrong noun or none, fewer photographs, low timesteps only."""
+    """DreamBooth's own questions: without the class, a wrong noun or none, no rare word, fewer photographs, low
+    timesteps only.
+    """
     found = []
     for s in _plain(rows, seeds):
         wrong = "car" if SUBJECTS[s.subject].noun != "car" else "tree"
         found += [s, replace(s, prior=False), replace(s, noun=wrong), replace(s, noun="")]
         found += [replace(s, photographs=n) for n in (1, 3)]
-        found += [replace(s, latest=t) for t in (500,)]
+        found += [replace(s, latest=500), replace(s, word="")]
     return found
 
 
@@ -450,6 +455,9 @@ class Compared:
     low: float
     high: float
     subjects: int
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
     @property
     def verdict(self) -> str:
