@@ -152,9 +152,9 @@ def learned(
     Keys: "likeness" of drawings of the subject, in new scenes, to its photographs (the paper's DINO), and "clip_i" and
     "clip_t", by the miniature's CLIP; "scene", the share of these drawings in the place and at the time of the prompt;
     "diversity", of drawings of one prompt; "pres" and "div" of the class, which should not look like the subject and
-    should differ, and "class_drift", how far its pictures have moved in features; "kept", the share of unrelated prompts
-    that are still met, "kept_before" that before, and "lost" what is missing; "drift" of the unrelated pictures in
-    features, and "colour_drift".
+    should differ, and "class_drift", how far its pictures have moved in features; "kept", the share of unrelated
+    prompts that are still met, "kept_before" that before, and "lost" what is missing; "drift" of the unrelated pictures
+    in features, and "colour_drift".
     """
     photographs, scenes = subject.photographs()[0], subject.tests()[1]
     prompts = [_renamed(subject.prompt(scene, word), subject.noun, noun) for scene in scenes]
