@@ -501,8 +501,8 @@ def by_setting(rows: Sequence[Mapping[str, Any]], key: str, step: int, change: M
     Args:
         change: fields of `Setting` that differ from DreamBooth as it is, such as {"prior": False}; {} for none.
     """
-    usual = {k: v for k, v in asdict(Setting("", "full", 0.0)).items() if k not in ("subject", "lr", "seed")}
-    wanted = usual | dict(change)
+    usual = asdict(Setting("", "full", 0.0))
+    wanted: dict[str, Any] = {k: v for k, v in usual.items() if k not in ("subject", "lr", "seed")} | dict(change)
     alike = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
     return by_subject(alike, key, wanted["method"], step)
 
