@@ -98,17 +98,24 @@ def samplers(
 @app.command()
 def finetunings(
     plan: Annotated[
-        str, typer.Argument(help="What is measured: rates first, then table, ablations or long.")
+        str,
+        typer.Argument(
+            help="What is measured: rates first; then table, ablations, advice or long, and subjects, drawn for an eye."
+        ),
     ] = "rates",
 ) -> None:
     """Teach subjects by every method of finetuning, and store what each learned and forgot; it may be stopped."""
     with _sentences():
         import companion
-        from companion.finetuning_sweeps import sweep
+        from companion.finetuning_sweeps import draw_sheets, sweep
         from companion.models import find
 
         entry = find("tabletop")
         settings = {"steps": entry.steps, "guidance_scale": entry.guidance}
+        if plan == "subjects":
+            for done, total, subject in draw_sheets(companion.load(device="cpu"), **settings):
+                typer.echo(f"{done} of {total}: {subject}")
+            return
         for done, total, setting in sweep(companion.load(device="cpu"), plan, **settings):
             typer.echo(f"{done} of {total}: {setting.subject}, {setting.method}, {setting.lr:g}, seed {setting.seed}")
 

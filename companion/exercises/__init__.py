@@ -15,6 +15,7 @@ from __future__ import annotations
 # Importing a notebook's module registers its exercises.
 from companion.exercises import (  # noqa: F401
     controlnet,
+    dreambooth,
     img2img_inpainting,
     latent_diffusion,
     samplers,
