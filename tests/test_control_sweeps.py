@@ -10,10 +10,13 @@ import torch
 
 import companion
 from companion import control_sweeps as sweeps
+from companion.conditions import CONDITIONS
 from companion.control_sweeps import METHODS, Setting
-from companion.controlnet import as_controls, asked
+from companion.controlnet import Asked, as_controls
 from companion.diffusion import encode
 from companion.finetuning import Examples
+from companion.metrics import pictures_to_tensor
+from companion.tabletop.samples import held_out
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,9 @@ def test_a_share_is_the_first_part():
 
 @pytest.mark.parametrize("method", ["OFT", "ControlNet"])
 def test_a_training_is_measured_at_the_steps_that_were_named(pipe, method):
-    held = asked(pipe, "canny", 2)
+    condition, (pictures, scenes) = CONDITIONS["canny"], held_out(2)
+    maps = condition.annotate(pictures)
+    held = Asked(condition, condition.paint(maps), maps, pictures_to_tensor(pictures), scenes)
     lessons = Examples(encode(pipe, held.renders), held.prompts, controls=as_controls(list(held.controls), 128))
     sampling = {"steps": 1, "guidance_scale": 1.0}
     rows = list(

@@ -185,7 +185,7 @@ def test_an_adapter_begins_as_nothing_and_every_weight_soon_learns(ddim):
 
 
 def test_an_encoded_picture_is_added_after_the_first_convolution(ddim):
-    unet, encoder, x = ddim.unet, hint_of(ddim.unet, (16, 16, 32, 32)), torch.randn(2, 4, 16, 16)
+    unet, encoder, x = ddim.unet, hint_of(ddim.unet, (16, 16, 32, 32)), torch.randn(2, 4, 4, 4)
     states = diffusion.encode_prompt(ddim, ["a red ball", ""])
     at = torch.tensor(500)
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_an_encoded_picture_is_added_after_the_first_convolution(ddim):
         shift = encoder(control_of(1))
         hinted = Hinted(unet, encoder, control_of(1), 0.5)(x, at, states).sample
         assert torch.equal(unet(x, at, states).sample, plain), "nothing stays behind"
-    assert shift.shape == (1, unet.config.block_out_channels[0], 16, 16)
+    assert shift.shape == (1, unet.config.block_out_channels[0], 4, 4)
     assert not torch.allclose(hinted, plain, atol=1e-3)
     with pytest.raises(ValueError, match="3 control pictures for 2 latents"):
         Hinted(unet, encoder, control_of(1).expand(3, -1, -1, -1))(x, at, states)

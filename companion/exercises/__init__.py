@@ -13,7 +13,14 @@ notebook is cut from the solution. machinery.py does the rest.
 from __future__ import annotations
 
 # Importing a notebook's module registers its exercises.
-from companion.exercises import img2img_inpainting, latent_diffusion, samplers, start_here, where_to_run  # noqa: F401
+from companion.exercises import (  # noqa: F401
+    img2img_inpainting,
+    latent_diffusion,
+    oft_vs_lora,
+    samplers,
+    start_here,
+    where_to_run,
+)
 from companion.exercises.machinery import (
     EXERCISES,
     Exercise,
