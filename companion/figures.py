@@ -284,9 +284,11 @@ def curves(
     with rc_context(STYLE):
         figure, axes = _new(WIDTH, height, 1, 1, title, caption)
         axis = axes[0, 0]
-        for colour, (name, y) in zip(_colours(), lines.items(), strict=False):
+        for i, (colour, (name, y)) in enumerate(zip(_colours(), lines.items(), strict=False)):
             xs = x[name] if isinstance(x, Mapping) else x
-            marker, line = "o" if points or not joined else None, "-" if joined else "none"
+            # Where colours come again, markers tell them apart.
+            marker = "os^"[i // len(COLOURS) % 3] if points or not joined else None
+            line = "-" if joined else "none"
             axis.plot(xs, y, label=name, color=colour, marker=marker, markersize=4.5, linestyle=line)
             if errors and name in errors:
                 low, high = errors[name]
