@@ -433,6 +433,20 @@ def by_subject(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: i
     return {subject: float(np.mean(values)) for subject, values in found.items()}
 
 
+def courses(
+    rows: Sequence[Mapping[str, Any]], method: str, value: Callable[[Mapping[str, Any]], float] = score
+) -> dict[str, dict[int, float]]:
+    """For each subject how a value of rows goes on through training, by step, the mean over seeds; see `score`."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row["method"] == method:
+            found.setdefault(row["subject"], {}).setdefault(row["step"], []).append(value(row))
+    return {
+        subject: {step: float(np.mean(values)) for step, values in sorted(steps.items())}
+        for subject, steps in found.items()
+    }
+
+
 def summary(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> tuple[float, float, float]:
     """Mean and confidence interval of a measure over subjects. Seeds of one subject are not independent of each other,
     so subjects are what is counted.

@@ -113,6 +113,14 @@ def test_subjects_are_what_is_counted_and_not_seeds():
     assert high - low > 2, "two subjects say little"
 
 
+def test_a_course_has_a_value_for_each_step():
+    rows = [row("OFT", step=s, seed=i, likeness=s / 1000 + i / 10) for s in (100, 50) for i in (0, 1)] + [row("LoRA")]
+    found = sweeps.courses(rows, "OFT", lambda r: r["likeness"])
+    assert list(found) == ["duck"] and list(found["duck"]) == [50, 100]
+    assert found["duck"] == pytest.approx({50: 0.1, 100: 0.15})
+    assert sweeps.courses(rows, "LoRA") == {"duck": {100: pytest.approx(sweeps.score(rows[-1]))}}
+
+
 def test_methods_are_compared_subject_by_subject_each_at_its_own_steps():
     easy = {"duck": 0.2, "cactus": 0.5, "die": 0.8}
     rows = [

@@ -18,6 +18,7 @@ from companion.exercises import (  # noqa: F401
     dreambooth,
     img2img_inpainting,
     latent_diffusion,
+    oft_vs_lora,
     samplers,
     start_here,
     where_to_run,
