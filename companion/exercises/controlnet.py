@@ -138,6 +138,6 @@ def edge_score(asked, got, tolerance):
 
     if not asked.any() or not got.any():
         return 0.0
-    recall = (distance(~got)[asked] <= tolerance).mean()
-    precision = (distance(~asked)[got] <= tolerance).mean()
+    recall = (np.asarray(distance(~got))[asked] <= tolerance).mean()
+    precision = (np.asarray(distance(~asked))[got] <= tolerance).mean()
     return 2 * precision * recall / max(precision + recall, 1e-9)
