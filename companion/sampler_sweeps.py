@@ -492,7 +492,12 @@ def sweep(
     entry = find_model("tabletop")
     # Half precision, which GPUs take by default, would drown small distances.
     pipe = load("tabletop", device=device, dtype=torch.float32)
-    setting: dict[str, Any] = {"prompts": list(PROMPTS), "seeds": seeds, "pictures": pictures, "guidance_scale": entry.guidance}
+    setting: dict[str, Any] = {
+        "prompts": list(PROMPTS),
+        "seeds": seeds,
+        "pictures": pictures,
+        "guidance_scale": entry.guidance,
+    }
     setting["device"] = _device_name(pipe)
     found = Sweep(weights_sum(companion.DATA / "models" / entry.name), setting)
     if path.is_file() and (old := Sweep.load(path)) and (old.weights, old.setting) == (found.weights, setting):
