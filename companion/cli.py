@@ -98,18 +98,39 @@ def samplers(
 @app.command()
 def finetunings(
     plan: Annotated[
-        str, typer.Argument(help="What is measured: rates first, then table, ablations or long.")
+        str,
+        typer.Argument(
+            help="What is measured: rates first; then table, ablations, advice or long; subjects, drawn for an eye; or "
+            "control."
+        ),
     ] = "rates",
+    renders: Annotated[Path, typer.Option(help="Folder of training renders, for control.")] = Path("build/renders"),
+    count: Annotated[int, typer.Option(min=20, help="Renders that are all of the data, for control.")] = 2000,
+    steps: Annotated[int, typer.Option(min=4, help="Of training, for control.")] = 1000,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind, for control.")] = 3,
+    device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
 ) -> None:
-    """Teach subjects by every method of finetuning, and store what each learned and forgot; it may be stopped."""
+    """Finetune by every method, and store what each learned, forgot and moved; it may be stopped, and goes on."""
     with _sentences():
         import companion
-        from companion.finetuning_sweeps import sweep
         from companion.models import find
 
-        entry = find("tabletop")
-        settings = {"steps": entry.steps, "guidance_scale": entry.guidance}
-        for done, total, setting in sweep(companion.load(device="cpu"), plan, **settings):
+        entry, pipe = find("tabletop"), companion.load(device=device)
+        settings: dict[str, Any] = {"steps": entry.steps, "guidance_scale": entry.guidance}
+        if plan == "control":
+            from companion.control_sweeps import measure
+
+            options = {"count": count, "training": steps, "seeds": seeds}
+            for done, total, setting, mean in measure(pipe, renders, **options, **settings):
+                typer.echo(f"{done} of {total}: {setting.method}, {setting.lr:g}, {setting.share:.0%}: {mean:.3f}")
+            return
+        from companion.finetuning_sweeps import draw_sheets, sweep
+
+        if plan == "subjects":
+            for done, total, subject in draw_sheets(pipe, **settings):
+                typer.echo(f"{done} of {total}: {subject}")
+            return
+        for done, total, setting in sweep(pipe, plan, **settings):
             typer.echo(f"{done} of {total}: {setting.subject}, {setting.method}, {setting.lr:g}, seed {setting.seed}")
 
 

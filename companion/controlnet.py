@@ -4,7 +4,8 @@ A ControlNet (L. Zhang, A. Rao, M. Agrawala, arXiv 2302.05543) is a copy of the 
 picture, and adds what it finds to the U-Net's skip connections, through convolutions that begin as zero. Here is how a
 U-Net listens to one or several of them, written as another U-Net (`Controlled`), and how a new one is made from a U-Net
 (`controlnet_of`). A T2I-Adapter (C. Mou et al., arXiv 2302.08453) is the cheaper rival: a small network that looks at
-the control picture alone, once for all steps (`Adapted`, `adapter_of`).
+the control picture alone, once for all steps (`Adapted`, `adapter_of`). In the OFT paper a still smaller encoder brings
+the picture in, and the U-Net itself learns to follow it (`Hinted`, `hint_of`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor, nn
 
 import companion
@@ -164,12 +166,69 @@ class Adapted:
         return self.unet(noisy, t, encoder_hidden_states, down_intrablock_additional_residuals=features)
 
 
+class Hinted:
+    """A U-Net that adds an encoded control picture to what its first convolution makes of the latents: another `unet`
+    for `sample` and `draw`, like `Controlled`.
+
+    It is how the OFT paper (arXiv 2306.07280) controls a U-Net: the encoder is that of a ControlNet (`hint_of`), and
+    the U-Net itself has to learn, by OFT or LoRA, to listen to what was added.
+
+    Args:
+        unet: the U-Net; its weights are not changed.
+        encoder: from control pictures to the channels of the U-Net's first convolution.
+        pictures: control pictures (N, 3, H, W) in [0, 1], one for each picture, or one for all (see `as_controls`).
+        scale: what the encoded pictures are multiplied by.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        encoder: ControlNetConditioningEmbedding,
+        pictures: Tensor,
+        scale: float = 1.0,
+    ) -> None:
+        self.unet, self.encoder, self.pictures, self.scale = unet, encoder, pictures, scale
+
+    @cached_property
+    def hint(self) -> Tensor:
+        """What is added (N, C, h, w)."""
+        return self.scale * self.encoder(self.pictures.to(next(self.encoder.parameters())))
+
+    def __call__(self, noisy: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
+        """The prediction for latents (B, C, h, w): of N pictures, or of both halves of their guidance, B = 2N.
+
+        Raises ValueError when the number of control pictures is neither one nor N.
+        """
+        hint = _for_latents(self.hint, len(noisy)).to(noisy)
+        hook = self.unet.conv_in.register_forward_hook(lambda layer, args, out: out + hint)
+        try:
+            return self.unet(noisy, t, encoder_hidden_states)
+        finally:
+            hook.remove()
+
+
+def hint_of(
+    unet: UNet2DConditionModel, embedder: Sequence[int] = EMBEDDER, *, seed: int = 0
+) -> ControlNetConditioningEmbedding:
+    """A new encoder of control pictures for `Hinted`, whose result is zero: a ControlNet's embedder on its own.
+
+    embedder: channels of its convolutions; see `controlnet_of`.
+    """
+    torch.manual_seed(seed)
+    return ControlNetConditioningEmbedding(unet.config.block_out_channels[0], block_out_channels=tuple(embedder))
+
+
 def listening(
-    unet: UNet2DConditionModel, net: ControlNetModel | T2IAdapter, pictures: Tensor, scale: float = 1.0
-) -> Controlled | Adapted:
-    """The U-Net that follows control pictures (N, 3, H, W) through a ControlNet or a T2I-Adapter."""
+    unet: UNet2DConditionModel,
+    net: ControlNetModel | T2IAdapter | ControlNetConditioningEmbedding,
+    pictures: Tensor,
+    scale: float = 1.0,
+) -> Controlled | Adapted | Hinted:
+    """The U-Net that follows control pictures (N, 3, H, W) through a ControlNet, a T2I-Adapter, or an encoder alone."""
     if isinstance(net, T2IAdapter):
         return Adapted(unet, net, pictures, scale)
+    if isinstance(net, ControlNetConditioningEmbedding):
+        return Hinted(unet, net, pictures, scale)
     return Controlled(unet, [Control(net, pictures, scale)])
 
 
@@ -405,7 +464,7 @@ class Fidelity:
 
 def drawn_with(
     pipe: StableDiffusionPipeline,
-    net: ControlNetModel | T2IAdapter | None,
+    net: ControlNetModel | T2IAdapter | ControlNetConditioningEmbedding | None,
     controls: np.ndarray,
     prompts: Sequence[str],
     seeds: Sequence[int],

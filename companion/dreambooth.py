@@ -12,6 +12,7 @@ held-out renders, so that pictures which have nothing special in common have abo
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,12 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from companion import diffusion
 from companion.finetuning import Examples, Method, Tuned, attach, examples, finetune
 from companion.metrics import pictures_to_tensor, tensor_to_bytes
+from companion.models import seeded
+from companion.pictures import as_jpeg
 from companion.tabletop import measures
 from companion.tabletop.caption import KIND_WORDS
 from companion.tabletop.samples import held_out
@@ -113,6 +118,48 @@ def share(value: float, floor: float, ceiling: float) -> float:
     return (value - floor) / (ceiling - floor)
 
 
+# ---- Photographs, and what is done to them ---------------------------------------------------------------------------
+
+
+def photographs_for(pipe: StableDiffusionPipeline, subject: Subject) -> Tensor:
+    """A subject's five photographs (5, 3, S, S) in [-1, 1], enlarged where the pipeline draws larger pictures."""
+    x, size = pictures_to_tensor(subject.photographs()[0]), diffusion.picture_size(pipe)
+    return x if x.shape[-1] == size else _resized(x, size, size)
+
+
+def _resized(x: Tensor, high: int, wide: int) -> Tensor:
+    return F.interpolate(x, size=(high, wide), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def _as_jpeg(x: Tensor) -> Tensor:
+    saved = [as_jpeg(Image.fromarray(picture)) for picture in tensor_to_bytes(x).numpy()]
+    return pictures_to_tensor([Image.open(io.BytesIO(data)) for data in saved])
+
+
+def _wide(x: Tensor) -> Tensor:
+    """The same in the middle of a picture that is four thirds as wide, as a phone would have taken it."""
+    more = x.shape[-1] // 6
+    return F.pad(x, (more, more, 0, 0), mode="reflect")
+
+
+def _with_bars(x: Tensor) -> Tensor:
+    size = x.shape[-1]
+    high = size * size // _wide(x).shape[-1] // 2 * 2
+    bar = (size - high) // 2
+    return F.pad(_resized(_wide(x), high, size), (0, 0, bar, size - high - bar), value=1.0)
+
+
+#: Ways to bring a phone's picture, four thirds as wide as high, to the model's square. "small" has half of its sides.
+PREPARED: dict[str, Callable[[Tensor], Tensor]] = {
+    "cropped": lambda x: x,
+    "JPEG": _as_jpeg,
+    "stretched": lambda x: _resized(_wide(x), *x.shape[-2:]),
+    "with bars": _with_bars,
+    "enlarged": lambda x: _resized(_resized(x, x.shape[-2] // 2, x.shape[-1] // 2), *x.shape[-2:]),
+    "small": lambda x: _resized(x, x.shape[-2] // 2, x.shape[-1] // 2),
+}
+
+
 # ---- Teaching --------------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +186,12 @@ def class_set(
 
 
 def subject_set(
-    pipe: StableDiffusionPipeline, subject: Subject, word: str = WORD, noun: str | None = None, photographs: int = 5
+    pipe: StableDiffusionPipeline,
+    subject: Subject,
+    word: str = WORD,
+    noun: str | None = None,
+    photographs: int = 5,
+    prepared: str = "cropped",
 ) -> Examples:
     """The first set: a subject's photographs, each called "a sks cone".
 
@@ -147,14 +199,22 @@ def subject_set(
         word: the rare word; "" for none.
         noun: the class noun, the subject's own when None; another one, or "" for none, to see what that does.
         photographs: how many of the subject's five are taken.
+        prepared: how they were brought to the model's size, a name of `PREPARED`.
     Raises:
-        ValueError: for another number of photographs.
+        ValueError: for another number of photographs, or an unknown way.
     """
     if not 1 <= photographs <= 5:
         raise ValueError(f"photographs={photographs} is outside 1 to 5; a subject has five")
+    if prepared not in PREPARED:
+        raise ValueError(f"prepared={prepared!r} is unknown; the ways are {', '.join(PREPARED)}")
     noun = subject.noun if noun is None else noun
     prompt = " ".join(filter(None, ("a", word, noun)))
-    return examples(pipe, subject.photographs()[0][:photographs], prompt)
+    pictures = PREPARED[prepared](photographs_for(pipe, subject)[:photographs])
+    if pictures.shape[-1] == diffusion.picture_size(pipe):
+        return examples(pipe, pictures, prompt)
+    return Examples(
+        diffusion.encode(pipe, pictures).float().cpu(), [prompt] * len(pictures)
+    )  # which `examples` refuses
 
 
 @dataclass(frozen=True)
@@ -175,6 +235,7 @@ def teach(
     word: str = WORD,
     noun: str | None = None,
     photographs: int = 5,
+    prepared: str = "cropped",
     seed: int = 0,
     **options: Any,
 ) -> Iterator[Taught]:
@@ -183,10 +244,32 @@ def teach(
     Args:
         method: what learns; see `companion.finetuning`.
         prior: the class, from `class_set`; None for naive finetuning.
-        word, noun, photographs: see `subject_set`.
+        word, noun, photographs, prepared: see `subject_set`.
         options: those of `finetuning.finetune`, such as lr and batch.
     """
     tuned = attach(pipe, method, seed)
-    sets = [subject_set(pipe, subject, word, noun, photographs), *([prior] if prior is not None else [])]
+    own = subject_set(pipe, subject, word, noun, photographs, prepared)
+    sets = [own, *([prior] if prior is not None else [])]
     for progress in finetune(tuned, sets, steps, seed=seed, **options):
         yield Taught(tuned, progress)
+
+
+@torch.no_grad()
+def errors_at(
+    pipe: StableDiffusionPipeline, given: Examples, timesteps: Sequence[int], draws: int = 4, seed: int = 0
+) -> Tensor:
+    """The mean squared error of the predicted noise at some timesteps (T, N), for each of N examples the mean over
+    `draws` noises. The same seed gives the same noises, so that models can be compared, and so can sets.
+    """
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    text = diffusion.encode_prompt(pipe, given.prompts)
+    x0, found = given.latents.to(text), []
+    for t in timesteps:
+        alpha_bar, errors = scheduler.alphas_cumprod[t].to(x0), []
+        for i in range(draws):
+            noise = torch.randn(x0.shape, generator=seeded(seed + i)).to(x0)
+            noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+            eps = diffusion.noise_in(scheduler, pipe.unet(noisy, t, text).sample, noisy, alpha_bar)
+            errors.append((eps - noise).float().square().flatten(1).mean(1).cpu())
+        found.append(torch.stack(errors).mean(0))
+    return torch.stack(found)

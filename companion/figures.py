@@ -268,6 +268,7 @@ def curves(
     log: bool = False,
     log_x: bool = False,
     points: bool = False,
+    joined: bool = True,
     errors: Mapping[str, Any] | None = None,
     levels: Mapping[str, float] | None = None,
     height: float = 2.6,
@@ -278,15 +279,19 @@ def curves(
         log: a logarithmic y axis.
         log_x: a logarithmic x axis, with the values of `x` as its ticks.
         points: mark each value.
+        joined: draw the lines between the values; without them the figure is a scatter plot.
         errors: for some of the lines, the lower and upper ends (2, N) of each value's confidence interval.
         levels: named horizontal lines to compare with, three at most (more are not drawn).
     """
     with rc_context(STYLE):
         figure, axes = _new(WIDTH, height, 1, 1, title, caption)
         axis = axes[0, 0]
-        for colour, (name, y) in zip(_colours(), lines.items(), strict=False):
+        for i, (colour, (name, y)) in enumerate(zip(_colours(), lines.items(), strict=False)):
             xs = x[name] if isinstance(x, Mapping) else x
-            axis.plot(xs, y, label=name, color=colour, marker="o" if points else None, markersize=4.5)
+            # Where colours come again, markers tell them apart.
+            marker = "os^"[i // len(COLOURS) % 3] if points or not joined else None
+            line = "-" if joined else "none"
+            axis.plot(xs, y, label=name, color=colour, marker=marker, markersize=4.5, linestyle=line)
             if errors and name in errors:
                 low, high = errors[name]
                 axis.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion import diffusion, oft_vs_lora
-from companion.controlnet import EMBEDDER, adapter_of, controlnet_of, listening
+from companion.controlnet import EMBEDDER, adapter_of, controlnet_of, hint_of, listening
 from companion.metrics import pictures_to_tensor
 from companion.training import Progress, ema_copy, noise_loss, train
 
@@ -109,7 +109,8 @@ class Tuned:
     Attributes:
         method: what learns.
         pipe: a stock pipeline with the parts that learn; what does not is shared with the original.
-        parts: U-Net, text encoder and, if one is trained, ControlNet, by name. What requires a gradient learns.
+        parts: U-Net, text encoder and, if one is trained, ControlNet or encoder of control pictures, by name. What
+            requires a gradient learns.
     """
 
     method: Method
@@ -123,7 +124,7 @@ class Tuned:
 
     @property
     def net(self) -> Any:
-        """The ControlNet or T2I-Adapter that learns, if one does."""
+        """The ControlNet, T2I-Adapter or encoder of control pictures that learns, if one does."""
         return self.parts["net"] if "net" in self.parts else None
 
 
@@ -278,15 +279,36 @@ class ControlNet:
     lr: ClassVar[float] = 1e-5
 
     def _attach(self, pipe: StableDiffusionPipeline) -> nn.Module:
-        factor = pipe.vae_scale_factor
         if self.adapter:
-            return adapter_of(pipe.unet, layers=1, factor=factor)
-        large = pipe.unet.config.block_out_channels[0] >= LARGE_EMBEDDER[-1]
-        embedder = (LARGE_EMBEDDER if large else EMBEDDER)[-factor.bit_length() :]
-        return controlnet_of(pipe.unet, embedder, attention=self.attention, open_embedder=self.open_embedder)
+            return adapter_of(pipe.unet, layers=1, factor=pipe.vae_scale_factor)
+        return controlnet_of(pipe.unet, _embedder(pipe), attention=self.attention, open_embedder=self.open_embedder)
 
 
-Method = Full | Lora | Oft | Near | Peft | TextualInversion | ControlNet
+def _embedder(pipe: StableDiffusionPipeline) -> Sequence[int]:
+    """Channels of the embedder of control pictures that suits a pipeline's U-Net and its autoencoder."""
+    large = pipe.unet.config.block_out_channels[0] >= LARGE_EMBEDDER[-1]
+    return (LARGE_EMBEDDER if large else EMBEDDER)[-pipe.vae_scale_factor.bit_length() :]
+
+
+@dataclass(frozen=True)
+class Follow:
+    """The U-Net learns to follow control pictures that a small new encoder brings in, as in the OFT paper (arXiv
+    2306.07280; see `controlnet.Hinted`). The sets of examples need control pictures.
+
+    Attributes:
+        method: how the U-Net learns, such as `Oft()` or `Lora()`; None when the encoder learns alone.
+    """
+
+    method: Full | Lora | Oft | Near | Peft | None
+    lr: ClassVar[float] = 1e-5
+
+    def _attach(self, pipe: StableDiffusionPipeline) -> nn.Module:
+        if self.method is not None:
+            self.method._attach(pipe)
+        return hint_of(pipe.unet, _embedder(pipe))
+
+
+Method = Full | Lora | Oft | Near | Peft | TextualInversion | ControlNet | Follow
 
 
 class WithNewWord(nn.Module):
@@ -384,9 +406,9 @@ def sets_loss(
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     reads = any(p.requires_grad for p in pipe.text_encoder.parameters())
     if tuned.net is not None and any(s.controls is None for s in sets):
-        raise ValueError("a ControlNet learns from control pictures; give every set its own")
+        raise ValueError("this method learns from control pictures; give every set its own")
     if tuned.net is None and any(s.controls is not None for s in sets):
-        raise ValueError("nothing here learns from control pictures; attach the method ControlNet for that")
+        raise ValueError("nothing here learns from control pictures; attach the method ControlNet or Follow for that")
 
     remembered = lru_cache(512)(lambda prompt: diffusion.encode_prompt(pipe, prompt))
 
@@ -572,7 +594,8 @@ def save_learned(tuned: Tuned, folder: Path) -> list[Path]:
     LoRA: `pytorch_lora_weights.safetensors`, for `pipe.load_lora_weights(folder, weight_name=...)`. OFT:
     `oft.safetensors`, for `oft_vs_lora.load`, since the library cannot load any. Textual inversion:
     `learned_embeds.safetensors`, for `pipe.load_textual_inversion(folder)`. A ControlNet: a folder for
-    `ControlNetModel.from_pretrained`. Full finetuning, and PEFT's other adapters: the whole `merged` pipeline.
+    `ControlNetModel.from_pretrained`. A U-Net that follows: `hint.safetensors`, the encoder, and the `merged` pipeline.
+    Full finetuning, and PEFT's other adapters: the whole `merged` pipeline.
     """
     from safetensors.torch import save_file
 
@@ -592,6 +615,10 @@ def save_learned(tuned: Tuned, folder: Path) -> list[Path]:
                 save_file({token: row.clone()}, temporary)
         case ControlNet():
             tuned.net.save_pretrained(folder, safe_serialization=True)
+        case Follow():
+            merged(tuned).save_pretrained(folder, safe_serialization=True)
+            with written(folder / "hint.safetensors") as temporary:
+                save_file({k: v.detach().cpu().contiguous() for k, v in tuned.net.state_dict().items()}, temporary)
         case _:
             merged(tuned).save_pretrained(folder, safe_serialization=True)
     return sorted(p for p in folder.rglob("*") if p.is_file())

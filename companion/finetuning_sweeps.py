@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import companion
@@ -29,6 +30,7 @@ from companion.dreambooth import (
     colour_drift,
     drift,
     likeness,
+    share,
     spread,
     teach,
     text_likeness,
@@ -37,6 +39,7 @@ from companion.files import written
 from companion.finetuning import ATTENTION, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
 from companion.intervals import mean_interval, paired_difference
 from companion.latent_diffusion import prompt_for
+from companion.metrics import tensor_to_bytes
 from companion.sampler_sweeps import weights_sum
 from companion.tabletop.measures import clip_pictures, met
 from companion.tabletop.scene import COLOURS, KINDS, WITHHELD
@@ -83,6 +86,8 @@ class Setting:
         photographs: how many of the five are learned from.
         latest: timesteps are drawn below it.
         batch: photographs a step, and as many pictures of the class.
+        prepared: how the photographs were brought to the model's size, a name of `dreambooth.PREPARED`.
+        class_pictures: how many pictures of the class there are.
     """
 
     subject: str
@@ -95,6 +100,8 @@ class Setting:
     photographs: int = 5
     latest: int = 1000
     batch: int = 2
+    prepared: str = "cropped"
+    class_pictures: int = 100
 
 
 # ---- Measuring -------------------------------------------------------------------------------------------------------
@@ -145,8 +152,9 @@ def learned(
     Keys: "likeness" of drawings of the subject, in new scenes, to its photographs (the paper's DINO), and "clip_i" and
     "clip_t", by the miniature's CLIP; "scene", the share of these drawings in the place and at the time of the prompt;
     "diversity", of drawings of one prompt; "pres" and "div" of the class, which should not look like the subject and
-    should differ; "kept", the share of unrelated prompts that are still met, "kept_before" that before; "drift" of the
-    unrelated pictures in features, and "colour_drift".
+    should differ, and "class_drift", how far its pictures have moved in features; "kept", the share of unrelated
+    prompts that are still met, "kept_before" that before, and "lost" what is missing; "drift" of the unrelated pictures
+    in features, and "colour_drift".
     """
     photographs, scenes = subject.photographs()[0], subject.tests()[1]
     prompts = [_renamed(subject.prompt(scene, word), subject.noun, noun) for scene in scenes]
@@ -166,8 +174,10 @@ def learned(
         "pres_before": float(likeness(before.about_class, photographs).mean()),
         "div": spread(about_class),
         "div_before": spread(before.about_class),
+        "class_drift": float(drift(before.about_class, about_class).mean()),
         "kept": float(np.mean(met(after, others))),
         "kept_before": float(np.mean(met(before.unrelated, others))),
+        "lost": float(np.mean(met(before.unrelated, others)) - np.mean(met(after, others))),
         "drift": float(drift(before.unrelated, after).mean()),
         "colour_drift": float(colour_drift(before.unrelated, after).mean()),
     }
@@ -211,19 +221,21 @@ def _energies(weights: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def teach_and_measure(
-    pipe: StableDiffusionPipeline, setting: Setting, at: Sequence[int], *, class_pictures: int = 100, **options: Any
+    pipe: StableDiffusionPipeline, setting: Setting, at: Sequence[int], **options: Any
 ) -> Iterator[dict[str, Any]]:
     """Train as the setting says, and yield a row of `learned` and `moved` after each of the steps `at`.
 
-    Rows also have the setting, "step", "loss" (the mean since the last row), "seconds" of training so far, and
-    "parameters", how many numbers learn. `options` are those of `diffusion.draw`.
+    Rows also have the setting, "step", "loss" (the mean since the last row), "seconds" of training so far,
+    "parameters", how many numbers learn, both ends for "likeness", "floor" and "ceiling" (see `ends`), and
+    "way", how much of the way between them it has gone. `options` are those of `diffusion.draw`.
     """
     subject, method = SUBJECTS[setting.subject], METHODS[setting.method](SUBJECTS[setting.subject].noun)
     word = method.token if isinstance(method, TextualInversion) else setting.word
     noun = subject.noun if setting.noun is None else setting.noun
-    prior = _class(pipe, subject.noun, class_pictures, tuple(options.items())) if setting.prior else None
-    before = _before(pipe, subject.noun, tuple(options.items()))
-    chosen = {name: getattr(setting, name) for name in ("lr", "batch", "latest", "seed", "photographs")}
+    known = tuple(options.items())
+    prior = _class(pipe, subject.noun, setting.class_pictures, known) if setting.prior else None
+    before, (floor, ceiling) = _before(pipe, subject.noun, known), _ends(pipe, setting.subject, known)
+    chosen = {name: getattr(setting, name) for name in ("lr", "batch", "latest", "seed", "photographs", "prepared")}
     taught = teach(pipe, subject, method, steps=max(at), prior=prior, word=word, noun=noun, **chosen)
     losses, seconds, begin = [], 0.0, time.perf_counter()
     for now in taught:
@@ -236,6 +248,7 @@ def teach_and_measure(
             found = learned(plain, subject, word, noun, before, **options) | moved(pipe.unet, plain.unet)
         numbers = sum(p.numel() for p in now.tuned.parameters)
         about = {"step": now.progress.step, "loss": float(np.mean(losses)), "seconds": seconds, "parameters": numbers}
+        found |= {"floor": floor, "ceiling": ceiling, "way": share(found["likeness"], floor, ceiling)}
         yield asdict(setting) | about | {key: round(value, 9) for key, value in found.items()}
         losses, begin = [], time.perf_counter()
 
@@ -243,6 +256,21 @@ def teach_and_measure(
 @lru_cache(4)
 def _before(pipe: StableDiffusionPipeline, noun: str, options: tuple[tuple[str, Any], ...]) -> Before:
     return drawn_before(pipe, noun, **dict(options))
+
+
+def ends(pipe: StableDiffusionPipeline, subject: Subject, **options: Any) -> tuple[float, float]:
+    """Between what the likeness of drawings to a subject's photographs lies: that of drawings of the same scenes with
+    the class noun alone, and that of real pictures of these scenes. `options` are those of `diffusion.draw`.
+    """
+    photographs, (tests, scenes) = subject.photographs()[0], subject.tests()
+    plain = [subject.prompt(scene, "") for scene in scenes]
+    drawn = diffusion.draw(pipe, plain, range(len(plain)), **options)
+    return float(likeness(drawn, photographs).mean()), float(likeness(tests, photographs).mean())
+
+
+@lru_cache(16)
+def _ends(pipe: StableDiffusionPipeline, name: str, options: tuple[tuple[str, Any], ...]) -> tuple[float, float]:
+    return ends(pipe, SUBJECTS[name], **dict(options))
 
 
 @lru_cache(4)
@@ -303,17 +331,42 @@ def untried() -> list[str]:
     return [subject for subject in SUBJECTS if subject not in FEW]
 
 
-def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[Setting]:
-    """DreamBooth's own questions: without the class, a wrong noun or none, fewer photographs, low timesteps only."""
+def _plain(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
+    """DreamBooth as its paper has it, on all subjects that had no part in choosing its learning rate."""
     lr = best(rows, "full")[0]
-    plain = [Setting(subject, "full", lr, seed) for seed in range(seeds) for subject in untried()[:3]]
+    return [Setting(subject, "full", lr, seed) for seed in range(seeds) for subject in untried()]
+
+
+def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
+    """DreamBooth's own questions: without the class, a wrong noun or none, no rare word, fewer photographs, low
+    timesteps only.
+    """
     found = []
-    for s in plain:
+    for s in _plain(rows, seeds):
         wrong = "car" if SUBJECTS[s.subject].noun != "car" else "tree"
         found += [s, replace(s, prior=False), replace(s, noun=wrong), replace(s, noun="")]
         found += [replace(s, photographs=n) for n in (1, 3)]
-        found += [replace(s, latest=t) for t in (500,)]
+        found += [replace(s, latest=500), replace(s, word="")]
     return found
+
+
+#: What guides advise, or warn of: what is changed, and against what it is compared, DreamBooth as it is when {}. Where
+#: photographs are smaller than the model's pictures, there is no class beside them, whose pictures have full size.
+ADVICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "JPEG instead of PNG": ({"prepared": "JPEG"}, {}),
+    "stretched to a square": ({"prepared": "stretched"}, {}),
+    "bars instead of a crop": ({"prepared": "with bars"}, {}),
+    "small photographs, enlarged": ({"prepared": "enlarged"}, {}),
+    "small photographs as they are": ({"prepared": "small", "prior": False}, {"prior": False}),
+    "no class images": ({"prior": False}, {}),
+    "21 class images instead of 100": ({"class_pictures": 21}, {}),
+}
+
+
+def advice(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
+    """What `ADVICE` changes. What it is compared with, and what leaving out the class does, is in `ablations`."""
+    changes = [change for change, _ in ADVICE.values() if change != {"prior": False}]
+    return [replace(s, **change) for s in _plain(rows, seeds) for change in changes]
 
 
 def long(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
@@ -325,6 +378,7 @@ PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
     "rates": (lambda rows: rates(), STEPS),
     "table": (table, STEPS),
     "ablations": (ablations, STEPS),
+    "advice": (advice, STEPS),
     "long": (long, (200, 500, 1000, 2000)),
 }
 
@@ -379,6 +433,20 @@ def by_subject(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: i
     return {subject: float(np.mean(values)) for subject, values in found.items()}
 
 
+def courses(
+    rows: Sequence[Mapping[str, Any]], method: str, value: Callable[[Mapping[str, Any]], float] = score
+) -> dict[str, dict[int, float]]:
+    """For each subject how a value of rows goes on through training, by step, the mean over seeds; see `score`."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row["method"] == method:
+            found.setdefault(row["subject"], {}).setdefault(row["step"], []).append(value(row))
+    return {
+        subject: {step: float(np.mean(values)) for step, values in sorted(steps.items())}
+        for subject, steps in found.items()
+    }
+
+
 def summary(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> tuple[float, float, float]:
     """Mean and confidence interval of a measure over subjects. Seeds of one subject are not independent of each other,
     so subjects are what is counted.
@@ -401,6 +469,9 @@ class Compared:
     low: float
     high: float
     subjects: int
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
     @property
     def verdict(self) -> str:
@@ -426,9 +497,79 @@ def compared(
     """
     steps = [step or best(rate_rows, name)[1] for name in (method, rival)]
     a, b = (by_subject(rows, key, name, at) for name, at in zip((method, rival), steps, strict=True))
+    return _compared(a, b, f"{method!r} and {rival!r}")
+
+
+def _compared(a: Mapping[str, float], b: Mapping[str, float], names: str) -> Compared:
     both = [subject for subject in a if subject in b]
     if len(both) < 2:
-        raise ValueError(f"{len(both)} subjects were measured by {method!r} and {rival!r}; two are needed at least")
+        raise ValueError(f"{len(both)} subjects were measured by {names}; two are needed at least")
     x, y = [a[s] for s in both], [b[s] for s in both]
     difference, low, high = paired_difference(x, y)
     return Compared((float(np.mean(x)), float(np.mean(y))), difference, low, high, len(both))
+
+
+def by_setting(rows: Sequence[Mapping[str, Any]], key: str, step: int, change: Mapping[str, Any]) -> dict[str, float]:
+    """A measure for each subject in stored rows of `ablations` or `advice`, the mean over seeds.
+
+    Args:
+        change: fields of `Setting` that differ from DreamBooth as it is, such as {"prior": False}; {} for none.
+    """
+    usual = asdict(Setting("", "full", 0.0))
+    wanted: dict[str, Any] = {k: v for k, v in usual.items() if k not in ("subject", "lr", "seed")} | dict(change)
+    alike = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    return by_subject(alike, key, wanted["method"], step)
+
+
+def changed(
+    rows: Sequence[Mapping[str, Any]], key: str, step: int, change: Mapping[str, Any], against: Mapping[str, Any]
+) -> Compared:
+    """What a change of the setting does to a measure, subject by subject; `change` and `against` as in `by_setting`.
+
+    Raises ValueError when fewer than two subjects were measured both ways.
+    """
+    a, b = (by_setting(rows, key, step, which) for which in (change, against))
+    return _compared(a, b, f"{dict(change)} and {dict(against) or 'DreamBooth as it is'}")
+
+
+# ---- Pictures of every subject ---------------------------------------------------------------------------------------
+
+#: What stands in a subject's row, from the left.
+SHOWN = ("photograph", "class noun alone", "taught", "taught", "taught", "taught, beside another")
+
+
+def sheet(subject: str) -> Path:
+    """Where a subject's row of pictures is stored."""
+    return companion.DATA / "results" / "finetuning_subjects" / f"{subject.replace(' ', '-')}.jpg"
+
+
+def sheets() -> dict[str, Image.Image]:
+    """The rows of pictures (see `SHOWN`) that were drawn with the weights in data/models, by subject."""
+    found = {}
+    for subject in SUBJECTS:
+        if sheet(subject).exists():
+            with Image.open(sheet(subject)) as picture:
+                if picture.info.get("comment", b"").decode() == _weights():
+                    found[subject] = picture.convert("RGB")
+    return found
+
+
+def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple[int, int, str]]:
+    """Teach every subject by full finetuning with prior preservation, at the rate and for the steps that `rates` found
+    best, and store a row of pictures of each for an eye; yields how many are done, of how many, and which. Rows that
+    are there stay. `options` are those of `diffusion.draw`. Raises ValueError when there are no `rates` yet.
+    """
+    lr, steps = best(stored("rates"), "full")
+    there = sheets()
+    for done, (name, subject) in enumerate(SUBJECTS.items(), 1):
+        if name not in there:
+            prior = _class(pipe, subject.noun, 100, tuple(options.items()))
+            *_, last = teach(pipe, subject, Full(), steps=steps, lr=lr, batch=2, prior=prior)
+            scenes, (photographs, _) = subject.tests()[1], subject.photographs()
+            prompts = [subject.prompt(scenes[i]) for i in (1, 3, 5, 0)]  # every other scene has a neighbour, as 0 has
+            before = diffusion.draw(pipe, subject.prompt(scenes[1], ""), 0, **options)
+            drawn = torch.cat([before, diffusion.draw(last.tuned.pipe, prompts, range(4), **options)])
+            row = np.concatenate([photographs[0], *tensor_to_bytes(drawn).numpy()], 1)
+            with written(sheet(name)) as temporary:
+                Image.fromarray(row).save(temporary, "JPEG", quality=85, subsampling=0, comment=_weights())
+        yield done, len(SUBJECTS), name

@@ -106,3 +106,25 @@ def _pairs(a: ArrayLike, b: ArrayLike, least: int) -> tuple[np.ndarray, np.ndarr
             f"{len(a)} and {len(b)} values cannot be compared in pairs; give as many of both, {few} at least"
         )
     return a, b
+
+
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
+    """Spearman's rank correlation of `a` and `b`, both (N,), and both ends of its confidence interval, by Fisher's
+    transformation (its standard error is taken as 1 / sqrt(N - 3)).
+
+    Raises:
+        ValueError: unless there are as many of both, five at least, or when all values of one are the same.
+    """
+    a, b = _pairs(a, b, 5)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        raise ValueError("values that are all the same have no ranks to correlate")
+    r = float(stats.spearmanr(a, b).statistic)
+    middle, half = math.atanh(min(max(r, -0.999), 0.999)), 1.96 / math.sqrt(len(a) - 3)
+    return r, math.tanh(middle - half), math.tanh(middle + half)
+
+
+def word(
+    low: float, high: float, above: str, below: str, between: str = "not told apart from", *, at: float = 0.0
+) -> str:
+    """Which of three words an interval deserves: all of it lies above `at`, all of it below, or `at` is within."""
+    return above if low > at else below if high < at else between

@@ -245,8 +245,8 @@ def converge(
         x, spent = _end(pipe, model, name, steps, seeds)
         seconds = (time.perf_counter() - begin) / len(seeds)
         features = [round(v, 4) for v in (_features(pipe, x) - seen).norm(dim=1).tolist()] if judged else []
-        distances = [apart(x, other) for other in (last.x, own, guide)]
-        yield Row(name, steps, spent, *distances, features, round(seconds, 4), guidance_scale)
+        to_limit, to_own, to_guide = (apart(x, other) for other in (last.x, own, guide))
+        yield Row(name, steps, spent, to_limit, to_own, to_guide, features, round(seconds, 4), guidance_scale)
 
 
 def _end(
@@ -492,7 +492,12 @@ def sweep(
     entry = find_model("tabletop")
     # Half precision, which GPUs take by default, would drown small distances.
     pipe = load("tabletop", device=device, dtype=torch.float32)
-    setting = {"prompts": list(PROMPTS), "seeds": seeds, "pictures": pictures, "guidance_scale": entry.guidance}
+    setting: dict[str, Any] = {
+        "prompts": list(PROMPTS),
+        "seeds": seeds,
+        "pictures": pictures,
+        "guidance_scale": entry.guidance,
+    }
     setting["device"] = _device_name(pipe)
     found = Sweep(weights_sum(companion.DATA / "models" / entry.name), setting)
     if path.is_file() and (old := Sweep.load(path)) and (old.weights, old.setting) == (found.weights, setting):

@@ -29,6 +29,7 @@ from companion.controlnet import (
     Control,
     Controlled,
     Fidelity,
+    Hinted,
     adapter_of,
     as_controls,
     asked,
@@ -37,6 +38,7 @@ from companion.controlnet import (
     drawn_with,
     fidelity,
     followed,
+    hint_of,
     kept_prompts,
     listening,
     other_finishes,
@@ -182,6 +184,23 @@ def test_an_adapter_begins_as_nothing_and_every_weight_soon_learns(ddim):
         error().backward()
         optimizer.step()
     assert all((p != q).any() for p, q in zip(start, adapter.parameters(), strict=True))
+
+
+def test_an_encoded_picture_is_added_after_the_first_convolution(ddim):
+    unet, encoder, x = ddim.unet, hint_of(ddim.unet, (16, 16, 32, 32)), torch.randn(2, 4, 4, 4)
+    states = diffusion.encode_prompt(ddim, ["a red ball", ""])
+    at = torch.tensor(500)
+    with torch.no_grad():
+        plain = unet(x, at, states).sample
+        assert torch.equal(listening(unet, encoder, control_of(1))(x, at, states).sample, plain), "it begins as nothing"
+        encoder.conv_out.weight.normal_(std=0.1)
+        shift = encoder(control_of(1))
+        hinted = Hinted(unet, encoder, control_of(1), 0.5)(x, at, states).sample
+        assert torch.equal(unet(x, at, states).sample, plain), "nothing stays behind"
+    assert shift.shape == (1, unet.config.block_out_channels[0], 4, 4)
+    assert not torch.allclose(hinted, plain, atol=1e-3)
+    with pytest.raises(ValueError, match="3 control pictures for 2 latents"):
+        Hinted(unet, encoder, control_of(1).expand(3, -1, -1, -1))(x, at, states)
 
 
 def test_with_an_adapter_it_draws_what_the_stock_pipeline_draws(ddim):

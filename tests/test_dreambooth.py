@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 import companion
 from companion import diffusion, dreambooth
 from companion.dreambooth import (
+    PREPARED,
     class_prompts,
     class_set,
     colour_drift,
     drift,
+    errors_at,
     likeness,
+    photographs_for,
     share,
     spread,
     standardised,
@@ -22,10 +26,12 @@ from companion.dreambooth import (
     text_likeness,
 )
 from companion.finetuning import Lora
+from companion.models import seeded
 from companion.tabletop import measures
 from companion.tabletop.caption import caption
 from companion.tabletop.samples import held_out
 from companion.tabletop.subjects import SUBJECTS
+from companion.training import noise_loss
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +48,11 @@ def renders():
 def test_a_subject_is_more_like_itself_than_its_class_is(subject, renders):
     """In other places, at other times, it still looks like its photographs, more than its class and most others do."""
     pictures, scenes = renders
-    photographs, tests = subject.photographs()[0], subject.tests()[0][::2]  # those without a neighbour
+    photographs, tests = subject.photographs()[0], subject.tests()[0][1::2]  # those without a neighbour
     kind = [i for i, s in enumerate(scenes) if len(s.things) == 1 and s.things[0].kind == subject.noun]
+    assert all(len(s.things) == 1 for s in subject.tests()[1][1::2])
     itself, its_class = likeness(tests, photographs).mean(), likeness(pictures[kind], photographs).mean()
-    others = [float(likeness(o.tests()[0][::2], photographs).mean()) for o in SUBJECTS.values() if o is not subject]
+    others = [float(likeness(o.tests()[0][1::2], photographs).mean()) for o in SUBJECTS.values() if o is not subject]
     assert itself > its_class + 0.02 and itself > np.mean(others) + 0.1
 
 
@@ -103,6 +110,38 @@ def test_the_sets_are_called_as_the_paper_calls_them(pipe):
     assert class_prompts("ball", 2) == ["a ball"] * 2
     with pytest.raises(ValueError, match="knows no 'duck'; the kinds are ball"):
         class_prompts("duck", 2)
+
+
+def test_photographs_are_prepared_as_their_ways_say(pipe):
+    x = photographs_for(pipe, SUBJECTS["duck"])
+    made = {name: way(x) for name, way in PREPARED.items()}
+    assert torch.equal(made["cropped"], x) and made["small"].shape == (5, 3, 64, 64)
+    assert all(y.shape == x.shape for name, y in made.items() if name != "small")
+    assert all(-1 <= y.min() and y.max() <= 1 for y in made.values())
+    assert 0 < float((made["JPEG"] - x).abs().mean()) < 0.02 and float((made["enlarged"] - x).abs().mean()) > 0.01
+    masks = [measures.thing_masks(y, grow=0)[:, 0] for y in (x, made["stretched"])]
+    wide, high = ([m.amax(d).sum(1).median() for m in masks] for d in (1, 2))
+    assert wide[1] < 0.85 * wide[0] and high[1] > 0.9 * high[0], "things become narrower, and stay as high"
+    bars = made["with bars"]
+    assert (bars[:, :, :15] == 1).all() and (bars[:, :, -15:] == 1).all() and not (bars[:, :, 20:-20] == 1).all()
+    assert subject_set(pipe, SUBJECTS["duck"], prepared="small").latents.shape[-2:] == (8, 8)
+    with pytest.raises(ValueError, match="prepared='squeezed' is unknown; the ways are cropped, JPEG"):
+        subject_set(pipe, SUBJECTS["duck"], prepared="squeezed")
+
+
+def test_errors_by_timestep_are_those_of_training(pipe):
+    given = subject_set(pipe, SUBJECTS["duck"], photographs=2)
+    found = errors_at(pipe, given, [100, 700], draws=2, seed=5)
+    assert found.shape == (2, 2) and torch.equal(found, errors_at(pipe, given, [100, 700], draws=2, seed=5))
+    scheduler, text = DDPMScheduler.from_config(pipe.scheduler.config), diffusion.encode_prompt(pipe, given.prompts)
+    for row, t in zip(found, (100, 700), strict=True):
+        options = {"timesteps": torch.tensor([t, t])}
+        with torch.no_grad():
+            losses = [
+                noise_loss(lambda x, t: pipe.unet(x, t, text).sample, scheduler, given.latents, seeded(seed), **options)
+                for seed in (5, 6)
+            ]
+        assert float(row.mean()) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
 
 
 def test_teaching_moves_a_copy_towards_the_subject_and_not_the_pipeline(pipe):

@@ -94,6 +94,13 @@ class TestPictures:
 
 
 class TestNumbers:
+    def test_points_that_are_not_joined_are_told_apart_by_colour_or_marker(self):
+        values = {str(i): [i] for i in range(10)}
+        figure = figures.curves({k: [1] for k in values}, values, title="T", x_label="x", y_label="y", joined=False)
+        lines = figure.axes[0].get_lines()
+        assert {line.get_linestyle() for line in lines} == {"None"}
+        assert len({(line.get_color(), line.get_marker()) for line in lines}) == 10
+
     def test_curves_hold_their_numbers(self):
         figure = figures.curves(
             [1, 2],

@@ -7,13 +7,16 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 from peft import HRAConfig
+from safetensors.torch import load_file
 
 import companion
 from companion import diffusion, oft_vs_lora
+from companion.controlnet import hint_of, listening
 from companion.finetuning import (
     ATTENTION,
     ControlNet,
     Examples,
+    Follow,
     Full,
     Lora,
     Near,
@@ -43,6 +46,8 @@ METHODS = {
     "textual inversion": TextualInversion(WORD, "a"),
     "controlnet": ControlNet(attention=False),
     "adapter": ControlNet(adapter=True),
+    "follow by oft": Follow(Oft(blocks=2)),
+    "follow by lora": Follow(Lora(rank=2)),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -56,7 +61,7 @@ def a_set(pipe, seed: int, n: int = 3, prompt: str = "a red ball", method=None, 
     unet = pipe.unet.config
     latents = torch.randn(n, 4, unet.sample_size, unet.sample_size, generator=seeded(seed))
     size, prompt = diffusion.picture_size(pipe), f"{WORD} ball" if isinstance(method, TextualInversion) else prompt
-    controls = torch.rand(n, 3, size, size, generator=seeded(seed)) if isinstance(method, ControlNet) else None
+    controls = torch.rand(n, 3, size, size, generator=seeded(seed)) if isinstance(method, ControlNet | Follow) else None
     return Examples(latents, [prompt] * n, controls=controls, **options)
 
 
@@ -177,6 +182,18 @@ def test_what_was_learned_loads_in_the_library_and_draws_the_same(pipe, method, 
         kind = ControlNetModel if not method.adapter else type(tuned.net)
         again = kind.from_pretrained(tmp_path)
         assert all(torch.equal(v, again.state_dict()[k]) for k, v in tuned.net.state_dict().items())
+        return
+    if isinstance(method, Follow):
+        again, hint = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None), hint_of(pipe.unet)
+        hint.load_state_dict(load_file(tmp_path / "hint.safetensors"))
+        shown, x = some.controls[:1], some.latents[:1]
+        states = diffusion.encode_prompt(pipe, prompt)
+        with torch.no_grad():
+            mine, theirs = (
+                listening(unet, net, shown)(x, torch.tensor(300), states).sample
+                for unet, net in ((tuned.pipe.unet, tuned.net), (again.unet, hint))
+            )
+        assert torch.allclose(mine, theirs, atol=1e-4)
         return
     mine = diffusion.draw(tuned.pipe, prompt, 7, **options)
     assert not torch.allclose(mine, diffusion.draw(pipe, prompt, 7, **options), atol=1e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -82,6 +82,7 @@ def test_a_training_is_measured_at_the_steps_that_were_named(pipe, monkeypatch):
     rows = list(teach_and_measure(pipe, setting, [1, 3], steps=1, guidance_scale=1.0))
     assert [row["step"] for row in rows] == [1, 3] and rows[0]["seconds"] < rows[1]["seconds"]
     assert all(row.items() >= asdict(setting).items() for row in rows)
+    assert rows[0]["ceiling"] > rows[0]["floor"], "real pictures of a cactus are more like it than trees are"
     assert rows[0]["likeness"] == 0.5 and rows[1]["distance"] > rows[0]["distance"] > 0
     assert rows[0]["parameters"] == sum(p.numel() for p in attach(pipe, METHODS["LoRA"]("tree")).parameters)
 
@@ -112,6 +113,14 @@ def test_subjects_are_what_is_counted_and_not_seeds():
     assert high - low > 2, "two subjects say little"
 
 
+def test_a_course_has_a_value_for_each_step():
+    rows = [row("OFT", step=s, seed=i, likeness=s / 1000 + i / 10) for s in (100, 50) for i in (0, 1)] + [row("LoRA")]
+    found = sweeps.courses(rows, "OFT", lambda r: r["likeness"])
+    assert list(found) == ["duck"] and list(found["duck"]) == [50, 100]
+    assert found["duck"] == pytest.approx({50: 0.1, 100: 0.15})
+    assert sweeps.courses(rows, "LoRA") == {"duck": {100: pytest.approx(sweeps.score(rows[-1]))}}
+
+
 def test_methods_are_compared_subject_by_subject_each_at_its_own_steps():
     easy = {"duck": 0.2, "cactus": 0.5, "die": 0.8}
     rows = [
@@ -128,6 +137,46 @@ def test_methods_are_compared_subject_by_subject_each_at_its_own_steps():
     assert sweeps.compared(rows, tried, "likeness", "OFT", "LoRA", step=100).verdict == "lower"
     with pytest.raises(ValueError, match="0 subjects were measured by 'OFT' and 'HRA'; two are needed"):
         sweeps.compared(rows, tried, "likeness", "OFT", "HRA", step=100)
+
+
+def test_a_changed_setting_is_compared_subject_by_subject():
+    def stored(subject, likeness, step=100, **change):
+        about = asdict(replace(Setting(subject, "full", 1e-4), **change))
+        return about | {"step": step, "likeness": likeness}
+
+    easy = {"duck": 0.2, "cactus": 0.5, "die": 0.8}
+    rows = [stored(s, v) for s, v in easy.items()] + [stored(s, 9.9, step=50) for s in easy]
+    rows += [stored(s, v - 0.1, prior=False) for s, v in easy.items()]
+    rows += [stored(s, v - 0.1, prior=False, prepared="small") for s, v in easy.items()]
+    found = sweeps.changed(rows, "likeness", 100, {"prior": False}, {})
+    assert found.difference == pytest.approx(-0.1) and found.verdict == "lower" and found.subjects == 3
+    small = sweeps.changed(rows, "likeness", 100, *sweeps.ADVICE["small photographs as they are"])
+    assert small.difference == pytest.approx(0) and small.verdict == "not told apart"
+    with pytest.raises(ValueError, match="0 subjects were measured by {'noun': 'car'} and DreamBooth as it is"):
+        sweeps.changed(rows, "likeness", 100, {"noun": "car"}, {})
+
+
+def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkeypatch, tmp_path):
+    taught = []
+    monkeypatch.setattr(sweeps, "_weights", lambda: "1234")
+    monkeypatch.setattr(sweeps, "best", lambda rows, method: (1e-4, 2))
+    monkeypatch.setattr(sweeps, "stored", lambda plan: [])
+    monkeypatch.setattr(sweeps, "_class", lambda pipe, noun, *rest: None)
+    monkeypatch.setattr(sweeps, "sheet", lambda subject: tmp_path / f"{subject}.jpg")
+    grey = {True: torch.zeros(4, 3, 128, 128), False: torch.zeros(1, 3, 128, 128)}
+    monkeypatch.setattr(sweeps.diffusion, "draw", lambda p, prompts, seeds, **o: grey[isinstance(prompts, list)])
+
+    def teach(pipe, subject, method, **options):
+        taught.append(subject.name)
+        yield type("Taught", (), {"tuned": type("Tuned", (), {"pipe": pipe})})
+
+    monkeypatch.setattr(sweeps, "teach", teach)
+    assert [name for _, _, name in sweeps.draw_sheets(pipe)] == list(SUBJECTS) == taught
+    assert len(list(sweeps.draw_sheets(pipe))) == len(taught) == 12
+    rows = sweeps.sheets()
+    assert list(rows) == list(SUBJECTS) and {row.size for row in rows.values()} == {(128 * len(sweeps.SHOWN), 128)}
+    monkeypatch.setattr(sweeps, "_weights", lambda: "others")
+    assert sweeps.sheets() == {}, "they were drawn with other weights"
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
@@ -150,9 +199,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
     changed = [{k: v for k, v in asdict(other).items() if v != asdict(plain)[k]} for other in others]
     assert changed[:3] == [{"prior": False}, {"noun": "car"}, {"noun": ""}]
     assert changed[3:] == [{"photographs": 1}, {"photographs": 3}, {"latest": 500}]
+    followed = sweeps.advice(sweeps.stored("rates"))
+    assert len(followed) == 9 * 6 and followed[0] == replace(plain, prepared="JPEG")
     lines = sweeps.results("rates").read_text(encoding="utf-8").splitlines()
     other = [json.dumps(json.loads(line) | {"weights": "others"}) for line in lines]
     sweeps.results("rates").write_text("\n".join(other), encoding="utf-8")
     assert sweeps.stored("rates") == [], "they were measured with other weights"
-    with pytest.raises(ValueError, match="'everything' is no plan; there are rates, table, ablations, long"):
+    with pytest.raises(ValueError, match="'everything' is no plan; there are rates, table, ablations, advice, long"):
         next(sweeps.sweep(pipe, "everything"))

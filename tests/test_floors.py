@@ -23,6 +23,7 @@ FLOORS = (
         "samplers",
         "sampler_sweeps",
         "finetuning_sweeps",
+        "control_sweeps",
         "img2img_inpainting",
         "dreambooth",
         "where_to_run",

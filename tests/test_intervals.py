@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from companion import intervals
 from companion.intervals import (
     mean_interval,
     paired_difference,
@@ -94,3 +95,22 @@ class TestPairs:
             paired_ratio([1.0], [1.0])
         with pytest.raises(ValueError, match="1 and 2 values cannot be compared in pairs; .* one at least"):
             paired_difference([1.0], [1.0, 2.0])
+
+
+def test_the_rank_correlation_sees_order_alone():
+    a = [1, 2, 3, 4, 5, 6, 7, 8]
+    r, low, high = intervals.rank_correlation(a, np.exp(a))
+    assert r == pytest.approx(1) and 0.9 < low < high < 1
+    r, low, high = intervals.rank_correlation(a, [3, 1, 4, 1, 5, 9, 2, 6])
+    assert low < 0 < r < high
+    with pytest.raises(ValueError, match="five at least"):
+        intervals.rank_correlation([1, 2], [1, 2])
+    with pytest.raises(ValueError, match="all the same"):
+        intervals.rank_correlation(a, [1] * 8)
+
+
+def test_an_interval_gets_the_word_that_it_deserves():
+    said = [intervals.word(*ends, "more", "less") for ends in ((0.1, 2), (-2, -0.1), (-1, 1), (0, 1))]
+    assert said == ["more", "less", "not told apart from", "not told apart from"]
+    assert intervals.word(1.1, 2, "more", "less", "equal", at=1) == "more"
+    assert intervals.word(0.5, 2, "more", "less", "equal", at=1) == "equal"

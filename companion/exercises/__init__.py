@@ -15,8 +15,10 @@ from __future__ import annotations
 # Importing a notebook's module registers its exercises.
 from companion.exercises import (  # noqa: F401
     controlnet,
+    dreambooth,
     img2img_inpainting,
     latent_diffusion,
+    oft_vs_lora,
     samplers,
     start_here,
     where_to_run,

@@ -134,10 +134,11 @@ def _test_edge_score(edge_score: Answer) -> str:
 @register(NOTEBOOK, _test_edge_score)
 def edge_score(asked, got, tolerance):
     """F1 of edges, booleans (H, W), that count when one of the other map is at most `tolerance` pixels away; else 0."""
+    import numpy as np
     from scipy.ndimage import distance_transform_edt as distance
 
     if not asked.any() or not got.any():
         return 0.0
-    recall = (distance(~got)[asked] <= tolerance).mean()
-    precision = (distance(~asked)[got] <= tolerance).mean()
+    recall = (np.asarray(distance(~got))[asked] <= tolerance).mean()
+    precision = (np.asarray(distance(~asked))[got] <= tolerance).mean()
     return 2 * precision * recall / max(precision + recall, 1e-9)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import companion
 from companion.diffusion import picture_size
 from companion.metrics import pictures_to_tensor
+from companion.models import quiet
 from companion.tabletop.caption import Wish, parse
 from companion.tabletop.judge import SEGMENTS, Judge, Reading
 
@@ -124,7 +125,8 @@ def clip() -> tuple[CLIPModel, CLIPTokenizer]:
     from transformers import CLIPModel, CLIPTokenizer
 
     folder = companion.DATA / "models" / "clip"
-    return CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
+    with quiet():
+        return CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
 
 
 @torch.no_grad()

@@ -1,0 +1,256 @@
+"""The sweep of notebook 06 about control: a condition learned by OFT, LoRA, a ControlNet and others, from all the data
+and from little, and how well each is then followed.
+
+`companion finetunings control` stores it in data/results/control_methods.jsonl, a line for each measurement. It needs
+renders that `companion build renders` draws; the course ships too few to learn from 5 % of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import companion
+from companion.conditions import CONDITIONS
+from companion.controlnet import Asked, as_controls, asked, drawn_with
+from companion.files import written
+from companion.finetuning import (
+    ControlNet,
+    Examples,
+    Follow,
+    Lora,
+    Method,
+    Near,
+    Oft,
+    attach,
+    examples,
+    finetune,
+    merged,
+)
+from companion.finetuning_sweeps import moved
+from companion.intervals import paired_difference, ratio_of_means
+from companion.pretraining.controlnet import to_follow
+from companion.sampler_sweeps import weights_sum
+from companion.tabletop import dataset
+from companion.tabletop.caption import caption
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+#: What learns, by name. All but the first two bring the picture in by the same small encoder, as in the OFT paper.
+METHODS: dict[str, Method] = {
+    "ControlNet": ControlNet(attention=False),
+    "T2I-Adapter": ControlNet(adapter=True),
+    "encoder alone": Follow(None),
+    "LoRA": Follow(Lora(rank=4)),
+    "OFT": Follow(Oft(blocks=4)),
+    "COFT": Follow(Oft(blocks=4, eps=0.5)),
+    "attention": Follow(Near()),
+}
+RATES = (3e-4, 1e-3, 3e-3)
+SHARES = (0.05, 0.5, 1.0)
+DROP = 0.5  # share of prompts left empty, as for the ControlNets
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training.
+
+    Attributes:
+        method: of `METHODS`.
+        lr: learning rate.
+        share: of the examples that it learns from.
+        seed: of everything random.
+        rating: whether it only helps to choose the learning rate; its pictures are of other scenes.
+    """
+
+    method: str
+    lr: float
+    share: float = 1.0
+    seed: int = 0
+    rating: bool = False
+
+
+def some_of(whole: Examples, share: float) -> Examples:
+    """The first part of a set, one example at least."""
+    n = max(1, round(share * len(whole.latents)))
+    controls = None if whole.controls is None else whole.controls[:n]
+    return Examples(whole.latents[:n], list(whole.prompts)[:n], whole.weight, controls)
+
+
+def train_and_measure(
+    pipe: StableDiffusionPipeline,
+    setting: Setting,
+    lessons: Examples,
+    held: Asked,
+    at: Sequence[int],
+    *,
+    batch: int = 16,
+    sampling: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Train as the setting says, and yield a row after each of the steps `at`.
+
+    Rows have the setting, "condition", "step", "parameters", "followed" (a number for each picture that was asked for),
+    and how far the U-Net's weights have moved (`finetuning_sweeps.moved`).
+
+    Args:
+        held: held-out scenes that pictures shall follow.
+        sampling: options of `diffusion.draw`: steps and guidance_scale.
+    """
+    tuned = attach(pipe, METHODS[setting.method], setting.seed)
+    sets = [some_of(lessons, setting.share)]
+    numbers = sum(p.numel() for p in tuned.parameters)
+    for progress in finetune(tuned, sets, max(at), lr=setting.lr, batch=batch, drop=DROP, seed=setting.seed):
+        if progress.step not in at:
+            continue
+        plain = merged(tuned)
+        with torch.no_grad():
+            drawn = drawn_with(plain, tuned.net, held.controls, held.prompts, held.seeds, **sampling)
+            away = moved(pipe.unet, plain.unet)
+        about = {"condition": held.condition.name, "step": progress.step, "parameters": numbers}
+        found = [round(float(v), 4) for v in held.followed(drawn)]
+        yield asdict(setting) | about | {"followed": found} | {k: round(v, 9) for k, v in away.items()}
+
+
+def limits(pipe: StableDiffusionPipeline, held: Asked, **sampling: Any) -> dict[str, list[float]]:
+    """What the same scenes give without a control ("floor"), and what is found in their renders ("ceiling")."""
+    drawn = drawn_with(pipe, None, held.controls, held.prompts, held.seeds, **sampling)
+    found = {"floor": held.followed(drawn), "ceiling": held.followed(held.renders)}
+    return {name: [round(float(v), 4) for v in values] for name, values in found.items()}
+
+
+# ---- The plan --------------------------------------------------------------------------------------------------------
+
+
+def ratings() -> list[Setting]:
+    """Each method at each learning rate, once: how its own best one is found."""
+    return [Setting(method, lr, rating=True) for method in METHODS for lr in RATES]
+
+
+def best(rows: Sequence[Mapping[str, Any]], method: str) -> float:
+    """The learning rate at which a method was followed best at its last step. Raises ValueError when none was tried."""
+    tried = [row for row in rows if row["rating"] and row["method"] == method]
+    if not tried:
+        raise ValueError(f"no learning rate of {method!r} was tried yet: companion finetunings control")
+    last = max(row["step"] for row in tried)
+    return max((r for r in tried if r["step"] == last), key=lambda r: float(np.nanmean(r["followed"])))["lr"]
+
+
+def plan(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
+    """Every method at its best learning rate, from each share of the data, with several seeds."""
+    return [Setting(m, best(rows, m), share, seed) for seed in range(seeds) for share in SHARES for m in METHODS]
+
+
+def results() -> Path:
+    """Where the rows are stored."""
+    return companion.DATA / "results" / "control_methods.jsonl"
+
+
+def stored() -> list[dict[str, Any]]:
+    """The rows that were measured with the weights in data/models; [] when there are none."""
+    path = results()
+    if not path.exists():
+        return []
+    weights = weights_sum(companion.DATA / "models" / "tabletop")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["weights"] == weights]
+
+
+def sweep(
+    run: Callable[[Setting], Iterator[dict[str, Any]]], seeds: int = 3
+) -> Iterator[tuple[int, int, Setting, float]]:
+    """Measure what is lacking, first the learning rates, and store the rows; yields how many settings are done, of how
+    many, which, and how well it is followed in the mean. It may be stopped, and goes on with the next setting.
+
+    run: trains a setting and yields its rows, as `train_and_measure` does.
+    """
+    rows, weights = stored(), weights_sum(companion.DATA / "models" / "tabletop")
+    done, total = 0, len(ratings()) + seeds * len(SHARES) * len(METHODS)
+    for part in (lambda rows: ratings(), lambda rows: plan(rows, seeds)):
+        for setting in part(rows):
+            mine = [row for row in rows if asdict(setting).items() <= row.items()]
+            if not mine:
+                mine = [row | {"weights": weights} for row in run(setting)]
+                rows += mine
+                with written(results()) as temporary:
+                    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            done += 1
+            yield done, total, setting, float(np.nanmean(mine[-1]["followed"]))
+
+
+def measure(
+    pipe: StableDiffusionPipeline,
+    renders: Path,
+    name: str = "canny",
+    *,
+    count: int = 2000,
+    training: int = 1000,
+    batch: int = 16,
+    seeds: int = 3,
+    pictures: int = 48,
+    **sampling: Any,
+) -> Iterator[tuple[int, int, Setting, float]]:
+    """The whole sweep, from renders of the split "train" in a folder; yields as `sweep` does.
+
+    Args:
+        name: of the condition.
+        count: how many renders are all of the data.
+        training: steps of each training.
+        pictures: held-out scenes that are drawn; learning rates are chosen on as many others.
+        sampling: options of `diffusion.draw`: steps and guidance_scale.
+    """
+    condition = CONDITIONS[name]
+    maps, places, scenes = to_follow(renders, "train", condition, count)
+    shown = dataset.read(renders, "train", ("picture",), count)["picture"][places]
+    controls = as_controls(list(condition.paint(maps)), shown.shape[1])
+    lessons = examples(pipe, shown, [caption(s) for s in scenes], controls=controls)
+    held = {True: asked(pipe, name, pictures), False: asked(pipe, name, pictures, skip=pictures)}
+    ends = {rating: limits(pipe, some, **sampling) for rating, some in held.items()}
+    at = sorted({max(1, training // 4), max(1, training // 2), training})
+
+    def run(setting: Setting) -> Iterator[dict[str, Any]]:
+        options: dict[str, Any] = {"batch": batch, "sampling": sampling}
+        for row in train_and_measure(pipe, setting, lessons, held[setting.rating], at, **options):
+            yield row | ends[setting.rating]
+
+    return sweep(run, seeds)
+
+
+# ---- Comparing -------------------------------------------------------------------------------------------------------
+
+
+def followed(rows: Sequence[Mapping[str, Any]], method: str, share: float = 1.0, step: int | None = None) -> np.ndarray:
+    """How well each picture follows (N,), the mean over seeds, at a step, the last one by default.
+
+    Raises ValueError when it was not measured.
+    """
+    mine = [r for r in rows if not r["rating"] and (r["method"], r["share"]) == (method, share)]
+    step = step or max((r["step"] for r in mine), default=0)
+    found = [r["followed"] for r in mine if r["step"] == step]
+    if not found:
+        raise ValueError(f"{method!r} was not measured with {share:.0%} of the data: companion finetunings control")
+    return np.mean(found, axis=0)
+
+
+def share_of_the_way(drawn: np.ndarray, limits: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
+    """How much of the way from no control to renders was gone, and both ends of its interval (see
+    `controlnet.Fidelity.share`)."""
+    floor, ceiling = (np.asarray(limits[name], float) for name in ("floor", "ceiling"))
+    there = ~np.isnan(ceiling)
+    return ratio_of_means((drawn - floor)[there], (ceiling - floor)[there])
+
+
+def compared(rows: Sequence[Mapping[str, Any]], method: str, rival: str, share: float = 1.0) -> tuple[str, str]:
+    """Whether a method is followed "better", "worse", or "not told apart" from its rival over the pictures, and the
+    numbers in words. It is for conditions in which more is better."""
+    a, b = (followed(rows, name, share) for name in (method, rival))
+    there = ~(np.isnan(a) | np.isnan(b))
+    difference, low, high = paired_difference(a[there], b[there])
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+    return verdict, f"{np.nanmean(a):.3f} against {np.nanmean(b):.3f}, {difference:+.3f} ({low:+.3f} to {high:+.3f})"

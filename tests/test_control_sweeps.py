@@ -1,0 +1,97 @@
+"""The control sweep: it learns from the share that it says, goes on where it was stopped, and compares pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+import companion
+from companion import control_sweeps as sweeps
+from companion.conditions import CONDITIONS
+from companion.control_sweeps import METHODS, Setting
+from companion.controlnet import Asked, as_controls
+from companion.diffusion import encode
+from companion.finetuning import Examples
+from companion.metrics import pictures_to_tensor
+from companion.tabletop.samples import held_out
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return companion.load(device="cpu")
+
+
+def row(method="OFT", followed=(0.5, 0.6, 0.7, 0.6, 0.5), **values):
+    return asdict(Setting(method, 1e-3)) | {"step": 100, "followed": list(followed)} | values
+
+
+def test_a_share_is_the_first_part():
+    whole = Examples(torch.randn(40, 4, 2, 2), [str(i) for i in range(40)], controls=torch.rand(40, 3, 8, 8))
+    few = sweeps.some_of(whole, 0.05)
+    assert list(few.prompts) == ["0", "1"] and torch.equal(few.controls, whole.controls[:2])
+    assert len(sweeps.some_of(whole, 0.001).latents) == 1 and len(sweeps.some_of(whole, 1).latents) == 40
+
+
+@pytest.mark.parametrize("method", ["OFT", "ControlNet"])
+def test_a_training_is_measured_at_the_steps_that_were_named(pipe, method):
+    condition, (pictures, scenes) = CONDITIONS["canny"], held_out(2)
+    maps = condition.annotate(pictures)
+    held = Asked(condition, condition.paint(maps), maps, pictures_to_tensor(pictures), scenes)
+    lessons = Examples(encode(pipe, held.renders), held.prompts, controls=as_controls(list(held.controls), 128))
+    sampling = {"steps": 1, "guidance_scale": 1.0}
+    rows = list(
+        sweeps.train_and_measure(pipe, Setting(method, 1e-2), lessons, held, [1, 2], batch=1, sampling=sampling)
+    )
+    assert [r["step"] for r in rows] == [1, 2] and all(len(r["followed"]) == 2 for r in rows)
+    assert rows[0]["condition"] == "canny" and (rows[1]["distance"] > 0) == (method == "OFT")
+    limits = sweeps.limits(pipe, held, **sampling)
+    assert np.mean(limits["ceiling"]) > 0.95 > np.mean(limits["floor"])
+
+
+def test_a_stopped_sweep_goes_on_with_each_method_at_its_best_rate(monkeypatch, tmp_path):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    monkeypatch.setattr(sweeps, "weights_sum", lambda folder: "these")
+    trained = []
+
+    def run(setting):
+        trained.append(setting)
+        good = setting.method != "LoRA" or setting.lr == 3e-4
+        yield row(step=50, followed=[0.9] * 5) | asdict(setting)
+        yield row(followed=[0.8 if good else 0.1] * 5) | asdict(setting)
+
+    some = sweeps.sweep(run, seeds=1)
+    assert [next(some)[:2] for _ in range(4)][-1] == (4, 21 + 21)
+    assert len(sweeps.stored()) == 8
+    assert len(list(sweeps.sweep(run, seeds=1))) == 42 and len(trained) == 42
+    assert {s.lr for s in trained if s.method == "LoRA" and not s.rating} == {3e-4}
+    assert {s.share for s in trained if not s.rating} == {0.05, 0.5, 1.0}
+    with pytest.raises(ValueError, match="no learning rate of 'OFT' was tried yet: companion finetunings control"):
+        sweeps.best([], "OFT")
+
+
+def test_methods_are_compared_picture_by_picture():
+    lower = [v - 0.1 for v in (0.5, 0.6, 0.7, 0.6, 0.5)]
+    rows = [
+        row(),
+        row(seed=1),
+        row("LoRA", lower),
+        row("LoRA", [0.0] * 5, step=50),
+        row("LoRA", [9.0] * 5, rating=True),
+    ]
+    assert sweeps.followed(rows, "LoRA") == pytest.approx(lower)
+    verdict, said = sweeps.compared(rows, "OFT", "LoRA")
+    assert verdict == "better" and "0.580 against 0.480" in said
+    assert sweeps.compared(rows, "LoRA", "OFT")[0] == "worse" and sweeps.compared(rows, "OFT", "OFT")[0] != "better"
+    gone, low, high = sweeps.share_of_the_way(
+        np.full(6, 0.6), {"floor": [0.2] * 6, "ceiling": [1.0] * 5 + [float("nan")]}
+    )
+    assert gone == low == high == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="'HRA' was not measured with 50% of the data"):
+        sweeps.followed(rows, "HRA", 0.5)
+
+
+def test_every_method_is_one_that_follows():
+    assert all(hasattr(method, "_attach") for method in METHODS.values())
