@@ -172,7 +172,7 @@ class TestSweeps:
             return (judged(*cell, 1, prompts=prompts, guidance=guidance_scale) for cell in cells)
 
         weights, asked = "abc", []
-        monkeypatch.setattr(models, "load", lambda name, device: pipe)
+        monkeypatch.setattr(models, "load", lambda name, device, dtype: pipe)
         monkeypatch.setattr(sweeps, "PROMPTS", ("ab", "cd"))
         monkeypatch.setattr(sweeps, "EVALUATIONS", (2,))
         monkeypatch.setattr(sweeps, "DOUBLED", (2, 4, 8))
