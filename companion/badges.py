@@ -32,7 +32,7 @@ _PLACES = (
     rf"(colab\.research\.google\.com/github/)({_REPO})(/blob/)([\w.-]+)(/)",
     rf"(mybinder\.org/v2/gh/)({_REPO})(/)([\w.-]+)(\?)",
     rf"(git clone -q --depth 1 https://github\.com/)({_REPO})( )()(/content/course)",
-    rf"(git clone (?:--depth 1 )?https://github\.com/)({_REPO})()()(\s)",
+    rf"(git clone --depth 1 https://github\.com/)({_REPO})()()(\s)",
     rf"(repository-code: https://github\.com/)({_REPO})()()(\s)",
 )
 

@@ -20,7 +20,7 @@ from companion.controlnet import Control, Controlled, as_controls, controlnet_of
 from companion.models import seeded
 from companion.tabletop.scene import BONES, JOINTS
 from companion.widgets import PoseEditor, PoseToPicture, ScribblePad, ScribbleToPicture, base
-from companion.widgets.base import LINE, VIEW
+from companion.widgets.base import KEPT, LINE, VIEW
 from companion.widgets.controlnet import BLANK, as_pose, parents, poses
 from companion.widgets.painter import SIDE
 
@@ -277,7 +277,7 @@ class TestPoseToPicture:
         sheet = np.asarray(Image.open(io.BytesIO(panel.still())))
         assert np.array_equal(sheet[LINE:, :SIDE], np.asarray(panel.editor.preview()))
         assert np.array_equal(sheet[LINE:, -SIDE:], shown(panel)) and shown(panel).shape == (SIDE, SIDE, 3)
-        assert kept(panel).shape == (SIDE + LINE, 2 * SIDE + 8, 3)
+        assert kept(panel).shape == (round((SIDE + LINE) * KEPT / (2 * SIDE + 8)), KEPT, 3)
 
 
 class TestScribbleToPicture:
@@ -285,7 +285,7 @@ class TestScribbleToPicture:
         follow = []
         panel = ScribbleToPicture(pipe, net, "ab", **SETTINGS)
         assert panel.result is None and panel.message.value.startswith("Nothing is drawn on the pad yet")
-        assert (shown(panel) == BLANK).all() and kept(panel).shape == (SIDE + LINE, 2 * SIDE + 8, 3)
+        assert (shown(panel) == BLANK).all() and kept(panel).shape == (round((SIDE + LINE) * KEPT / (2 * SIDE + 8)), KEPT, 3)
         lines = np.zeros((32, 32), np.uint8)
         lines[8:10, 4:28] = 255
         panel.editor.array = lines

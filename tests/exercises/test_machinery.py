@@ -19,7 +19,7 @@ def test_an_unknown_exercise_is_named():
     with pytest.raises(ValueError, match="no exercise 'composse'; did you mean 'compose'"):
         exercises.solution("composse")
     with pytest.raises(
-        ValueError, match="The exercises are: ask, twice, remove_noise.*break_even$"
+        ValueError, match="The exercises are: ask, twice, add_noise, remove_noise.*break_even$"
     ):  # as in the course
         exercises.exercise("composse")
 

@@ -106,6 +106,7 @@ def test_every_measure_of_the_report_is_taken(tmp_path, monkeypatch):
         report.dataset, "read", lambda folder, split, names, count=None: {k: columns[k][:count] for k in names}
     )
     monkeypatch.setattr(report.dataset, "scenes", lambda folder, split, count=None: scenes[:count])
+    monkeypatch.setattr(report, "controls", lambda *_: {})  # tested by themselves
     said = []
     found = report.measure(tmp_path, 0.01, said.append)
     few = {"frechet", "frechet_halves", "frechet_ratio", "frechet_things_ratio"}
@@ -125,7 +126,7 @@ def test_controlnets_are_measured_on_what_they_were_asked_for(small_world, tmp_p
     renders = tmp_path / "renders"
     renders.mkdir()
     shutil.copy(dataset.shard_path(small_world / "renders", "val", 0), dataset.shard_path(renders, "test", 0))
-    monkeypatch.setattr(report, "find", lambda _: SimpleNamespace(steps=2, guidance=2.0))
+    monkeypatch.setattr(report, "find", lambda _: SimpleNamespace(steps=10, guidance=3.0))
     found = report.controls(pipe, tmp_path, 6)
     assert found["control_softedge"] == found["control_softedge_low"] == found["control_softedge_high"] == 0
     assert found["control_softedge_floor"] == found["control_softedge_drawn"] < found["control_softedge_ceiling"] == 1
