@@ -285,7 +285,11 @@ class TestScribbleToPicture:
         follow = []
         panel = ScribbleToPicture(pipe, net, "ab", **SETTINGS)
         assert panel.result is None and panel.message.value.startswith("Nothing is drawn on the pad yet")
-        assert (shown(panel) == BLANK).all() and kept(panel).shape == (round((SIDE + LINE) * KEPT / (2 * SIDE + 8)), KEPT, 3)
+        assert (shown(panel) == BLANK).all() and kept(panel).shape == (
+            round((SIDE + LINE) * KEPT / (2 * SIDE + 8)),
+            KEPT,
+            3,
+        )
         lines = np.zeros((32, 32), np.uint8)
         lines[8:10, 4:28] = 255
         panel.editor.array = lines
