@@ -463,6 +463,7 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
     lines = {
         p.stem: [json.loads(line) for line in p.read_text(encoding="utf-8").splitlines()]
         for p in sorted(logs.glob("*.jsonl"))
+        if not p.stem.startswith(("controlnet-", "adapter-", "trial-", "early-"))  # notebook 04 shows these
     }
     measured = {name: lines.pop(name) for name in list(lines) if name.endswith("-measured")}
     if not lines:
