@@ -108,15 +108,14 @@ def finetunings(
     count: Annotated[int, typer.Option(min=20, help="Renders that are all of the data, for control.")] = 2000,
     steps: Annotated[int, typer.Option(min=4, help="Of training, for control.")] = 1000,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind, for control.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Settings that are measured beside each other.")] = 1,
     device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
 ) -> None:
     """Finetune by every method, and store what each learned, forgot and moved; it may be stopped, and goes on."""
     with _sentences():
-        import companion
-        from companion.models import find
+        from companion.finetuning_sweeps import draw_sheets, prepared, sweep
 
-        entry, pipe = find("tabletop"), companion.load(device=device)
-        settings: dict[str, Any] = {"steps": entry.steps, "guidance_scale": entry.guidance}
+        pipe, settings = prepared(device)
         if plan == "control":
             from companion.control_sweeps import measure
 
@@ -124,13 +123,11 @@ def finetunings(
             for done, total, setting, mean in measure(pipe, renders, **options, **settings):
                 typer.echo(f"{done} of {total}: {setting.method}, {setting.lr:g}, {setting.share:.0%}: {mean:.3f}")
             return
-        from companion.finetuning_sweeps import draw_sheets, sweep
-
         if plan == "subjects":
             for done, total, subject in draw_sheets(pipe, **settings):
                 typer.echo(f"{done} of {total}: {subject}")
             return
-        for done, total, setting in sweep(pipe, plan, **settings):
+        for done, total, setting in sweep(pipe, plan, workers, **settings):
             typer.echo(f"{done} of {total}: {setting.subject}, {setting.method}, {setting.lr:g}, seed {setting.seed}")
 
 

@@ -9,10 +9,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +44,7 @@ from companion.finetuning import ATTENTION, Full, Lora, Method, Near, Oft, Peft,
 from companion.intervals import mean_interval, paired_difference
 from companion.latent_diffusion import prompt_for
 from companion.metrics import tensor_to_bytes
+from companion.models import find
 from companion.sampler_sweeps import weights_sum
 from companion.tabletop.measures import clip_pictures, met
 from companion.tabletop.scene import COLOURS, KINDS, WITHHELD
@@ -280,15 +285,34 @@ def _class(pipe: StableDiffusionPipeline, noun: str, n: int, options: tuple[tupl
 
 # ---- Plans -----------------------------------------------------------------------------------------------------------
 
-RATES = tuple(round(10 ** (-5 + i / 2), 8) for i in range(7))  # 1e-5 to 1e-2, two in each decade
-FEW = ("duck", "windmill", "cactus")  # subjects of the sweeps that try many settings
+
+def _half_decades(low: float, n: int = 5) -> tuple[float, ...]:
+    return tuple(round(low * 10 ** (i / 2), 6) for i in range(n))
+
+
+_WEIGHTS_LEARN, _ADAPTERS_LEARN, _WORDS_LEARN = (_half_decades(low) for low in (3e-5, 3e-4, 1e-3))
+#: The learning rates that are tried with each method: two in each decade, around what guides and a few trials say.
+RATES = {
+    method: _WORDS_LEARN
+    if method == "textual inversion"
+    else _WEIGHTS_LEARN
+    if method.startswith(("full", "attention"))
+    else _ADAPTERS_LEARN
+    for method in METHODS
+}
+FEW = ("duck", "cactus")  # subjects on which learning rates are chosen; all others are measured with what was chosen
 COMPARED = ("full", "attention", "attention, near", "LoRA", "OFT", "COFT", "HRA")
-STEPS = (50, 100, 200, 400)
+STEPS = (50, 100, 200)
 
 
 def rates() -> list[Setting]:
     """Each method at each learning rate, on a few subjects: how its own best one is found."""
-    return [Setting(subject, method, lr) for method in METHODS for lr in RATES for subject in FEW]
+    return [Setting(subject, method, lr) for method in METHODS for lr in RATES[method] for subject in FEW]
+
+
+def at_the_edge(rows: Sequence[Mapping[str, Any]], method: str) -> bool:
+    """Whether a method did best at the smallest or largest rate that was tried, so that others may be better yet."""
+    return best(rows, method)[0] in (RATES[method][0], RATES[method][-1])
 
 
 def score(row: Mapping[str, Any]) -> float:
@@ -379,7 +403,7 @@ PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
     "table": (table, STEPS),
     "ablations": (ablations, STEPS),
     "advice": (advice, STEPS),
-    "long": (long, (200, 500, 1000, 2000)),
+    "long": (long, (200, 500, 1000)),
 }
 
 
@@ -401,24 +425,74 @@ def _weights() -> str:
     return weights_sum(companion.DATA / "models" / "tabletop")
 
 
-def sweep(pipe: StableDiffusionPipeline, plan: str, **options: Any) -> Iterator[tuple[int, int, Setting]]:
+#: How the pictures that are measured are drawn: in few steps, without the noise of the stochastic sampler.
+DRAWING = {"steps": 10}
+
+
+def prepared(device: str = "cpu") -> tuple[StableDiffusionPipeline, dict[str, Any]]:
+    """The miniature for a sweep, and the options of `diffusion.draw` for its pictures."""
+    pipe = companion.load(device=device)
+    pipe.scheduler = diffusion.steady(pipe.scheduler)
+    return pipe, {**DRAWING, "guidance_scale": find("tabletop").guidance}
+
+
+def sweep(
+    pipe: StableDiffusionPipeline, plan: str, workers: int = 1, **options: Any
+) -> Iterator[tuple[int, int, Setting]]:
     """Measure what a plan still lacks, and store its rows; yields how many settings are done, of how many, and which.
 
-    It may be stopped at any time, and goes on with the next setting. Raises ValueError for an unknown plan, or one that
-    needs `rates` first.
+    It may be stopped at any time, and goes on with the next setting. With several workers, processes of one thread each
+    measure settings beside each other, on pipelines of their own (see `prepared`): small batches fill no second core.
+    Raises ValueError for an unknown plan, or one that needs `rates` first.
     """
     if plan not in PLANS:
         raise ValueError(f"{plan!r} is no plan; there are {', '.join(PLANS)}")
     make, at = PLANS[plan]
     settings, rows = make(stored("rates")), stored(plan)
     there = {json.dumps({key: row[key] for key in asdict(settings[0])}) for row in rows}
-    for done, setting in enumerate(settings, 1):
-        if json.dumps(asdict(setting)) not in there:
-            for row in teach_and_measure(pipe, setting, at, **options):
-                rows.append(row | {"weights": _weights()})
-            with written(results(plan)) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lacking = [setting for setting in settings if json.dumps(asdict(setting)) not in there]
+    done = len(settings) - len(lacking)
+    for setting, found in zip(lacking, _measured(pipe, lacking, at, workers, options), strict=True):
+        rows += [row | {"weights": _weights()} for row in found]
+        with written(results(plan)) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        done += 1
         yield done, len(settings), setting
+
+
+def _measured(
+    pipe: StableDiffusionPipeline, settings: Sequence[Setting], at: Sequence[int], workers: int, options: dict[str, Any]
+) -> Iterator[list[dict[str, Any]]]:
+    if workers == 1:
+        yield from (list(teach_and_measure(pipe, setting, at, **options)) for setting in settings)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (str(pipe.device),))
+    try:
+        yield from pool.map(partial(_in_worker, at=tuple(at), options=options), settings)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_pipe: StableDiffusionPipeline
+
+
+def _begin(device: str) -> None:
+    global _worker_pipe
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker_pipe, _ = prepared(device)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next setting for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _in_worker(setting: Setting, *, at: Sequence[int], options: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(teach_and_measure(_worker_pipe, setting, at, **options))
 
 
 # ---- Comparing -------------------------------------------------------------------------------------------------------

@@ -106,6 +106,26 @@ def test_the_best_rate_is_good_at_all_three():
         best(rows, "HRA")
 
 
+def test_rates_are_tried_on_both_sides_of_the_best():
+    assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == 10 * 5 * 2
+    assert sweeps.RATES["full"] == pytest.approx((3e-5, 9.5e-5, 3e-4, 9.49e-4, 3e-3), rel=1e-3)
+    low, middle, high = (sweeps.RATES["OFT"][i] for i in (0, 2, -1))
+    others = [row("OFT", lr=lr, likeness=0.2) for lr in sweeps.RATES["OFT"]]
+    assert not sweeps.at_the_edge([*others, row("OFT", lr=middle)], "OFT")
+    assert all(sweeps.at_the_edge([*others, row("OFT", lr=lr)], "OFT") for lr in (low, high))
+
+
+def test_workers_measure_what_one_process_measures(pipe):
+    """Two settings of one step, each in a process of its own."""
+    settings = [Setting("duck", "LoRA", 1e-3, prior=False), Setting("duck", "OFT", 1e-3, prior=False)]
+    _, options = sweeps.prepared()
+    options["steps"] = 1
+    alone, beside = (list(sweeps._measured(pipe, settings, (1,), workers, options)) for workers in (1, 2))
+    assert [rows[0]["method"] for rows in beside] == ["LoRA", "OFT"]
+    for a, b in zip(alone, beside, strict=True):
+        assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=1e-4) and a[0]["parameters"] == b[0]["parameters"]
+
+
 def test_subjects_are_what_is_counted_and_not_seeds():
     rows = [row(subject=s, seed=i, likeness=v + 0.1 * i) for s, v in (("duck", 0.2), ("cactus", 0.4)) for i in (0, 1)]
     mean, low, high = summary(rows, "likeness", "LoRA", 100)
@@ -192,15 +212,16 @@ def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
     monkeypatch.setattr(sweeps, "rates", lambda: [Setting("duck", m, lr) for m in METHODS for lr in (1e-4, 1e-3)])
     run = sweeps.sweep(pipe, "rates")
     assert [next(run)[:2] for _ in range(3)] == [(1, 20), (2, 20), (3, 20)]
-    assert len(sweeps.stored("rates")) == 3 * 4
-    assert len(list(sweeps.sweep(pipe, "rates"))) == 20 and len(measured) == 20
-    assert len(list(sweeps.sweep(pipe, "table"))) == 3 * 9 * len(METHODS)
+    assert len(sweeps.stored("rates")) == 3 * 3
+    gone_on = list(sweeps.sweep(pipe, "rates"))
+    assert [done for done, _, _ in gone_on] == list(range(4, 21)) and len(measured) == 20
+    assert len(list(sweeps.sweep(pipe, "table"))) == 3 * 10 * len(METHODS)
     plain, *others = sweeps.ablations(sweeps.stored("rates"))[:7]
     changed = [{k: v for k, v in asdict(other).items() if v != asdict(plain)[k]} for other in others]
     assert changed[:3] == [{"prior": False}, {"noun": "car"}, {"noun": ""}]
     assert changed[3:] == [{"photographs": 1}, {"photographs": 3}, {"latest": 500}]
     followed = sweeps.advice(sweeps.stored("rates"))
-    assert len(followed) == 9 * 6 and followed[0] == replace(plain, prepared="JPEG")
+    assert len(followed) == 10 * 6 and followed[0] == replace(plain, prepared="JPEG")
     lines = sweeps.results("rates").read_text(encoding="utf-8").splitlines()
     other = [json.dumps(json.loads(line) | {"weights": "others"}) for line in lines]
     sweeps.results("rates").write_text("\n".join(other), encoding="utf-8")
