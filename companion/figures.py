@@ -189,6 +189,8 @@ def grid(
                 shown = axis.imshow(arrays[index], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             else:
                 axis.imshow(arrays[index], interpolation="antialiased")
+                for spine in axis.spines.values():  # a white border would vanish on a white page
+                    spine.set(visible=True, color="#cccccc", linewidth=0.5)
             if labels is not None and index < len(items):
                 axis.set_title(labels[index], fontsize=8, pad=3)
         for axis, name in zip(axes[:, 0], row_names or (), strict=False):
@@ -368,59 +370,6 @@ def scatter(
 
 def _colours() -> list[str]:
     return list(COLOURS) * 3
-
-
-# ---- The whole machine -----------------------------------------------------------------------------------------------
-
-#: The parts of a latent diffusion model: where each stands (left, bottom), its width, and what is written in it.
-PARTS = {
-    "text encoder": (1.15, 1.0, 1.15, "text encoder"),
-    "U-Net": (2.95, 1.0, 1.0, "U-Net"),
-    "guidance": (4.2, 1.0, 0.95, "guidance"),
-    "scheduler": (4.2, 0.15, 0.95, "scheduler"),
-    "decoder": (5.75, 1.0, 0.95, "decoder"),
-    "encoder": (1.15, 0.15, 1.15, "encoder"),
-}
-#: What goes from one place to another: the two ends, and a word with its place.
-_ARROWS = (
-    ((0.75, 1.25), (1.15, 1.25), "prompt", (0.4, 1.25)),
-    ((2.3, 1.25), (2.95, 1.25), "vectors", (2.62, 1.37)),
-    ((3.95, 1.25), (4.2, 1.25), "", (0, 0)),
-    ((4.67, 1.0), (4.67, 0.65), "noise", (4.95, 0.83)),
-    ((4.2, 0.4), (3.45, 1.0), "", (0, 0)),
-    ((5.15, 0.4), (6.2, 1.0), "latents", (6.0, 0.5)),
-    ((6.7, 1.25), (7.05, 1.25), "picture", (7.4, 1.25)),
-    ((0.75, 0.4), (1.15, 0.4), "picture", (0.4, 0.4)),
-    ((2.3, 0.4), (3.2, 1.0), "latents", (2.95, 0.6)),
-)
-
-
-def machine(*lit: str, caption: str = "") -> Figure:
-    """The whole machine as a drawing, with the parts `lit` (names from `PARTS`) in colour.
-
-    Raises ValueError for a part that there is not.
-    """
-    if unknown := set(lit) - set(PARTS):
-        raise ValueError(f"{sorted(unknown)} are no parts of the machine; the parts are {', '.join(PARTS)}")
-    with rc_context(STYLE):
-        figure, axes = _new(WIDTH, 1.75, 1, 1, "", caption)
-        axis = axes[0, 0]
-        _bare(axis)
-        axis.set(xlim=(0, 7.8), ylim=(0, 1.75))
-        for (x, y), to, word, place in _ARROWS:
-            axis.annotate("", to, (x, y), arrowprops={"arrowstyle": "->", "color": FAINT})
-            axis.text(*place, word, ha="center", va="center", color=FAINT, fontsize=9)
-        for name, (left, bottom, width, text) in PARTS.items():
-            on = name in lit
-            colours = {"facecolor": COLOURS[0] if on else "#f2f2f2", "edgecolor": COLOURS[0] if on else "#999999"}
-            axis.add_patch(Rectangle((left, bottom), width, 0.5, **colours))
-            middle = (left + width / 2, bottom + 0.25)
-            axis.text(*middle, text, ha="center", va="center", color="white" if on else INK, fontsize=10)
-        axis.text(3.5, 0.12, "begins as noise,\nand goes round", ha="center", va="center", color=FAINT, fontsize=9)
-        axis.text(
-            3.9, 1.64, "again and again, with a little less noise each time", ha="center", color=FAINT, fontsize=9
-        )
-    return figure
 
 
 class Table:

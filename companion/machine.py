@@ -160,7 +160,7 @@ class _Drawing:
         self.box(72, 21.4, 11, 6, "guidance", "guidance")
         self.box(72, 14.4, 11, 6, "sampler", "sampler")
         self.line((77.5, 14.4), (77.5, 3), (20.5, 3), (20.5, 18.6), part="sampler")
-        self.text(65, 4.6, "one step further: $x_{t-1}$, some 20 times", 7.5, faint=True)
+        self.text(49, 1, "one step further: $x_{t-1}$, some 20 times", 7.5, faint=True)
 
     def picture(self) -> None:
         self.arrow((83, 17.4), (86, 17.4))

@@ -4,6 +4,8 @@ with an eye.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,18 +67,37 @@ def _standing(front: str, count: int) -> str:
 
 
 def eye_and_judge() -> dict[str, dict[str, float]]:
-    """Of the things in 120 pictures that the shipped model drew, the share of each kind that an eye calls clear, under
-    "an eye", and the share that the judge reads as asked for, under "the judge"; {} when no eye has judged them.
-    `companion build report` measured both.
+    """Of the things in 120 pictures that the shipped model drew, the share of each kind that a reader called clear, the
+    share whose kind the reader could tell (clear or doubtful), and the share that the judge reads as asked for; {} when
+    none has looked. `companion build report` measured what the judge reads.
     """
     from companion.models import reported
+    from companion.pretraining import eye
     from companion.tabletop.scene import KINDS
 
     numbers = reported()
-    if f"eye_judge_{KINDS[0]}" not in numbers:
+    if f"eye_judge_{KINDS[0]}" not in numbers or not eye.VERDICTS.exists():
         return {}
-    names = {"an eye": "eye", "the judge": "eye_judge"}
-    return {name: {kind: numbers[f"{key}_{kind}"] for kind in KINDS} for name, key in names.items()}
+    prompts, said = eye.load_prompts(), {kind: list[str]() for kind in KINDS}
+    for verdict in eye.load_verdicts(eye.VERDICTS):
+        said[prompts[verdict.prompt].kinds[verdict.thing]].append(verdict.word)
+    return {
+        "clear to the eye": {kind: words.count("clear") / len(words) for kind, words in said.items()},
+        "the eye can tell the kind": {kind: 1 - words.count("wrong") / len(words) for kind, words in said.items()},
+        "the judge reads the kind": {kind: numbers[f"eye_judge_{kind}"] for kind in KINDS},
+    }
+
+
+def eye_counts() -> dict[str, dict[str, int]]:
+    """How many things the eye called clear, doubtful and wrong, under "drawn", and in renders that only went through
+    the autoencoder, under "rebuilt". Raises FileNotFoundError when no eye has looked.
+    """
+    from companion.pretraining import eye
+
+    drawn = Counter(verdict.word for verdict in eye.load_verdicts(eye.VERDICTS))
+    rebuilt = json.loads(eye.VERDICTS.read_text(encoding="utf-8"))["controls"]
+    words = ("clear", "doubtful", "wrong")
+    return {"drawn": {word: drawn[word] for word in words}, "rebuilt": {word: rebuilt[word] for word in words}}
 
 
 def not_clear(n: int) -> list[tuple[str, int, list[tuple[str, str]]]]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -186,17 +185,6 @@ class TestStartHere:
         ]
         with pytest.raises(ValueError, match="names 0 things"):
             start_here.asked_and_read("a dog", Image.new("RGB", (128, 128)))
-
-
-class TestTheMachine:
-    def test_the_parts_in_question_are_blue(self):
-        figure = figures.machine("U-Net", "decoder")
-        blue = to_rgba(figures.COLOURS[0])
-        assert sum(patch.get_facecolor() == blue for patch in figure.axes[0].patches) == 2
-
-    def test_a_part_that_there_is_not(self):
-        with pytest.raises(ValueError, match="'V-Net'.*the parts are text encoder"):
-            figures.machine("V-Net")
 
 
 def test_clouds_of_points_share_their_axes():

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import json
-
-from companion import start_here
+from companion import models, start_here
 from companion.pretraining import eye
 from companion.tabletop.scene import KINDS
 
 
 def test_an_eye_and_the_judge_are_compared_where_an_eye_has_looked(tmp_path, monkeypatch):
-    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
-    (tmp_path / "models").mkdir()
-    report = tmp_path / "models" / "report.json"
-    report.write_text(json.dumps({"eye_clear": 0.9}), encoding="utf-8")
+    monkeypatch.setattr(eye, "VERDICTS", tmp_path / "eye_verdicts.json")
+    monkeypatch.setattr(models, "reported", lambda: {"eye_clear": 0.9})
     assert start_here.eye_and_judge() == {}
-    numbers = {f"eye_{kind}": 0.5 for kind in KINDS} | {f"eye_judge_{kind}": 1.0 for kind in KINDS}
-    report.write_text(json.dumps(numbers | {"eye_car": 0.75}), encoding="utf-8")
-    found = start_here.eye_and_judge()
-    assert list(found["an eye"]) == list(KINDS) and found["an eye"]["car"] == 0.75
-    assert set(found["the judge"].values()) == {1.0}
+    monkeypatch.setattr(models, "reported", lambda: {f"eye_judge_{kind}": 1.0 for kind in KINDS})
+    assert start_here.eye_and_judge() == {}, "no eye has looked"
+    prompts, words = eye.load_prompts(), {"car": ("wrong", "doubtful", "clear", "clear")}
+    seen, verdicts = dict.fromkeys(KINDS, 0), []
+    for i, asked in enumerate(prompts):
+        for n, kind in enumerate(asked.kinds):
+            verdicts.append(eye.Verdict(i, n, words.get(kind, ("clear",) * 4)[seen[kind] % 4], ""))
+            seen[kind] += 1
+    eye.save_verdicts(verdicts, {"by": "a test", "controls": {"clear": 3, "doubtful": 1, "wrong": 0}}, eye.VERDICTS)
+    clear, told, read = start_here.eye_and_judge().values()
+    assert list(clear) == list(KINDS) and clear["car"] == 0.5 and told["car"] == 0.75 and clear["ball"] == 1
+    assert set(read.values()) == {1.0} and seen["car"] == 16
+    counts = start_here.eye_counts()
+    assert counts["drawn"] == {"clear": 152, "doubtful": 4, "wrong": 4} and counts["rebuilt"]["clear"] == 3
 
 
 def test_what_an_eye_called_wrong_comes_before_what_it_doubted(tmp_path, monkeypatch):

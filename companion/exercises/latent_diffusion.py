@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from companion.exercises.machinery import Answer, Wrong, register, returned, same, tensors
+from companion.exercises.machinery import Answer, Wrong, exercise, register, returned, same, tensors
 
 NOTEBOOK = "01_latent_diffusion"
 
@@ -61,10 +61,11 @@ def _test_noise_loss(noise_loss: Answer) -> str:
 
     x0, noise, other = tensors((5, 4, 8, 8), (5, 4, 8, 8), (5, 4, 8, 8))
     alphas_cumprod, t = torch.linspace(0.99, 0.01, 1000), torch.tensor([0, 100, 500, 900, 999])
-    given = []
+    given, times = [], []
 
     def predict(noisy, t):
         given.append(noisy)
+        times.append(t)
         return other
 
     def perfect(noisy, t):
@@ -75,6 +76,8 @@ def _test_noise_loss(noise_loss: Answer) -> str:
         raise Wrong(f"it gives {found.numel()} numbers; end it with .mean(), since the loss is one number")
     if not given:
         raise Wrong("it never asked `predict`: call predict(noisy, t)")
+    if not torch.is_tensor(times[0]) or not torch.equal(times[0], t):
+        raise Wrong("`predict` must be told the timesteps themselves: predict(noisy, t)")
     alpha_bar = alphas_cumprod[t].view(-1, 1, 1, 1)
     if not same(given[0], alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, 1e-3):
         raise Wrong("`predict` must be given noisy latents: add_noise(x0, noise, alpha_bar), with alpha_bar of each t")
@@ -134,6 +137,16 @@ def _test_ddim(ddim: Answer) -> str:
             "in a world of one picture it should end there: first x0 from the noise, then x0 and the same "
             "noise mixed again, at the next lower level"
         )
+    two = torch.stack([only[0], -only[0]])  # in a world of two pictures each step names another noise
+
+    def torn(noisy, t):
+        a = alphas_cumprod[t]
+        closeness = -((noisy - a**0.5 * two) ** 2).sum((1, 2, 3)) / (2 * (1 - a))
+        return (noisy - a**0.5 * (closeness.softmax(0).view(-1, 1, 1, 1) * two).sum(0)) / (1 - a) ** 0.5
+
+    given = torn, 0.1 * start, 10, alphas_cumprod
+    if not same(ddim(*given), exercise("ddim").solution(*given), 1e-3):
+        raise Wrong("each step must mix in the noise that `predict` named at this step, not that of another step")
     return "in a world of one picture it finds that picture, and asks once at each timestep."
 
 
@@ -186,6 +199,9 @@ def _test_euler_step(euler_step: Answer) -> str:
     x = x0 + sigma * eps
     if not same(euler_step(x, other, sigma, sigma_next), (x - sigma * other) + sigma_next * other):
         raise Wrong("right for the true noise, wrong for another: use only x, eps and the two sigmas")
+    high, low = torch.tensor(14.6), torch.tensor(3.0)
+    if not same(euler_step(x0 + high * eps, eps, high, low), x0 + low * eps):
+        raise Wrong("right from sigma 2 to 0.5, wrong from 14.6 to 3: only the difference of the two may be taken away")
     return "it goes straight along eps to the next noise level, which is what DDIM does in other coordinates."
 
 

@@ -143,7 +143,7 @@ def use(name: str, answer: Answer) -> Answer:
     It prints which of the two it is. Raises ValueError when there is no exercise of that name.
     """
     verdict = check(name, answer)
-    print(f"{name}: {'yours' if verdict else 'the course has one, until yours is right'}")
+    print(f"{name}: {'yours' if verdict else 'yours is not right yet, so the notebook goes on with the solution'}")
     return answer if verdict else exercise(name).solution
 
 

@@ -34,6 +34,15 @@ def noise_forgotten(predict, x, steps, a):
     return x
 
 
+def first_noise_again(predict, x, steps, a):
+    first = None
+    for t in range(1 + (steps - 1) * (len(a) // steps), 0, -(len(a) // steps)):
+        named, below = predict(x, t), a[max(t - len(a) // steps, 0)]
+        first = named if first is None else first
+        x = below**0.5 * (x - (1 - a[t]) ** 0.5 * named) / a[t] ** 0.5 + (1 - below) ** 0.5 * first
+    return x
+
+
 MISTAKES = [
     ("add_noise", lambda x, e, a: a * x + (1 - a) * e, "square root"),
     ("add_noise", lambda x, e, a: (1 - a) ** 0.5 * x + a**0.5 * e, "exchanged"),
@@ -41,6 +50,7 @@ MISTAKES = [
     ("add_noise", lambda x, e, a: x + e, "formula of the jump"),
     ("noise_loss", lambda p, x, e, t, a: (p(one_noise(x, e, t, a), t) - e) ** 2, "one number"),
     ("noise_loss", lambda p, x, e, t, a: (e**2).mean(), "never asked"),
+    ("noise_loss", lambda p, x, e, t, a: ((p(one_noise(x, e, t, a), a[t]) - e) ** 2).mean(), "timesteps themselves"),
     ("noise_loss", lambda p, x, e, t, a: ((p(x, t) - e) ** 2).mean(), "noisy latents"),
     ("noise_loss", lambda p, x, e, t, a: ((p(one_noise(x, e, t, a), t) - x) ** 2).mean(), "the loss 0"),
     ("noise_loss", lambda p, x, e, t, a: (p(one_noise(x, e, t, a), t) - e).abs().mean(), "squared difference"),
@@ -50,6 +60,7 @@ MISTAKES = [
     ("ddim", lambda p, x, n, a: x, "asked never"),
     ("ddim", until_clean, "x0 itself"),
     ("ddim", noise_forgotten, "first x0 from the noise"),
+    ("ddim", first_noise_again, "named at this step"),
     ("remove_noise", lambda x, e, a: x - e, "only a part"),
     ("remove_noise", lambda x, e, a: x - (1 - a) ** 0.5 * e, "still shrunk"),
     ("remove_noise", lambda x, e, a: (x - (1 - a) * e) / a, "square root"),
@@ -72,6 +83,7 @@ MISTAKES = [
     ),
     ("euler_step", lambda x, e, s, s2: x + (s - s2) * e, "sign"),
     ("euler_step", lambda x, e, s, s2: x - s * e, "too far"),
+    ("euler_step", lambda x, e, s, s2: x - 0.75 * s * e, "from 14.6 to 3"),
     ("euler_step", lambda x, e, s, s2: x - s2 * e, "sigma_next"),
     ("fewest_steps", lambda d, limit: min(n for n in d if d[n] <= limit), "by luck"),
     ("fewest_steps", lambda d, limit: max(d), "should give 8"),
