@@ -83,7 +83,7 @@ class _Figure(Figure):
 def _new(
     width: float, height: float, rows: int, columns: int, title: str, caption: str, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
-    lines = textwrap.wrap(caption, int(width * 12.8))
+    lines = textwrap.wrap(caption, int(width * 12))
     titles = textwrap.wrap(title, int(width * 11))
     figure = _Figure(
         figsize=(width, height + 0.12 * bool(title) + 0.18 * len(titles) + 0.23 * len(lines)),
@@ -324,7 +324,10 @@ def bars(
     form: str = "{:.3g}",
     height: float = 2.4,
 ) -> Figure:
-    """Bars side by side: for each series (a colour) a value for each category; `errors` holds the ends of intervals."""
+    """Bars side by side: for each series (a colour) a value for each category; `errors` holds the ends of intervals.
+
+    `form` says how a value is written above its bar; with "" none is.
+    """
     series, categories = list(groups), list(dict.fromkeys(c for values in groups.values() for c in values))
     width = 0.8 / len(series)
     with rc_context(STYLE | {"axes.grid.axis": "y"}):
@@ -338,7 +341,7 @@ def bars(
                 ends = np.array([errors[name].get(c, (v, v)) for c, v in zip(categories, values, strict=True)])
                 ends = np.abs(ends.T - np.array(values))
                 axis.errorbar(at, values, ends, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
-            else:
+            elif form:
                 axis.bar_label(drawn, [form.format(v) for v in values], fontsize=8, padding=1.5)
         axis.set_xticks(range(len(categories)), categories)
         axis.margins(y=0.14)

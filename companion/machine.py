@@ -147,7 +147,8 @@ class _Drawing:
         self.box(43.6, 16.6, 5.6, 6.8, "mid", "U-Net", 7.5)
         for i, y in enumerate((12.9, 14.9, 16.9)):
             self.arrow((31.4 + 5.4 * i, y), (61 - 5.4 * i, y), "skips", bend=0.3 - 0.03 * i)
-        self.text(46.2, 6.4, "skip connections", 7.5, bold="skips" in self.lit, faint=True)
+        x = 61 if "ControlNet" in self.wanted else 46.2  # beside what comes up from there
+        self.text(x, 7.2 if x > 50 else 6.4, "skip connections", 7.5, bold="skips" in self.lit, faint=True)
         self.text(46.2, 27.6, "U-Net", 9, bold=True)
         if "adapters" in self.wanted:
             for x in (28.1, 33.5, 56.5, 61.9):
@@ -160,7 +161,8 @@ class _Drawing:
         self.box(72, 21.4, 11, 6, "guidance", "guidance")
         self.box(72, 14.4, 11, 6, "sampler", "sampler")
         self.line((77.5, 14.4), (77.5, 3), (20.5, 3), (20.5, 18.6), part="sampler")
-        self.text(49, 1, "one step further: $x_{t-1}$, some 20 times", 7.5, faint=True)
+        at = (63, 4.6) if "ControlNet" in self.wanted else (49, 1)
+        self.text(*at, "one step further: $x_{t-1}$, some 20 times", 7.5, faint=True)
 
     def picture(self) -> None:
         self.arrow((83, 17.4), (86, 17.4))
@@ -182,12 +184,15 @@ class _Drawing:
             self.level(27 + 5.4 * i, h, "ControlNet", y=-8, small=h - 1.8)
         self.box(43.6, -10.4, 5.6, 4.8, "mid", "ControlNet", 7.5)
         self.text(36, -15.5, "ControlNet: a copy of the way down", 7.5, bold="ControlNet" in self.lit, faint=True)
-        self.box(1, -11.5, 13, 7, "control\npicture")
-        self.arrow((14, -8), (26.5, -8), "ControlNet")
+        self.box(1, -13.5, 10.5, 7, "control\npicture")
+        self.arrow((11.5, -10), (13.8, -10), "ControlNet")
+        self.box(13.8, -12, 9.4, 4, "embedder", "ControlNet", 7)
+        self.arrow((23.2, -10), (26.5, -10), "ControlNet")
+        self.line((23.6, 20), (23.6, -5.5), (26.5, -5.5), part="ControlNet")  # it gets the latents as well
         for i in range(4):
             x, low = 29.2 + 5.4 * i + 0.9 * (i == 3), -3.3 - 0.9 * i + 1.6 * (i == 3)
             self.arrow((x, low), (x, -1.6))
             self.box(x - 1.5, -1.6, 3, 2.6, "0", "zero convolutions", 7.5)
             self.arrow((x, 1), (46.4, 16.4) if i == 3 else (33.2 + 5.2 * i, 11.2 + 1.6 * i), "zero convolutions")
         bold = "zero convolutions" in self.lit
-        self.text(64.5, -1, "zero convolutions, added to the skips", 7.5, bold=bold, faint=True)
+        self.text(66, -0.6, "zero convolutions, added to the skips", 7.5, bold=bold, faint=True)

@@ -53,6 +53,11 @@ def _test_share_of_way(share_of_way: Answer) -> str:
         raise Wrong(f"with means of 0.2, 0.7 and {ceiling.mean():.3f} it should be {wanted:.3f}, and gave {found:.3f}")
     if not same(share_of_way(40 - 30 * floor, 40 - 30 * drawn, 40 - 30 * ceiling), wanted):
         raise Wrong("of an error less is better, and the share must be the same: both differences change their sign")
+    worse = (floor.mean() - drawn.mean()) / (ceiling.mean() - drawn.mean())
+    if not same(share_of_way(drawn, floor, ceiling), worse):
+        raise Wrong("pictures that follow worse than without control have gone a negative share of the way")
+    if not same(share_of_way(floor, ceiling + 0.1, ceiling), 1 + 0.1 / (ceiling.mean() - floor.mean())):
+        raise Wrong("beyond the ceiling the share is above 1: do not cut it off")
     return "0 without control, 1 where pictures are read like renders, for measures of either direction."
 
 
@@ -108,8 +113,10 @@ def _test_edge_score(edge_score: Answer) -> str:
 
     try:
         found = float(returned(edge_score(asked.copy(), got.copy(), 2.0)))
-        strict = float(edge_score(asked.copy(), got.copy(), 1.0))
-        nothing = edge_score(asked.copy(), empty.copy(), 2.0)
+        with np.errstate(invalid="ignore"):  # 0 / 0, of which the hint below speaks
+            strict = float(edge_score(asked.copy(), got.copy(), 1.0))
+            nothing = edge_score(asked.copy(), empty.copy(), 2.0)
+            unasked = edge_score(empty.copy(), got.copy(), 2.0)
     except ZeroDivisionError:
         raise Wrong("it divides by zero where no edge is near another: the score is 0 then") from None
     if same(found, 0.0) or same(found, strict):
@@ -122,8 +129,12 @@ def _test_edge_score(edge_score: Answer) -> str:
         raise Wrong("take the harmonic mean, 2 p r / (p + r): it is small as soon as one of the two is")
     if not same(found, right(asked, got, 2.0), 1e-3):
         raise Wrong(f"it should be {right(asked, got, 2.0):.3f}, and gave {found:.3f}")
+    if not same(strict, 0.0):
+        raise Wrong(f"where no edge is near another the score is 0, not {strict}: mind the division by p + r = 0")
     if not same(nothing, 0.0):
         raise Wrong(f"where no edge was found the score is 0, not {nothing}")
+    if not same(unasked, 0.0):
+        raise Wrong(f"where no edge was asked for the score is 0, not {unasked}")
     a, b = (np.random.default_rng(i).random((48, 48)) < 0.02 for i in (0, 1))
     for tolerance in (1.5, 3.0):
         if not same(edge_score(a, b, tolerance), right(a, b, tolerance), 1e-3):

@@ -18,19 +18,22 @@ def in_place(residuals, scales):
     return total
 
 
-def score(recall_only=False, precision_only=False, mean=False, square=False, safe=True):
+def score(recall_only=False, precision_only=False, mean=False, square=False, safe=True, nan=False):
     def edge_score(asked, got, tolerance):
         from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 
         distance = (lambda x: distance_transform_cdt(x, "chessboard")) if square else distance_transform_edt
-        if safe and not got.any():
+        if safe and not (got.any() and asked.any()):
             return 0.0
-        recall = (distance(~got)[asked] <= tolerance).mean() if got.any() else 0.0
-        precision = (distance(~asked)[got] <= tolerance).mean() if got.any() else 0.0
+        there = got.any() and asked.any()
+        recall = (distance(~got)[asked] <= tolerance).mean() if there else 0.0
+        precision = (distance(~asked)[got] <= tolerance).mean() if there else 0.0
         if recall_only or precision_only:
             return recall if recall_only else precision
         if mean:
             return (precision + recall) / 2
+        if nan:  # numpy divides 0 by 0 with a warning, where Python raises ZeroDivisionError
+            return np.float64(2 * precision * recall) / np.float64(precision + recall)
         return float(2 * precision * recall) / max(float(precision + recall), 1e-9 if safe else 0)
 
     return edge_score
@@ -51,6 +54,9 @@ MISTAKES = [
         lambda f, d, c: (d.mean() - f.mean()) / abs(c.mean() - f.mean()),
         "both differences change their sign",
     ),
+    ("share_of_way", lambda f, d, c: abs(d.mean() - f.mean()) / abs(c.mean() - f.mean()), "a negative share"),
+    ("share_of_way", lambda f, d, c: np.minimum((d.mean() - f.mean()) / (c.mean() - f.mean()), 1), "do not cut it off"),
+    ("share_of_way", lambda f, d, c: np.clip((d.mean() - f.mean()) / (c.mean() - f.mean()), 0, 1), "a negative share"),
     ("add_up", lambda r, s: [sum(levels) for levels in zip(*r, strict=True)], "scale is not used"),
     ("add_up", lambda r, s: [s[i] * x for i in range(len(r)) for x in r[i]], "don't join the lists"),
     ("add_up", lambda r, s: sum(s[i] * r[i][0] for i in range(len(r)))[None], "one tensor for each level"),
@@ -68,6 +74,8 @@ MISTAKES = [
     ("edge_score", score(square=True), "is the distance a circle's"),
     ("edge_score", score(safe=False), "divides by zero"),
     ("edge_score", lambda a, g, t: score()(a, g, t) if g.any() else 1.0, "the score is 0, not 1.0"),
+    ("edge_score", lambda a, g, t: score()(a, g, t) if a.any() else 1.0, "asked for the score is 0, not 1.0"),
+    ("edge_score", score(nan=True), "is 0, not nan: mind the division"),
 ]
 
 
