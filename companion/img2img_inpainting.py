@@ -207,7 +207,7 @@ def seam(pictures: Tensor, mask: Tensor) -> Tensor:
 
     A step is the absolute difference of two neighbouring pixels in grey levels of 255, averaged over channels. Steps
     beside the edge lie wholly inside or wholly outside the mask, and touch a pixel at the edge. At 0 the edge looks
-    like its surroundings.
+    like its surroundings. A feathered edge has a small seam whatever is in the mask, even noise, so compare hard edges.
     """
     values = []
     for picture, m in zip(pictures, mask.expand(len(pictures), -1, -1, -1)[:, 0].bool(), strict=True):

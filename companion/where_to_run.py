@@ -51,6 +51,7 @@ class Shape:
         parts: for each part, such as "unet", a function that makes it.
         tokens, width: of the text embeddings (tokens, width) that the U-Net is given.
         added: further inputs of the U-Net (SDXL has two), each with its shape for one picture.
+        single_vae: whether the VAE works in single precision even where the rest is in half.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Shape:
     tokens: int = 77
     width: int = 768
     added: Mapping[str, tuple[int, ...]] | None = None
+    single_vae: bool = False
 
     def part(self, name: str) -> nn.Module:
         """One part on the meta device, in eval mode."""
@@ -122,7 +124,8 @@ def _sdxl_unet() -> nn.Module:
     )
 
 
-#: Stable Diffusion 1.5 (arXiv 2112.10752 and its published configuration) and SDXL (arXiv 2307.01952).
+#: Stable Diffusion 1.5 (arXiv 2112.10752 and its published configuration) and SDXL (arXiv 2307.01952). SDXL's VAE has
+#: `force_upcast` in its published configuration, so diffusers runs it in single precision.
 SD15 = Shape("SD 1.5", 512, {"text encoder": lambda: _clip_text(768, 12, 12), "unet": sd15_unet, "vae": _sd_vae})
 SDXL = Shape(
     "SDXL",
@@ -135,6 +138,7 @@ SDXL = Shape(
     },
     width=2048,
     added={"text_embeds": (1280,), "time_ids": (6,)},
+    single_vae=True,
 )
 
 
@@ -186,9 +190,28 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
+class _Fused(torch.autograd.Function):
+    """As much memory as fused attention takes; its result has no values.
+
+    Drawing takes the result. Learning also keeps query, key and value, and one number in single precision for each
+    row of the attention matrix (FlashAttention, arXiv 2205.14135, appendix B), but never the matrix itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError("only memory is counted here, and only on the way forward")
+
+
 def _fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Takes as much memory as fused attention: for the result, but never for the attention matrix."""
-    return query * 1.0
+    """In place of `F.scaled_dot_product_attention`: see `_Fused`."""
+    return cast("Tensor", _Fused.apply(query, key, value))
 
 
 def operations(module: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -229,8 +252,10 @@ class Cost:
         parameters: number for each part.
         step: operations of the U-Net for one picture and one step, with guidance (two passes).
         decoding: operations of the decoder for one picture.
-        drawing: peak bytes of activations while a picture is drawn, in half precision.
+        drawing: peak bytes of activations while a picture is drawn, in half precision (see `Shape.single_vae`).
         plain: the same, if attention stored its matrices.
+        drawing_single: as `drawing`, with everything in single precision.
+        single: number of parameters that stay in single precision even where the others are in half.
         learning: bytes of activations that the U-Net keeps to train on one picture, in half precision.
         adapter: parameters of a LoRA of rank 4 on the U-Net's attention.
     """
@@ -242,6 +267,8 @@ class Cost:
     decoding: int
     drawing: int
     plain: int
+    drawing_single: int
+    single: int
     learning: int
     adapter: int
 
@@ -254,10 +281,19 @@ class Cost:
         """Operations of a picture of `steps` steps, without the text encoder's (less than one per cent)."""
         return steps * self.step + self.decoding
 
+    def weights(self, bytes_each: int = HALF) -> int:
+        """Bytes of all parameters."""
+        return bytes_each * self.total + (SINGLE - bytes_each) * self.single
+
     def memory(self, pixels: int | None = None, batch: int = 1, bytes_each: int = HALF) -> float:
-        """Bytes to draw `batch` pictures of side `pixels`: weights, and activations in proportion to area and batch."""
+        """Bytes to draw `batch` pictures of side `pixels`: weights, and activations in proportion to area and batch.
+
+        Args:
+            bytes_each: `HALF` or `SINGLE`.
+        """
         places = ((pixels or self.pixels) / self.pixels) ** 2
-        return bytes_each * self.total + self.drawing * places * batch * bytes_each / HALF
+        drawing = self.drawing if bytes_each == HALF else self.drawing_single
+        return self.weights(bytes_each) + drawing * places * batch
 
 
 @cache
@@ -267,23 +303,27 @@ def cost(shape: Shape) -> Cost:
     half = torch.float16
     # diffusers' own `to` would warn about the precision of weights, which have no values here.
     unet = nn.Module.to(shape.part("unet"), half)
-    vae = cast("AutoencoderKL", nn.Module.to(shape.part("vae"), half))
+    vae_type = torch.float32 if shape.single_vae else half
+    vae = cast("AutoencoderKL", nn.Module.to(shape.part("vae"), vae_type))
     args, kwargs = _unet_inputs(shape, 2, shape.pixels, half)
     one, more = _unet_inputs(shape, 1, shape.pixels, half)
     with torch.device("meta"):
-        latents = torch.empty(1, vae.config.latent_channels, shape.pixels // 8, shape.pixels // 8, dtype=half)
+        latents = torch.empty(1, vae.config.latent_channels, shape.pixels // 8, shape.pixels // 8, dtype=vae_type)
     peaks = {
-        fused: max(peak_bytes(unet, *args, fused=fused, **kwargs), peak_bytes(vae.decode, latents, fused=fused))
+        fused: (peak_bytes(unet, *args, fused=fused, **kwargs), peak_bytes(vae.decode, latents, fused=fused))
         for fused in (True, False)
     }
+    unet_peak, vae_peak = peaks[True]
     return Cost(
         shape.name,
         shape.pixels,
         parameters,
         step=operations(unet, *args, **kwargs),
         decoding=operations(vae.decode, latents),
-        drawing=peaks[True],
-        plain=peaks[False],
+        drawing=max(peaks[True]),
+        plain=max(peaks[False]),
+        drawing_single=max(2 * unet_peak, vae_peak if shape.single_vae else 2 * vae_peak),
+        single=parameters["vae"] if shape.single_vae else 0,
         learning=peak_bytes(unet, *one, learning=True, **more),
         adapter=lora_parameters(unet, 4),
     )
@@ -332,7 +372,7 @@ class Machine:
     Attributes:
         memory: bytes for the model.
         steps: published steps per second, by model: one picture at a time, half precision, with guidance.
-        dollars: per hour on Hugging Face Spaces; None where it is not offered there.
+        dollars: per hour on Hugging Face Spaces in the month `PRICED`; None where it was not offered there.
     """
 
     name: str
@@ -341,14 +381,17 @@ class Machine:
     dollars: float | None = None
 
 
+#: The month of the prices in `MACHINES`.
+PRICED = "August 2026"
 #: Steps per second: the diffusers documentation, "Accelerated PyTorch 2.0 support" (version 0.21), PyTorch 2.0 without
-#: compiling, batch 1. Prices: the hub documentation, "Using GPU Spaces". Both may have changed since.
+#: compiling, batch 1. Prices: the hub documentation, "Using GPU Spaces" (T4 small, A100 large), in the month `PRICED`.
+#: Both may have changed since.
 MACHINES = (
     Machine("T4", 16 * GB, {"SD 1.5": 6.9, "SDXL": 1.15}, 0.40),
     Machine("V100", 16 * GB, {"SD 1.5": 18.99}),
     Machine("RTX 3090", 24 * GB, {"SD 1.5": 22.56}),
     Machine("RTX 4090", 24 * GB, {"SD 1.5": 40.5, "SDXL": 6.8}),
-    Machine("A100", 80 * GB, {"SD 1.5": 21.66, "SDXL": 8.64}, 4.00),
+    Machine("A100", 80 * GB, {"SD 1.5": 21.66, "SDXL": 8.64}, 2.50),
 )
 
 
@@ -499,7 +542,7 @@ def decision(
 
 def _answer(needed: float, memory: float, seconds: float | None) -> str:
     if not fits(needed, memory):
-        return f"{NO} ({size(needed)})"
+        return f"{NO} (needs {needed / GB:.1f} GB; {MARGIN * memory / GB:.1f} GB may be used)"
     return "fits" if seconds is None else duration(seconds)
 
 

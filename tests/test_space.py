@@ -28,6 +28,7 @@ import torch
 import yaml
 from hub import Repo, files
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -829,6 +830,21 @@ def test_a_second_push_leaves_nothing_of_the_model_before(hub, tiny):
     assert call("push", "me/space", "--model", "you/model").exit_code == 0
     assert hub.settings["variables"] == {"STEPS": "9", "MODEL": "you/model"}
     assert not [name for name in hub.files if name.startswith("model/")]
+
+
+@pytest.mark.parametrize(("status", "error"), [(402, ValueError), (403, ValueError), (500, HfHubHTTPError)])
+def test_a_hub_that_makes_no_space_is_explained(status, error, tmp_path):
+    response = SimpleNamespace(status_code=status, headers={}, text="", request=None)
+
+    def refuse(*args, **options):
+        raise HfHubHTTPError("no", response=response, server_message="A paid plan is required.")
+
+    api = SimpleNamespace(create_repo=refuse, duplicate_repo=refuse)
+    words = r"make me/space \(A paid plan is required\): .*spaces-overview" if error is ValueError else "no"
+    with pytest.raises(error, match=words):
+        command.push(tmp_path, "me/space", api=api)
+    with pytest.raises(error, match=words):
+        command.duplicate("other/space", "me/space", api=api)
 
 
 def test_free_hardware_is_not_asked_for_and_paid_hardware_is_confirmed(hub, tiny):

@@ -36,6 +36,7 @@ def _test_may_repeat(may_repeat: Answer) -> str:
     cases = [
         (False, "broken off", True, "asking how far a training is costs nothing, so ask again"),
         (False, 500, True, "a server's own error (500) may be gone next time, and nothing is at stake"),
+        (False, "no connection", True, "without a connection the question was never asked, so ask again"),
         (True, "broken off", False, "it may have been started before the line broke: a second one is paid too"),
         (True, 500, False, "after a 500 nobody knows whether the training was started"),
         (True, 503, False, "after a 503 nobody can be sure either: every 5xx leaves it open"),
@@ -43,6 +44,8 @@ def _test_may_repeat(may_repeat: Answer) -> str:
         (True, 429, True, "429 means that the request was turned away at the door: nothing was started"),
         (False, 429, True, "429 only asks for patience"),
         (True, 422, False, "422 says that the request is wrong, and it will be as wrong the second time"),
+        (False, 422, False, "422 says that the question is wrong, and it will be as wrong the second time"),
+        (False, 404, False, "404 says that there is no such thing, and asking again does not make it"),
         (False, 401, False, "401 says that the token is wrong, and it will be as wrong the second time"),
     ]
     for paid, outcome, wanted, why in cases:
@@ -73,6 +76,13 @@ def _test_break_even(break_even: Answer) -> str:
             f"at $0.40 an hour, $0.0002 a second and 5 s a picture it should be 400, and is {found:g}: "
             "for how many pictures does the one price become the other?"
         )
+    for dollars_an_hour, dollars_a_second, seconds_each, wanted in ((1.2, 0.001, 3.0, 400), (0.9, 0.0003, 2.0, 1500)):
+        found = returned(break_even(dollars_an_hour, dollars_a_second, seconds_each))
+        if abs(found - wanted) > 1e-6:
+            raise Wrong(
+                f"at ${dollars_an_hour} an hour, ${dollars_a_second} a second and {seconds_each:g} s a picture it "
+                f"should be {wanted}, and is {found:g}: all three numbers count"
+            )
     return "below so many pictures in an hour, paying by the second is cheaper; above, a GPU of your own is."
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -218,11 +218,13 @@ def push(
     A second call updates it: files of the model before, and the variables that named it, go; others stay.
 
     Args:
-        hardware: such as "cpu-basic", which is free, or "t4-small", which is paid by the hour.
+        hardware: such as "cpu-basic", which costs nothing by the hour, or "t4-small", which does.
         sleep: seconds without a visitor after which paid hardware stops.
+    Raises ValueError when the hub does not let the account make a Space.
     """
     api = api or _api()
-    url = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+    with _made(repo):
+        url = api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
     # Before the files, whose arrival starts the Space, which reads these.
     for key, value in (secrets or {}).items():
         api.add_space_secret(repo, key, value)
@@ -261,8 +263,28 @@ def duplicate(
         options |= {"hardware": hardware, "sleep_time": sleep}
     if hasattr(api, "duplicate_repo"):
         told = {name if name == "private" else f"space_{name}": value for name, value in options.items()}
-        return str(api.duplicate_repo(source, repo, repo_type="space", **told))
-    return str(api.duplicate_space(source, repo, **options))  # huggingface_hub 1
+        with _made(repo):
+            return str(api.duplicate_repo(source, repo, repo_type="space", **told))
+    with _made(repo):
+        return str(api.duplicate_space(source, repo, **options))  # huggingface_hub 1
+
+
+@contextmanager
+def _made(repo: str) -> Iterator[None]:
+    """Explains the hub's refusal (402 or 403) to make a Space: what it said, and what may be the reason."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        if getattr(error.response, "status_code", None) not in (402, 403):
+            raise
+        said = (error.server_message or str(error).splitlines()[0]).rstrip(".")
+        raise ValueError(
+            f"Hugging Face does not let you make {repo} ({said}): your token must be allowed to write there, and a "
+            "Space with a machine of its own takes a paid plan (https://huggingface.co/docs/hub/spaces-overview); "
+            "`companion space run` needs neither."
+        ) from error
 
 
 def _api() -> Any:
