@@ -579,7 +579,7 @@ def early(
     look: Annotated[int, typer.Option(help="Steps between two measurements.")] = 10,
     scenes_measured: Annotated[int, typer.Option("--measured", help="Held-out scenes, for fidelity.")] = 24,
 ) -> None:
-    """Train a ControlNet until it just begins to be followed, as all eight were trained: notebook 04 goes on from it."""
+    """Train a ControlNet as all eight were, until it just begins to be followed: notebook 04 goes on from it."""
     from companion.controlnet import controlnet_of
     from companion.pretraining import halfway
     from companion.pretraining.clip import trained_tokenizer
