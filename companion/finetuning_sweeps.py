@@ -466,7 +466,8 @@ def _measured(
     if workers == 1:
         yield from (list(teach_and_measure(pipe, setting, at, **options)) for setting in settings)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (str(pipe.device),))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(str(pipe.device),))
     try:
         yield from pool.map(partial(_in_worker, at=tuple(at), options=options), settings)
     finally:
