@@ -291,7 +291,7 @@ def _half_decades(low: float, n: int = 5) -> tuple[float, ...]:
 
 
 _WEIGHTS_LEARN, _ADAPTERS_LEARN, _WORDS_LEARN = (_half_decades(low) for low in (3e-5, 3e-4, 1e-3))
-#: The learning rates that are tried with each method: two in each decade, around what guides and a few trials say.
+#: The learning rates that are tried with each method, two in each decade; `at_the_edge` says where these are too few.
 RATES = {
     method: _WORDS_LEARN
     if method == "textual inversion"
