@@ -8,12 +8,15 @@ import io
 import ipywidgets
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import display
+from IPython.utils.capture import capture_output
 from PIL import Image
 
 import companion
 from companion import diffusion
 from companion.tabletop.caption import parse
-from companion.widgets import GuidanceSlider, Panel, Playground, Scrubber
+from companion.widgets import GuidanceSlider, Panel, Playground, Scrubber, TrainingScrubber
 from companion.widgets.base import VIEW, sentence
 from companion.widgets.playground import describe
 
@@ -48,6 +51,19 @@ class TestPanel:
         assert kept.format == "PNG" and kept.size == (64, 48) and kept.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
         assert data[VIEW]["model_id"] == panel.model_id
         assert data["text/plain"] == "Panel()"
+
+    @pytest.mark.parametrize("make", [make, lambda self: TrainingScrubber({0: Image.new("RGB", (9, 9))})])
+    def test_the_notebook_is_given_both(self, make):
+        """As it is displayed: with ipywidgets 7 that passes the bundle by."""
+        InteractiveShell.instance()
+        try:
+            with capture_output() as captured:
+                display(make(self))
+        finally:
+            InteractiveShell.clear_instance()
+        assert captured.outputs
+        for output in captured.outputs:
+            assert {VIEW, "image/png"} <= set(output.data)
 
     def test_its_size_is_fixed(self):
         layout = self.make().picture.layout

@@ -88,7 +88,23 @@ class Said(anywidget.AnyWidget):
     value = traitlets.Unicode().tag(sync=True)
 
 
-class Panel(widgets.VBox):
+class Kept:
+    """A widget that leaves its picture in the notebook's file; this comes before the widget's own class.
+
+    ipywidgets 7, which Colab has, displays widgets past their bundle, and so without the picture.
+    """
+
+    if widgets.__version__.startswith("7."):
+
+        def _ipython_display_(self, **kwargs: Any) -> None:
+            from IPython.display import display
+
+            # pyrefly: ignore[missing-attribute]  # the widget has it
+            display(self._repr_mimebundle_(), raw=True)
+            self._handle_displayed(**kwargs)  # pyrefly: ignore[missing-attribute]  # ipywidgets 7 has it
+
+
+class Panel(Kept, widgets.VBox):
     """A picture of fixed size, a line of text below it, and controls.
 
     In the notebook's file it leaves a PNG beside the live view, so that it can be seen on GitHub and before it is run.
@@ -157,14 +173,6 @@ class Panel(widgets.VBox):
     def still(self) -> bytes:
         """The PNG that the notebook's file keeps of the panel: its picture, unless a panel has more to show."""
         return bytes(self.picture.value)
-
-    if widgets.__version__.startswith("7."):
-
-        def _ipython_display_(self, **kwargs: Any) -> None:
-            from IPython.display import display
-
-            display(self._repr_mimebundle_(), raw=True)
-            self._handle_displayed(**kwargs)  # pyrefly: ignore[missing-attribute]  # ipywidgets 7 has it
 
 
 class Beside(Panel):

@@ -11,7 +11,7 @@ import numpy as np
 import traitlets
 from PIL import Image
 
-from companion.widgets.base import VIEW, png, small
+from companion.widgets.base import VIEW, Kept, png, small
 
 SIDE = 288  # of a picture on the screen, in pixels
 FOLDER = Path(__file__).parent
@@ -25,7 +25,7 @@ def script(name: str) -> str:
 STYLE = (FOLDER / "editors.css").read_text(encoding="utf-8")
 
 
-class Editor(anywidget.AnyWidget):
+class Editor(Kept, anywidget.AnyWidget):
     """A widget in which something is made by hand; it leaves a picture of it in the notebook, as panels do."""
 
     _css = STYLE
