@@ -250,15 +250,16 @@ pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: .85rem }
 
 
 def _pictures(notebook: NotebookNode) -> Iterator[tuple[str, str]]:
-    """Yield (heading above it, PNG in base64) for every picture in the outputs."""
+    """Yield (heading above it, picture as a data: address) for every picture in the outputs."""
     heading = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             headings = re.findall(r"^#+ +(.+)$", cell.source, flags=re.MULTILINE)
             heading = headings[-1] if headings else heading
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                yield heading, "".join(output.data["image/png"].split())
+            kinds = (kind for kind in ("image/png", "image/jpeg") if kind in output.get("data", {}))
+            if kind := next(kinds, None):
+                yield heading, f"data:{kind};base64,{''.join(output.data[kind].split())}"
 
 
 def _report(results: list[Result], seconds: float) -> str:
@@ -275,9 +276,9 @@ def _report(results: list[Result], seconds: float) -> str:
         if result.error:
             sections.append(f'<p class="{result.status}">{html.escape(result.error)}</p>')
         sections += [f"<pre>{html.escape(text)}</pre>" for text in (result.cell, result.traceback) if text]
-        for heading, png in _pictures(result.notebook) if result.notebook else ():
+        for heading, address in _pictures(result.notebook) if result.notebook else ():
             caption = html.escape(heading)
-            image = f'<img alt="{caption}" src="data:image/png;base64,{png}">'
+            image = f'<img alt="{caption}" src="{address}">'
             sections.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     parameters = ", ".join(f"{name} = {value!r}" for name, value in results[0].parameters.items())
     done = sum(result.status == "completed" for result in results)

@@ -25,9 +25,9 @@ PARAMETERS = (
 )
 
 
-def png() -> str:
+def encoded(form: str) -> str:
     buffer = io.BytesIO()
-    Image.new("RGB", (2, 2), "teal").save(buffer, "PNG")
+    Image.new("RGB", (2, 2), "teal").save(buffer, form)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -56,7 +56,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.notebooks
 def test_a_run_reports_what_became_of_each_notebook(folder, tmp_path, monkeypatch, capsys):
     """Failures of every kind are seen and told apart, and the notebooks after them still run."""
-    show = f"from IPython.display import Image, display\nimport base64\ndisplay(Image(base64.b64decode('{png()}')))"
+    show = "from IPython.display import Image, display\nimport base64\n"
+    show += "\n".join(f"display(Image(base64.b64decode('{encoded(form)}')))" for form in ("PNG", "JPEG"))
     write(folder / "00_error.ipynb", "print('before')", "1 / 0", "print('after')")
     write(folder / "01_exit.ipynb", "import sys\nsys.exit(0)", "print('after')")
     write(folder / "02_dead.ipynb", "import os\nos._exit(0)")
@@ -86,7 +87,9 @@ def test_a_run_reports_what_became_of_each_notebook(folder, tmp_path, monkeypatc
         assert [line.split()[0] for line in said.splitlines() if path.stem in line] == [word]
     for told in ("ZeroDivisionError: division by zero", "1 / 0", "without an error", "The kernel died", "os._exit(0)"):
         assert told in report and told in said
-    assert png() in report and "<figcaption>A picture</figcaption>" in report
+    for form in ("PNG", "JPEG"):
+        assert f"data:image/{form.lower()};base64,{encoded(form)}" in report
+    assert "<figcaption>A picture</figcaption>" in report
 
     good = nbformat.read(out / "03_good.ipynb", as_version=4)
     assert text_of(good) == f"{sys.executable} sd15 7\n"

@@ -524,44 +524,19 @@ def controlnet(
 ) -> None:
     """Train one of the ControlNets for the trained U-Net, which stays as it is."""
     from companion.controlnet import adapter_of, controlnet_of
-    from companion.pretraining import halfway
-    from companion.pretraining.clip import trained_tokenizer
-    from companion.pretraining.controlnet import to_follow, train_controlnet
-    from companion.pretraining.latents import cached, trained_vae
-    from companion.pretraining.publishing import trained_unet
     from companion.training import load_weights
 
     condition = _condition(name)
     if begin:
         _condition(begin)
     _threads(threads)
-    base, words = trained_unet(folder), trained_tokenizer(folder)
-    maps, places, scenes = to_follow(folder / "renders", "train", condition, count)
-    latent, things = (values[places] for values in cached(folder, 16, count))
-    pipe = halfway.drawer(base, trained_vae(folder), words)
+    unet, pipe, train = _to_be_controlled(condition, folder, count)
     what = "adapter" if adapter else "controlnet"
-    net = adapter_of(base.unet) if adapter else controlnet_of(base.unet, attention=attention, open_embedder=not closed)
+    net = adapter_of(unet) if adapter else controlnet_of(unet, attention=attention, open_embedder=not closed)
     called = f"trial-{name}-{trial}" if trial else f"{what}-{name}"
     if begin and not (folder / f"{called}.safetensors").exists():
         load_weights(folder / f"{what}-{begin}.safetensors", net)
-
-    run = train_controlnet(
-        net,
-        base,
-        condition,
-        maps,
-        latent,
-        scenes,
-        words,
-        steps,
-        **_files(folder, called),
-        lr=lr,
-        batch=batch,
-        bfloat16=bfloat16,
-        loss={"things": things, "low": 0.3},
-        every=every,
-        place=_placed(gpu),
-    )
+    run = train(net, called, steps, lr=lr, batch=batch, bfloat16=bfloat16, every=every, place=_placed(gpu))
     measure = _following(folder, called, condition, pipe, measured)
     _follow(run, steps, called, lambda *now: f"{measure(*now)} {condition.unit}", 100)
 
@@ -581,24 +556,14 @@ def early(
 ) -> None:
     """Train a ControlNet as all eight were, until it just begins to be followed: notebook 04 goes on from it."""
     from companion.controlnet import controlnet_of
-    from companion.pretraining import halfway
-    from companion.pretraining.clip import trained_tokenizer
-    from companion.pretraining.controlnet import to_follow, train_controlnet
-    from companion.pretraining.latents import cached, trained_vae
-    from companion.pretraining.publishing import save_net, trained_unet
+    from companion.pretraining.publishing import save_net
 
     condition, called = _condition(name), f"early-{name}"
     _threads(threads)
-    base, words = trained_unet(folder), trained_tokenizer(folder)
-    pipe = halfway.drawer(base, trained_vae(folder), words)
-    maps, places, scenes = to_follow(folder / "renders", "train", condition, count)
-    latent, things = (values[places] for values in cached(folder, 16, count))
-    net, before = controlnet_of(base.unet, attention=False), None
+    unet, pipe, train = _to_be_controlled(condition, folder, count)
+    net, before = controlnet_of(unet, attention=False), None
     measure = _following(folder, called, condition, pipe, scenes_measured)
-    options: dict[str, Any] = {"batch": batch, "lr": lr, "every": every, "loss": {"things": things, "low": 0.3}}
-    run = train_controlnet(
-        net, base, condition, maps, latent, scenes, words, steps, **options, **_files(folder, called)
-    )
+    run = train(net, called, steps, lr=lr, batch=batch, every=every)
     for progress, _ in run:
         if progress.step % look:
             continue
@@ -616,6 +581,26 @@ def _condition(name: str) -> Condition:
     if name not in CONDITIONS:
         raise typer.BadParameter(f"{name!r} is no condition; the eight are {', '.join(CONDITIONS)}")
     return CONDITIONS[name]
+
+
+def _to_be_controlled(condition: Condition, folder: Path, count: int):
+    """The trained U-Net, a pipeline with it, and a function that trains a net which follows a condition beside it."""
+    from companion.pretraining import halfway
+    from companion.pretraining.clip import trained_tokenizer
+    from companion.pretraining.controlnet import to_follow, train_controlnet
+    from companion.pretraining.latents import cached, trained_vae
+    from companion.pretraining.publishing import trained_unet
+
+    base, words = trained_unet(folder), trained_tokenizer(folder)
+    pipe = halfway.drawer(base, trained_vae(folder), words)
+    maps, places, scenes = to_follow(folder / "renders", "train", condition, count)
+    latent, things = (values[places] for values in cached(folder, 16, count))
+
+    def train(net, called: str, steps: int, **options: Any):
+        given = {**options, "loss": {"things": things, "low": 0.3}, **_files(folder, called)}
+        return train_controlnet(net, base, condition, maps, latent, scenes, words, steps, **given)
+
+    return base.unet, pipe, train
 
 
 def _following(folder: Path, called: str, condition: Condition, pipe: StableDiffusionPipeline, measured: int):

@@ -111,8 +111,9 @@ def _predict(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     image: Annotated[Path | None, typer.Option(exists=True, help="A picture to begin with (img2img).")] = None,
     out: Annotated[Path, typer.Option(help="A folder for the pictures.")] = Path("."),
+    size: Annotated[int, typer.Option(help="Side to which the picture is cut, in pixels: the model's own size.")] = 512,
 ) -> None:
     """Draw with a model that was trained."""
     inputs: dict[str, Any] = {"prompt": prompt} | ({"image": image} if image else {})
-    for path in Service(read_token()).predict(version, inputs, out):
+    for path in Service(read_token()).predict(version, inputs, out, size=size):
         typer.echo(path)

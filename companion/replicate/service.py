@@ -482,26 +482,32 @@ class Service:
         """Stop a training, and give its state. This may be repeated."""
         return self._send("cancel the training", lambda: self._client.trainings.cancel(id)).status
 
-    def predict(self, version: str, inputs: Mapping[str, Any], out: Path, every: float = 1.0) -> list[Path]:
+    def predict(
+        self, version: str, inputs: Mapping[str, Any], out: Path, every: float = 1.0, size: int = 512
+    ) -> list[Path]:
         """Draw with a model: start one prediction, wait for it, and save its pictures.
 
         A prediction costs money, so its request is not repeated when the answer is lost.
 
         Args:
             version: owner/name:version, as a training gives it, or the version alone.
-            inputs: such as {"prompt": ...}; a Path is a picture, and is sent as a JPEG of 512 x 512 pixels.
+            inputs: such as {"prompt": ...}; a Path is a picture, and is sent as a square JPEG.
             out: the folder for the pictures.
             every: seconds between two looks at the prediction.
+            size: of that square, in pixels, a multiple of 8: the size of the model's own pictures.
 
         Returns the paths of the pictures.
 
         Raises:
             ServiceError: the prediction failed, or was not started.
             LostError: it may have been started.
+            ValueError: a size that no model draws.
         """
+        if size < 64 or size % 8:
+            raise ValueError(f"A picture of {size} x {size} pixels suits no model: give a multiple of 8, such as 512.")
         sent = {}
         for name, value in inputs.items():
-            sent[name] = self._upload_square(value) if isinstance(value, Path) else value
+            sent[name] = self._upload_square(value, size) if isinstance(value, Path) else value
         create = self._client.predictions.create
         drawing = self._send("draw", lambda: create(version=version.rpartition(":")[2], input=sent), repeatable=False)
         while drawing.status not in DONE:
@@ -513,11 +519,10 @@ class Service:
         output = drawing.output if isinstance(drawing.output, list) else [drawing.output]
         return [self._save(url, out / f"{drawing.id}-{i}") for i, url in enumerate(output) if isinstance(url, str)]
 
-    def _upload_square(self, path: Path) -> str:
-        from companion.photographs import SIZE
+    def _upload_square(self, path: Path, size: int) -> str:
         from companion.pictures import as_jpeg, load_picture
 
-        content = io.BytesIO(as_jpeg(load_picture(path, SIZE).picture))
+        content = io.BytesIO(as_jpeg(load_picture(path, size).picture))
         content.name = f"{path.stem}.jpg"  # the client sends it as the file's name
         return self._upload(path.name, content)
 

@@ -415,7 +415,7 @@ def _push(
     base: Base = None,
     controlnet: Nets = None,
     source: Annotated[str, typer.Option("--duplicate", help="Copy this Space (owner/name) instead.")] = "",
-    hardware: Annotated[str, typer.Option(help="Such as cpu-basic (free), t4-small, l4x1, a10g-small.")] = FREE,
+    hardware: Annotated[str, typer.Option(help="Such as cpu-basic (nothing by the hour), t4-small, l4x1.")] = FREE,
     sleep: Annotated[int, typer.Option(help="Seconds without visitors until paid hardware stops.")] = SLEEP,
     public: Annotated[bool, typer.Option(help="Let everybody see it.")] = False,
     secret: Annotated[

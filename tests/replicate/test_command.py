@@ -41,6 +41,8 @@ def test_the_command_trains_once_and_draws(server, command, tmp_path):
     assert len(server.trainings) == 1
     drawn = call("predict", "you/dog:abc123", "a zwx dog", "--out", str(tmp_path / "out"))
     assert Path(drawn.output.strip()).read_bytes() == server.picture
+    refused = call("predict", "you/dog:abc123", "a zwx dog", "--size", "500")
+    assert refused.exit_code and "500 x 500" in f"{refused.output} {refused.exception}"
     assert "training0: canceled" in call("cancel", "training0").output
     followed = call("follow", "training0")
     assert followed.exit_code == 1 and "training0 canceled" in followed.output

@@ -66,12 +66,21 @@ def test_a_rehearsal_names_what_is_sent_once(job):
         list(rehearsal(Job("me/mine:1", "you/m", job.fields)))
 
 
-def test_a_picture_to_begin_with_is_sent_square(server, service, pictures, tmp_path):
-    service.predict("you/model:abc", {"prompt": "x", "image": pictures / "0.png"}, tmp_path / "out", every=0)
+@pytest.mark.parametrize("size", [{}, {"size": 768}])
+def test_a_picture_to_begin_with_is_sent_square(server, service, pictures, tmp_path, size):
+    service.predict("you/model:abc", {"prompt": "x", "image": pictures / "0.png"}, tmp_path / "out", every=0, **size)
     assert server.predictions["prediction0"]["input"]["image"] == f"{server.url}/v1/files/file0"
     upload = server.files["file0"]
     jpeg = upload[upload.index(b"\xff\xd8") : upload.rindex(b"\xff\xd9") + 2]
-    assert Image.open(io.BytesIO(jpeg)).size == (512, 512)
+    side = size.get("size", 512)
+    assert Image.open(io.BytesIO(jpeg)).size == (side, side)
+
+
+@pytest.mark.parametrize("size", [0, 500])
+def test_a_size_that_no_model_draws_is_refused_before_anything_is_sent(server, service, tmp_path, size):
+    with pytest.raises(ValueError, match=f"{size} x {size} pixels suits no model: give a multiple of 8"):
+        service.predict("you/model:abc", {"prompt": "x"}, tmp_path, size=size)
+    assert not server.predictions
 
 
 # ---- What goes wrong
