@@ -40,7 +40,14 @@ if TYPE_CHECKING:
 
     from companion.tabletop.subjects import Subject
 
-WORD = "sks"  # a rare word: the tokenizer has it, and no caption ever used it
+#: A word that means nothing. "sks", which guides for Stable Diffusion use, is one token here, and no caption ever had
+#: it: so its row of the table of embeddings was never trained, and it hardly moves what the text encoder says. The five
+#: tokens of this word do (notebook 05 measures it).
+WORD = "zwxkq"
+#: How `finetuning.finetune` teaches the miniature a subject in 200 steps: errors weighed by their noise level (min-SNR,
+#: arXiv 2303.09556), so that what stands where counts more than grain, and a rate that falls to zero, so that the last
+#: steps do not throw it about.
+RECIPE = {"min_snr": 5.0, "decay": 0.7}
 
 # ---- Similarities ----------------------------------------------------------------------------------------------------
 
@@ -58,17 +65,48 @@ def standardised(pictures: Any, features: Callable[..., Tensor] = measures.thing
     return F.normalize((features(pictures_to_tensor(pictures)) - mean) / deviation, dim=-1)
 
 
-def likeness(pictures: Any, references: Any, features: Callable[..., Tensor] = measures.thing_features) -> Tensor:
-    """How much each picture looks like the references (N,): its mean cosine with all of them, from -1 to 1.
+def feature_likeness(
+    pictures: Any, references: Any, features: Callable[..., Tensor] = measures.thing_features
+) -> Tensor:
+    """How much the features of each picture are like those of the references (N,): the mean cosine, from -1 to 1.
+
+    The judge's features of things know colours and surfaces, and hardly any shapes: a yellow ball is as good a yellow
+    duck to them as the duck is. With `measures.clip_pictures` it is CLIP-I.
+    """
+    return (standardised(pictures, features) @ standardised(references, features).T).mean(1)
+
+
+@cache
+def _outlines() -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each cell of outlines, over the things of the held-out renders."""
+    found = torch.cat(measures.thing_outlines(held_out()[0]))
+    return found.mean(0), found.std(0) + 0.05  # cells that hardly differ should not decide
+
+
+def shape_likeness(pictures: Any, references: Any) -> Tensor:
+    """How much outlines are like those of the references' largest things (N,): the mean cosine, from -1 to 1, of how
+    they differ from the mean outline. Of several things in a picture the most alike counts; without any it is -1.
+    """
+    mean, deviation = _outlines()
+
+    def known(outlines: Tensor) -> Tensor:
+        return F.normalize((outlines - mean) / deviation, dim=-1)
+
+    wanted = torch.cat([known(o[:1]) for o in measures.thing_outlines(references)])
+    nothing = torch.tensor(-1.0)
+    found = [known(o) @ wanted.T for o in measures.thing_outlines(pictures)]
+    return torch.stack([each.mean(1).max() if len(each) else nothing for each in found])
+
+
+def likeness(pictures: Any, references: Any) -> Tensor:
+    """How much each picture looks like the references (N,), in colours and surfaces and in shape, from -1 to 1: the
+    mean of `feature_likeness` and `shape_likeness`.
 
     With photographs of the subject as references this is the paper's subject fidelity: of its own drawings, the higher
     the better. Of drawings of the class it is the paper's PRES, the lower the better: others of the class should not
     look like the subject.
-
-    Args:
-        features: of the judge (DINO's part), or `measures.clip_pictures` (CLIP-I).
     """
-    return (standardised(pictures, features) @ standardised(references, features).T).mean(1)
+    return (feature_likeness(pictures, references) + shape_likeness(pictures, references)) / 2
 
 
 def text_likeness(pictures: Any, prompts: Sequence[str]) -> Tensor:
@@ -193,7 +231,7 @@ def subject_set(
     photographs: int = 5,
     prepared: str = "cropped",
 ) -> Examples:
-    """The first set: a subject's photographs, each called "a sks cone".
+    """The first set: a subject's photographs, each called "a zwxkq cone".
 
     Args:
         word: the rare word; "" for none.

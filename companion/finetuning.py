@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 #: The layers of attention that adapters change: those of the published LoRA recipes, and of OFT's paper.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-#: The same layers in the text encoder.
+#: All layers of the U-Net's transformers: attention, what stands before and behind it, and the two that follow it.
+TRANSFORMERS = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+#: The layers of attention in the text encoder.
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 #: Channels of a ControlNet's embedder for Stable Diffusion.
 LARGE_EMBEDDER = (16, 32, 96, 256)

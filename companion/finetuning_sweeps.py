@@ -28,19 +28,22 @@ from torch import Tensor, nn
 import companion
 from companion import diffusion, energy
 from companion.dreambooth import (
+    RECIPE,
     WORD,
     class_prompts,
     class_set,
     colour_drift,
     drift,
+    feature_likeness,
     likeness,
+    shape_likeness,
     share,
     spread,
     teach,
     text_likeness,
 )
 from companion.files import written
-from companion.finetuning import ATTENTION, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
+from companion.finetuning import TRANSFORMERS, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
 from companion.intervals import mean_interval, paired_difference
 from companion.latent_diffusion import prompt_for
 from companion.metrics import tensor_to_bytes
@@ -59,19 +62,23 @@ if TYPE_CHECKING:
 def _hra() -> Method:
     from peft import HRAConfig
 
-    return Peft(HRAConfig(r=8, target_modules=list(ATTENTION)))
+    return Peft(HRAConfig(r=8, target_modules=list(TRANSFORMERS)))
 
 
-#: What learns, by name, for a class noun. All but "full" and textual inversion change the same layers, of attention.
+#: DreamBooth as the recipes have it: everything learns. The miniature's rare word was never trained, and as long as the
+#: text encoder stays as it is, the U-Net can hardly tell it from the class noun alone.
+DREAMBOOTH = "full, with text encoder"
+
+#: What learns, by name, for a class noun. All but the first two and textual inversion change the same layers.
 METHODS: dict[str, Callable[[str], Method]] = {
     "full": lambda noun: Full(),
-    "full, with text encoder": lambda noun: Full(text_encoder=True),
-    "attention": lambda noun: Near(),
-    "attention, near": lambda noun: Near(radius=0.05),
-    "LoRA": lambda noun: Lora(rank=4),
-    "OFT": lambda noun: Oft(blocks=4),
-    "COFT": lambda noun: Oft(blocks=4, eps=0.5),
-    "OFT, re-scaled": lambda noun: Oft(blocks=4, rescale=True),
+    DREAMBOOTH: lambda noun: Full(text_encoder=True),
+    "same layers": lambda noun: Near(targets=TRANSFORMERS),
+    "same layers, near": lambda noun: Near(radius=0.1, targets=TRANSFORMERS),
+    "LoRA": lambda noun: Lora(rank=8, targets=TRANSFORMERS),
+    "OFT": lambda noun: Oft(blocks=4, targets=TRANSFORMERS),
+    "COFT": lambda noun: Oft(blocks=4, eps=0.5, targets=TRANSFORMERS),
+    "OFT, re-scaled": lambda noun: Oft(blocks=4, rescale=True, targets=TRANSFORMERS),
     "HRA": lambda noun: _hra(),
     "textual inversion": lambda noun: TextualInversion("<mine>", noun),  # from a coarse word, as in its paper
 }
@@ -87,7 +94,7 @@ class Setting:
         lr: learning rate.
         seed: of everything random.
         prior: whether the class is a second set of examples.
-        word, noun: of the prompt, "a sks cone"; the subject's own noun when None, none when "".
+        word, noun: of the prompt, "a zwxkq cone"; the subject's own noun when None, none when "".
         photographs: how many of the five are learned from.
         latest: timesteps are drawn below it.
         batch: photographs a step, and as many pictures of the class.
@@ -154,12 +161,12 @@ def learned(
 ) -> dict[str, float]:
     """What a pipeline that learned a subject draws, in numbers.
 
-    Keys: "likeness" of drawings of the subject, in new scenes, to its photographs (the paper's DINO), and "clip_i" and
-    "clip_t", by the miniature's CLIP; "scene", the share of these drawings in the place and at the time of the prompt;
-    "diversity", of drawings of one prompt; "pres" and "div" of the class, which should not look like the subject and
-    should differ, and "class_drift", how far its pictures have moved in features; "kept", the share of unrelated
-    prompts that are still met, "kept_before" that before, and "lost" what is missing; "drift" of the unrelated pictures
-    in features, and "colour_drift".
+    Keys: "likeness" of drawings of the subject, in new scenes, to its photographs (the paper's DINO), and its halves,
+    "colours" and "shape"; "clip_i" and "clip_t", by the miniature's CLIP; "scene", the share of these drawings in the
+    place and at the time of the prompt; "diversity", of drawings of one prompt; "pres" and "div" of the class, which
+    should not look like the subject and should differ, and "class_drift", how far its pictures have moved in features;
+    "kept", the share of unrelated prompts that are still met, "kept_before" that before, and "lost" what is missing;
+    "drift" of the unrelated pictures in features, and "colour_drift".
     """
     photographs, scenes = subject.photographs()[0], subject.tests()[1]
     prompts = [_renamed(subject.prompt(scene, word), subject.noun, noun) for scene in scenes]
@@ -171,7 +178,9 @@ def learned(
     plain = [_renamed(subject.prompt(scene, ""), subject.noun, subject.noun) for scene in scenes]
     return {
         "likeness": float(likeness(drawn, photographs).mean()),
-        "clip_i": float(likeness(drawn, photographs, clip_pictures).mean()),
+        "colours": float(feature_likeness(drawn, photographs).mean()),
+        "shape": float(shape_likeness(drawn, photographs).mean()),
+        "clip_i": float(feature_likeness(drawn, photographs, clip_pictures).mean()),
         "clip_t": float(text_likeness(drawn, plain).mean()),
         "scene": float(np.mean(met(drawn, plain, ("place", "time")))),
         "diversity": spread(alike),
@@ -192,7 +201,7 @@ def _renamed(prompt: str, noun: str, other: str) -> str:
     return " ".join(prompt.replace(noun, other, 1).split())
 
 
-def moved(before: nn.Module, after: nn.Module, targets: Sequence[str] = ATTENTION) -> dict[str, float]:
+def moved(before: nn.Module, after: nn.Module, targets: Sequence[str] = TRANSFORMERS) -> dict[str, float]:
     """How far a U-Net's weights have moved, in several senses; `after` is a plain U-Net (see `finetuning.merged`).
 
     Keys: "energy", the relative change of the hyperspherical energy as the OFT paper logs it (mean over pairs,
@@ -241,7 +250,7 @@ def teach_and_measure(
     prior = _class(pipe, subject.noun, setting.class_pictures, known) if setting.prior else None
     before, (floor, ceiling) = _before(pipe, subject.noun, known), _ends(pipe, setting.subject, known)
     chosen = {name: getattr(setting, name) for name in ("lr", "batch", "latest", "seed", "photographs", "prepared")}
-    taught = teach(pipe, subject, method, steps=max(at), prior=prior, word=word, noun=noun, **chosen)
+    taught = teach(pipe, subject, method, steps=max(at), prior=prior, word=word, noun=noun, **chosen, **RECIPE)
     losses, seconds, begin = [], 0.0, time.perf_counter()
     for now in taught:
         losses.append(now.progress.loss)
@@ -286,22 +295,15 @@ def _class(pipe: StableDiffusionPipeline, noun: str, n: int, options: tuple[tupl
 # ---- Plans -----------------------------------------------------------------------------------------------------------
 
 
-def _half_decades(low: float, n: int = 5) -> tuple[float, ...]:
+def _half_decades(low: float, n: int = 3) -> tuple[float, ...]:
     return tuple(round(low * 10 ** (i / 2), 6) for i in range(n))
 
 
-_WEIGHTS_LEARN, _ADAPTERS_LEARN, _WORDS_LEARN = (_half_decades(low) for low in (3e-5, 3e-4, 1e-3))
+_LOWEST = {"LoRA": 1e-3, "HRA": 1e-3} | dict.fromkeys(("OFT", "COFT", "OFT, re-scaled", "textual inversion"), 3e-3)
 #: The learning rates that are tried with each method, two in each decade; `at_the_edge` says where these are too few.
-RATES = {
-    method: _WORDS_LEARN
-    if method == "textual inversion"
-    else _WEIGHTS_LEARN
-    if method.startswith(("full", "attention"))
-    else _ADAPTERS_LEARN
-    for method in METHODS
-}
+RATES = {method: _half_decades(_LOWEST.get(method, 1e-4)) for method in METHODS}
 FEW = ("duck", "cactus")  # subjects on which learning rates are chosen; all others are measured with what was chosen
-COMPARED = ("full", "attention", "attention, near", "LoRA", "OFT", "COFT", "HRA")
+COMPARED = ("full", "same layers", "same layers, near", "LoRA", "OFT", "COFT", "HRA")
 STEPS = (50, 100, 200)
 
 
@@ -357,8 +359,8 @@ def untried() -> list[str]:
 
 def _plain(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
     """DreamBooth as its paper has it, on all subjects that had no part in choosing its learning rate."""
-    lr = best(rows, "full")[0]
-    return [Setting(subject, "full", lr, seed) for seed in range(seeds) for subject in untried()]
+    lr = best(rows, DREAMBOOTH)[0]
+    return [Setting(subject, DREAMBOOTH, lr, seed) for seed in range(seeds) for subject in untried()]
 
 
 def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
@@ -590,7 +592,7 @@ def by_setting(rows: Sequence[Mapping[str, Any]], key: str, step: int, change: M
     Args:
         change: fields of `Setting` that differ from DreamBooth as it is, such as {"prior": False}; {} for none.
     """
-    usual = asdict(Setting("", "full", 0.0))
+    usual = asdict(Setting("", DREAMBOOTH, 0.0))
     wanted: dict[str, Any] = {k: v for k, v in usual.items() if k not in ("subject", "lr", "seed")} | dict(change)
     alike = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
     return by_subject(alike, key, wanted["method"], step)
@@ -630,18 +632,20 @@ def sheets() -> dict[str, Image.Image]:
 
 
 def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple[int, int, str]]:
-    """Teach every subject by full finetuning with prior preservation, at the rate and for the steps that `rates` found
+    """Teach every subject by DreamBooth with prior preservation, at the rate and for the steps that `rates` found
     best, and store a row of pictures of each for an eye; yields how many are done, of how many, and which. Rows that
     are there stay. `options` are those of `diffusion.draw`. Raises ValueError when there are no `rates` yet.
     """
-    lr, steps = best(stored("rates"), "full")
+    lr, steps = best(stored("rates"), DREAMBOOTH)
     there = sheets()
     for done, (name, subject) in enumerate(SUBJECTS.items(), 1):
         if name not in there:
             prior = _class(pipe, subject.noun, 100, tuple(options.items()))
-            *_, last = teach(pipe, subject, Full(), steps=steps, lr=lr, batch=2, prior=prior)
+            method = METHODS[DREAMBOOTH](subject.noun)
+            *_, last = teach(pipe, subject, method, steps=steps, lr=lr, batch=2, prior=prior, **RECIPE)
             scenes, (photographs, _) = subject.tests()[1], subject.photographs()
-            prompts = [subject.prompt(scenes[i]) for i in (1, 3, 5, 0)]  # every other scene has a neighbour, as 0 has
+            # Every other scene has a neighbour, as 0 has.
+            prompts = [subject.prompt(scenes[i], WORD) for i in (1, 3, 5, 0)]
             before = diffusion.draw(pipe, subject.prompt(scenes[1], ""), 0, **options)
             drawn = torch.cat([before, diffusion.draw(last.tuned.pipe, prompts, range(4), **options)])
             row = np.concatenate([photographs[0], *tensor_to_bytes(drawn).numpy()], 1)

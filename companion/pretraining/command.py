@@ -597,7 +597,7 @@ def _to_be_controlled(condition: Condition, folder: Path, count: int):
     latent, things = (values[places] for values in cached(folder, 16, count))
 
     def train(net, called: str, steps: int, **options: Any):
-        given = {**options, "loss": {"things": things, "low": 0.3}, **_files(folder, called)}
+        given: dict[str, Any] = {**options, "loss": {"things": things, "low": 0.3}, **_files(folder, called)}
         return train_controlnet(net, base, condition, maps, latent, scenes, words, steps, **given)
 
     return base.unet, pipe, train

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -114,6 +115,36 @@ def thing_features(pictures, batch: int = 64) -> Tensor:
         weight = torch.where(share.sum((1, 2), keepdim=True) > 0.5, share, torch.ones_like(share))[:, None]
         means.append((features * weight).sum((2, 3)) / weight.sum((2, 3)))
     return torch.cat(means)
+
+
+GRID = 8  # cells across the square around a thing, for its outline
+
+
+@torch.no_grad()
+def thing_outlines(pictures, batch: int = 64, smallest: int = 40) -> list[Tensor]:
+    """The outlines of the things that the judge sees in each picture, (K, 64) floats in [0, 1], the largest thing
+    first: how much of each cell of an 8 x 8 grid over the square around it the thing fills, wherever it stands and
+    however large it is. Things that touch have one outline; less than `smallest` pixels of the judge's maps are none.
+    """
+    found = []
+    for x in pictures_to_tensor(pictures).split(batch):
+        on_things = judge()(x)["segments"].argmax(1) > SEGMENTS.index("ground")
+        for mask in on_things.numpy():
+            labels, n = ndimage.label(mask)
+            parts = [labels == k for k in range(1, n + 1)]
+            parts = sorted((p for p in parts if p.sum() >= smallest), key=lambda p: -p.sum())
+            found.append(torch.stack([_outline(part) for part in parts]) if parts else torch.zeros(0, GRID**2))
+    return found
+
+
+def _outline(mask: np.ndarray) -> Tensor:
+    """The shares (64,) of a grid's cells that a mask (H, W) fills; the grid covers the square around it."""
+    (top, bottom), (left, right) = ((i.min(), i.max() + 1) for i in np.nonzero(mask))
+    side = max(bottom - top, right - left)
+    square = np.zeros((side, side), np.float32)
+    y, x = (side - (bottom - top)) // 2, (side - (right - left)) // 2
+    square[y : y + bottom - top, x : x + right - left] = mask[top:bottom, left:right]
+    return F.interpolate(torch.from_numpy(square)[None, None], size=(GRID, GRID), mode="area").flatten()
 
 
 # ---- CLIP ------------------------------------------------------------------------------------------------------------

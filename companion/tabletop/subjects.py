@@ -44,8 +44,8 @@ class Subject:
     noun: str
     says: str
 
-    def prompt(self, scene: Scene, word: str = "sks") -> str:
-        """The canonical caption of a scene with the subject, which is called "sks cone", say."""
+    def prompt(self, scene: Scene, word: str) -> str:
+        """The canonical caption of a scene with the subject, which is called by a word and its noun: "zwxkq cone"."""
         things = tuple(replace(t, kind=self.noun, finish="red") if t.kind == self.name else t for t in scene.things)
         return caption(replace(scene, things=things)).replace(f"red {self.noun}", f"{word} {self.noun}".strip(), 1)
 
