@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from companion.figures import as_pil
-from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
+from companion.widgets.base import MARGIN, Panel, side_by_side
+from companion.widgets.drawer import Drawer
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -33,14 +34,15 @@ class GuidanceSlider(Panel):
         if len(scales) < 2:
             raise ValueError(f"{len(scales)} guidance scales leave nothing to slide over; give two or more")
         self._pipe, self._steps, self.scales = pipe, steps, list(scales)
-        wide = widgets.Layout(width="34em")
-        last = len(self.scales) - 1
-        self.slider = widgets.IntSlider(last // 2, 0, last, description="guidance", readout=False, layout=wide)
-        options = {"continuous_update": False, "layout": wide}
+        self._drawer = Drawer(pipe)
+        last, options = len(self.scales) - 1, self.options()
+        self.slider = widgets.IntSlider(
+            last // 2, 0, last, description="guidance", readout=False, **options | {"continuous_update": True}
+        )
         self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
-        super().__init__([self.slider, self.prompt, self.seed], 2 * SIDE + MARGIN, SIDE + LINE)
-        self.watch(self.slider, self.choose)
+        super().__init__([self.slider, self.prompt, self.seed], 2 * SIDE + MARGIN, reader=pipe)
+        self.watch(self.slider, self.choose, quick=True)
         for control in (self.prompt, self.seed):
             self.watch(control, self.draw)
         self.attempt(self.draw)
@@ -50,7 +52,8 @@ class GuidanceSlider(Panel):
         from companion.diffusion import draw, steady
 
         scales, settings = [1.0, *self.scales], {"steps": self._steps, "scheduler": steady(self._pipe.scheduler)}
-        drawn = draw(self._pipe, self.prompt.value, self.seed.value, guidance_scale=scales, **settings)
+        prompt, seed = self.prompt.value, self.seed.value
+        drawn = draw(self._pipe, prompt, seed, guidance_scale=scales, unet=self._drawer.unet, **settings)
         plain, *self.pictures = [as_pil(picture, SIDE) for picture in drawn]
         self.plain = plain
         self.choose()
