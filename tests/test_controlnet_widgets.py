@@ -272,7 +272,7 @@ class TestPoseToPicture:
         panel.seed.value = 8
         assert said[:2] == ["", True] and said[2].startswith("drawn in") and said[3:] == [False]
         script = str(panel.message._esm)
-        assert "aria-live" in script and "status" in script
+        assert '"role", "status"' in script and "aria-busy" in script
 
     def test_its_static_picture_shows_pose_and_result(self, pipe, net):
         panel = self.make(pipe, net)

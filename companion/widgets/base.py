@@ -135,6 +135,8 @@ class Said(anywidget.AnyWidget):
     .companion-gone { display: none; font-weight: 600; }
     .jupyter-widgets-disconnected .companion-gone { display: block; }
     .jupyter-widgets-disconnected .companion-mark { display: none; }
+    .companion-panel.jupyter-widgets-disconnected::before, .companion-panel .jupyter-widgets-disconnected::before {
+      display: none; } /* a broken chain for each part of the panel */
     """
     value = traitlets.Unicode().tag(sync=True)
     busy = traitlets.Bool(False).tag(sync=True)
