@@ -33,6 +33,7 @@ KEPT = 480  # pixels across, at most, of the copy that a notebook's file keeps
 MARGIN, LINE = 8, 20  # pixels between the parts of a picture, and for a line of text
 STILL = "A still picture: run this cell to move it."  # below what a notebook's file keeps
 GONE = "The kernel that drew this has gone. Run this cell again, after those above it, to move the picture."
+NARROW = 220  # pixels that controls need at least
 PAUSE, PATIENCE = 0.03, 0.3  # seconds without a message, after which none waits; and how long that is waited for
 
 
@@ -81,19 +82,19 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.
 def columns(parts: Mapping[widgets.DOMWidget, int]) -> widgets.Box:
     """Parts side by side, each with its width in pixels; one below the other where the window is narrow.
 
-    The last one has any width from two thirds of its own, so that a panel with a wide picture stays in one row.
+    The last one may be as narrow as `NARROW`, so that a panel with a wide picture stays in one row.
     """
     for part, width in parts.items():
         part.layout = widgets.Layout(width=f"{width}px", max_width="100%", flex="0 0 auto", margin="0")
     last, width = list(parts.items())[-1]
     if len(parts) > 1:
-        last.layout = widgets.Layout(width="auto", max_width=f"{width}px", flex=f"1 1 {2 * width // 3}px", margin="0")
+        last.layout = widgets.Layout(width="auto", max_width=f"{width}px", flex=f"1 1 {NARROW}px", margin="0")
     row = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", grid_gap="8px 16px")
     return widgets.HBox(list(parts), layout=row)
 
 
 class Said(anywidget.AnyWidget):
-    """A line of text (HTML) that a screen reader says when it changes; beside it a mark while a picture is drawn.
+    """A line of text (HTML) that a screen reader says when it changes; above it a mark while a picture is drawn.
 
     While it is `busy`, the picture of the panel around it is faint, too, unless that takes no longer than a blink.
     """
@@ -126,8 +127,9 @@ class Said(anywidget.AnyWidget):
     """
     # The manager of the widgets marks each one whose kernel has gone with the class jupyter-widgets-disconnected.
     _css = """
-    .companion-line { min-height: 3em; color: var(--jp-ui-font-color1, inherit); line-height: 1.4; }
-    .companion-mark { float: right; margin-left: 8px; padding: 0 6px; border-radius: 3px; visibility: hidden;
+    .companion-line { position: relative; min-height: 3em; color: var(--jp-ui-font-color1, inherit); line-height: 1.4; }
+    /* Over the corner of the picture, so that the text does not move. */
+    .companion-mark { position: absolute; bottom: 100%; right: 0; padding: 2px 8px; visibility: hidden;
       background: #1565c0; color: #fff; font-size: 12px; transition: visibility 0s 0.1s; }
     .companion-busy > .companion-mark { visibility: visible; transition-delay: 0s; }
     .companion-panel img { transition: opacity 0.1s; }
@@ -167,7 +169,7 @@ class Panel(Kept, widgets.VBox):
 
     Args:
         width: of the picture, in pixels.
-        beside: width of the controls; 0 for controls that belong directly below the picture, and are as wide.
+        beside: width of the controls, at most; 0 for controls that belong directly below the picture, and are as wide.
         first: what stands before the picture, with its width.
         reader: the pipeline that reads the control `prompt`; what it does not read of a long one is said.
     """
@@ -178,7 +180,7 @@ class Panel(Kept, widgets.VBox):
         self,
         controls: Sequence[widgets.Widget],
         width: int,
-        beside: int = 330,
+        beside: int = 420,
         first: Mapping[widgets.DOMWidget, int] | None = None,
         reader: Any = None,
     ) -> None:
