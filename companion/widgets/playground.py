@@ -76,13 +76,14 @@ class Playground(Panel):
         self.show(as_pil(picture, SIDE), text)
 
     def _picture(self, steps: int, quick: bool) -> Image.Image:
+        """quick: with too few steps for a sampler that adds noise."""
+        drawer, prompt, seed = self._pipe, self.prompt.value, self.seed.value
         settings: dict[str, Any] = {"guidance_scale": self.guidance.value}
-        if quick:  # too few steps for a sampler that adds noise
-            settings["scheduler"] = steady(getattr(self._pipe, "pipe", self._pipe).scheduler)
-            if not isinstance(self._pipe, Fast):
-                return as_pil(draw(self._pipe, self.prompt.value, self.seed.value, steps=steps, **settings)[0])
-        generator = seeded(self.seed.value)
-        return self._pipe(self.prompt.value, num_inference_steps=steps, generator=generator, **settings).images[0]
+        if quick and not isinstance(drawer, Fast):
+            return as_pil(draw(drawer, prompt, seed, steps=steps, scheduler=steady(drawer.scheduler), **settings)[0])
+        if quick and isinstance(drawer, Fast):
+            settings["scheduler"] = steady(drawer.pipe.scheduler)
+        return drawer(prompt, num_inference_steps=steps, generator=seeded(seed), **settings).images[0]
 
     def _verdict(self, picture: Image.Image) -> str:
         from companion.tabletop.measures import read
