@@ -294,6 +294,16 @@ class TestGuidanceSlider:
         assert abs(difference).max() <= 1
         assert slider.plain.tobytes() == slider.pictures[0].tobytes()
 
+    def test_the_chosen_scale_is_drawn_first(self, pipe, monkeypatch):
+        slider, drawn, shown = GuidanceSlider(pipe, "ab", steps=1, scales=(2, 3, 4, 1)), [], []
+        draw = diffusion.draw
+        monkeypatch.setattr(diffusion, "draw", lambda *args, **o: drawn.append(o["guidance_scale"]) or draw(*args, **o))
+        slider.picture.observe(lambda change: shown.append(len(drawn)), "value")
+        slider.seed.value += 1
+        assert drawn == [[1, 3], [2, 4]] and shown == [1] and all(slider.pictures)
+        slider.slider.value = 3
+        assert slider.picture.value and "guidance 1," in slider.message.value
+
     def test_one_scale_is_no_slider(self, pipe):
         with pytest.raises(ValueError, match="two or more"):
             GuidanceSlider(pipe, "ab", scales=(4,))

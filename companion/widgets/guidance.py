@@ -13,6 +13,7 @@ from companion.widgets.drawer import Drawer
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from PIL import Image
 
 SIDE = 288
 
@@ -48,20 +49,24 @@ class GuidanceSlider(Panel):
         self.attempt(self.draw)
 
     def draw(self) -> None:
-        """Draw the picture at every scale, and show the chosen one."""
+        """Draw the picture at every scale: the chosen one first, which is shown while the others are drawn."""
         from companion.diffusion import draw, steady
 
-        scales, settings = [1.0, *self.scales], {"steps": self._steps, "scheduler": steady(self._pipe.scheduler)}
-        prompt, seed = self.prompt.value, self.seed.value
-        drawn = draw(self._pipe, prompt, seed, guidance_scale=scales, unet=self._drawer.unet, **settings)
-        plain, *self.pictures = [as_pil(picture, SIDE) for picture in drawn]
-        self.plain = plain
-        self.choose()
+        settings = {"steps": self._steps, "scheduler": steady(self._pipe.scheduler), "unet": self._drawer.unet}
+        found: dict[float, Image.Image] = {}
+        chosen = self.scales[self.slider.value]
+        for scales in ([1.0, chosen], self.scales):
+            new = [scale for scale in dict.fromkeys(scales) if scale not in found]
+            if new:
+                drawn = draw(self._pipe, self.prompt.value, self.seed.value, guidance_scale=new, **settings)
+                found |= {scale: as_pil(picture, SIDE) for scale, picture in zip(new, drawn, strict=True)}
+            self._show(found[1.0], found[chosen], chosen)
+        self.plain, self.pictures = found[1.0], [found[scale] for scale in self.scales]
 
     def choose(self) -> None:
         """Show the picture at the scale that the slider is at."""
-        scale = self.scales[self.slider.value]
-        sheet = side_by_side(
-            [self.plain, self.pictures[self.slider.value]], ["guidance 1 (none)", f"guidance {scale:g}"]
-        )
+        self._show(self.plain, self.pictures[self.slider.value], self.scales[self.slider.value])
+
+    def _show(self, plain: Image.Image, picture: Image.Image, scale: float) -> None:
+        sheet = side_by_side([plain, picture], ["guidance 1 (none)", f"guidance {scale:g}"])
         self.show(sheet, f"guidance {scale:g}, {self._steps} steps")
