@@ -17,7 +17,7 @@ from companion import img2img_inpainting as edit
 from companion.figures import as_array, as_pil
 from companion.widgets import Comparison, Inpainter, MaskPainter, Panel, StrengthSlider
 from companion.widgets.base import LINE, VIEW
-from companion.widgets.editing import SIDE
+from companion.widgets.editing import SIDE, few_steps
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,7 @@ class TestMaskPainter:
         data = painter._repr_mimebundle_()
         assert data[VIEW]["model_id"] == painter.model_id and data["text/plain"] == "MaskPainter()"
         kept = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")).astype(int)
+        kept = kept[:64, :64]  # without the sentence below it
         plain = np.asarray(as_pil(scene(), 64)).astype(int)
         painted = np.asarray(Image.fromarray(square()).resize((64, 64), Image.Resampling.NEAREST))
         change = np.abs(kept - plain).max(2)
@@ -88,6 +89,11 @@ class TestMaskPainter:
 class TestInpainter:
     def make(self, pipe, **options) -> Inpainter:
         return Inpainter(pipe, scene(), "ab", steps=2, guidance=2.0, seed=1, **options)
+
+    def test_its_controls_stand_beside_painter_and_picture(self, pipe):
+        (row,) = self.make(pipe).children
+        painter, drawn, controls = row.children
+        assert isinstance(painter, MaskPainter) and len(drawn.children) == 2 and len(controls.children) == 4
 
     def test_it_draws_inside_the_mask_and_nowhere_else(self, pipe):
         panel = self.make(pipe, mask=square())
@@ -145,6 +151,34 @@ class TestStrengthSlider:
             before = panel.picture.value
             getattr(panel, control).value = value
             assert panel.picture.value != before, control
+
+    @pytest.mark.parametrize("strength", [0.3, 0.5, 0.65, 1.0])
+    def test_on_its_way_it_draws_in_few_steps(self, pipe, strength):
+        panel = StrengthSlider(pipe, scene(), "ab", seed=3, steps=20, guidance=2.0)
+        panel.strength.set_trait("held", True)
+        panel.strength.set_trait("value", strength)
+        taken, steps = few_steps(strength, 20)
+        settings = {"steps": steps, "guidance_scale": 2.0, "scheduler": diffusion.steady(pipe.scheduler)}
+        *passed, last = edit.img2img(pipe, scene(), "ab", 3, strength=taken / steps, **settings)
+        assert torch.equal(panel.result, diffusion.decode(pipe, last.latents)[0]) and len(passed) + 1 == taken
+        assert f"{int(20 * strength)} of 20 steps are taken, {taken} in this preview" in panel.message.value
+        panel.strength.set_trait("held", False)
+        *_, last = edit.img2img(pipe, scene(), "ab", 3, strength=strength, steps=20, guidance_scale=2.0)
+        assert torch.equal(panel.result, diffusion.decode(pipe, last.latents)[0])
+        assert "preview" not in panel.message.value
+
+    @pytest.mark.parametrize("steps", [4, 12, 20, 50])
+    def test_a_preview_begins_near_the_strength(self, steps):
+        found = {}
+        for strength in np.arange(21) / 20:
+            taken, whole = found[strength] = few_steps(strength, steps)
+            if taken < (remaining := int(steps * strength)):
+                assert abs(taken / whole - strength) <= 0.051 and int(whole * (taken / whole)) == taken
+                assert 3 <= taken <= max(8, steps // 3)
+            else:
+                assert taken == remaining or remaining < 8
+        if steps == 20:
+            assert len({m / n for m, n in found.values()}) > 14, "most strengths are told apart"
 
     def test_without_strength_it_is_the_source(self, pipe):
         panel = StrengthSlider(pipe, scene(), "ab", steps=4)

@@ -26,17 +26,18 @@ from companion.models import find, seeded
 from companion.widgets import AdapterStrength, Cropper, EnergyExplorer, TrainingScrubber
 from companion.widgets import crop as crop_module
 from companion.widgets.adapters import LiveSlider
-from companion.widgets.base import KEPT, VIEW
+from companion.widgets.base import KEPT, LINE, VIEW
 from companion.widgets.crop import LONGEST
 from companion.widgets.energy import force
 
 
 def kept(widget) -> np.ndarray:
-    """The picture that the notebook keeps of a widget."""
+    """The picture that the notebook keeps of a widget, without the sentence below it."""
     data = widget._repr_mimebundle_()
     data = data[0] if isinstance(data, tuple) else data
     assert data[VIEW]["model_id"] == widget.model_id and data["text/plain"] == f"{type(widget).__name__}()"
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")).astype(int)
+    sheet = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+    return np.asarray(sheet).astype(int)[:-LINE]
 
 
 def opened(data: bytes) -> Image.Image:

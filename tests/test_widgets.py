@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 
 import ipywidgets
+import numpy as np
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from IPython.utils.capture import capture_output
 from PIL import Image
+from traitlets import TraitError
 
 import companion
 from companion import diffusion
 from companion.tabletop.caption import parse
-from companion.widgets import GuidanceSlider, Panel, Playground, Scrubber, TrainingScrubber
-from companion.widgets.base import VIEW, sentence
+from companion.widgets import GuidanceSlider, Panel, Playground, Scrubber, TrainingScrubber, base
+from companion.widgets.base import LINE, VIEW, sentence
+from companion.widgets.live_slider import preview_steps
 from companion.widgets.playground import describe
 
 PROMPT = "a red ball on grass by day"
@@ -39,7 +43,7 @@ def picture(panel: Panel) -> Image.Image:
 
 class TestPanel:
     def make(self) -> Panel:
-        panel = Panel([ipywidgets.IntSlider(0, 0, 3)], 64, 48)
+        panel = Panel([ipywidgets.IntSlider(0, 0, 3)], 64)
         panel.show(Image.new("RGB", (64, 48), "red"), "hello")
         return panel
 
@@ -48,7 +52,9 @@ class TestPanel:
         data = panel._repr_mimebundle_()
         data = data[0] if isinstance(data, tuple) else data
         kept = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
-        assert kept.format == "PNG" and kept.size == (64, 48) and kept.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+        assert kept.format == "PNG" and kept.height == 48 + LINE and kept.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+        below = np.asarray(kept.convert("L"))[48:]
+        assert kept.width > 150 and (below < 100).any() and below[:, -1].min() == 255, "the sentence below is whole"
         assert data[VIEW]["model_id"] == panel.model_id
         assert data["text/plain"] == "Panel()"
 
@@ -65,14 +71,83 @@ class TestPanel:
         for output in captured.outputs:
             assert {VIEW, "image/png"} <= set(output.data)
 
-    def test_its_size_is_fixed(self):
-        layout = self.make().picture.layout
-        assert (layout.width, layout.height) == ("64px", "48px")
+    def test_its_controls_are_beside_the_picture_which_keeps_its_proportions(self):
+        panel = self.make()
+        (row,) = panel.children
+        drawn, beside = row.children
+        assert drawn.children == (panel.picture, panel.message) and isinstance(beside.children[0], ipywidgets.IntSlider)
+        assert row.layout.flex_flow == "row wrap" and "companion-panel" in panel._dom_classes
+        assert (drawn.layout.width, drawn.layout.max_width) == ("64px", "100%")
+        assert (panel.picture.layout.width, panel.picture.layout.height) == ("100%", "auto")
+
+    def test_or_below_it_and_as_wide(self):
+        slider = ipywidgets.IntSlider()
+        panel = Panel([slider], 64, beside=0)
+        (drawn,) = panel.children[0].children
+        assert drawn.children == (panel.picture, slider, panel.message) and drawn.layout.width == "64px"
+
+    def test_it_is_marked_while_it_works(self):
+        panel, seen = self.make(), []
+        slider = panel.children[0].children[1].children[0]
+
+        def draws():
+            seen.append(panel.message.busy)
+            if slider.value == 3:
+                raise RuntimeError("no")
+
+        panel.watch(slider, draws)
+        for value in (2, 3):
+            slider.value = value
+            assert seen.pop() and not panel.message.busy
+        assert "RuntimeError: no" in panel.message.value
+        quick = ipywidgets.IntSlider()
+        panel.watch(quick, lambda: seen.append(panel.message.busy), quick=True)
+        quick.value = 1
+        assert seen == [False]
+
+    def test_it_is_marked_before_the_kernel_works(self, monkeypatch):
+        """The browser's message is answered by the mark alone; the picture is drawn later."""
+        panel, seen = self.make(), []
+
+        async def browser() -> None:
+            monkeypatch.setattr(base, "_loop_of_messages", asyncio.get_running_loop)
+            panel.soon(lambda: seen.append(panel.message.busy))
+            assert panel.message.busy and not seen
+            await asyncio.sleep(2 * base.PATIENCE)
+            assert seen == [True] and not panel.message.busy
+
+        asyncio.run(browser())
+
+    def test_what_is_cut_from_a_prompt_is_said(self, pipe):
+        panel, length = Panel([], 64, reader=pipe), pipe.tokenizer.model_max_length
+        panel.prompt = ipywidgets.Text("a " * (length - 2))
+        panel.show(Image.new("RGB", (64, 48)), "hello")
+        assert panel.message.value == "hello"
+        panel.prompt.value += "b c"
+        panel.show(Image.new("RGB", (64, 48)), "hello")
+        tokens = len(pipe.tokenizer(panel.prompt.value, verbose=False).input_ids) - 2
+        said = f"The prompt has {tokens} tokens and the model reads {length - 2}; it does not see “<i>b c</i>”."
+        assert panel.message.value == f"hello<br>{said}"
+        panel.show(Image.new("RGB", (64, 48)))
+        assert panel.message.value == said
+        encoded = [diffusion.encode_prompt(pipe, prompt) for prompt in ("a " * (length - 2), panel.prompt.value)]
+        assert torch.equal(*encoded), "it is what the encoder does not see"
+
+    def test_every_panel_with_a_prompt_says_so(self, pipe):
+        prompt = "a " * pipe.tokenizer.model_max_length
+        for panel in (Playground(pipe, prompt, steps=1), GuidanceSlider(pipe, prompt, steps=1, scales=(1, 2))):
+            assert "it does not see" in panel.message.value
+        panel.slider.value = 1 - panel.slider.value
+        assert "it does not see" in panel.message.value
+
+    def test_without_a_kernel_it_tells_which_cell_to_run(self):
+        message = self.make().message
+        assert "Run this cell again" in message.gone and "jupyter-widgets-disconnected" in str(message._css)
 
     def test_an_error_becomes_one_sentence_and_the_picture_stays(self):
         panel = self.make()
         before = panel.picture.value
-        slider = panel.children[2]
+        slider = panel.children[0].children[1].children[0]
 
         def fails():
             raise ValueError("steps=0 is too few:\n give <1> or more")
@@ -108,12 +183,32 @@ class TestPlayground:
         playground = Playground(pipe, "ab", seed=1, steps=2, guidance=3.0)
         assert picture(playground).tobytes() == as_pil(drawn, 384).tobytes()
 
-    def test_sliders_wait_until_they_are_let_go(self, pipe):
-        playground = Playground(pipe, "ab", steps=1)
-        assert not any(
-            control.continuous_update
-            for control in (playground.prompt, playground.seed, playground.steps, playground.guidance)
+    @pytest.mark.parametrize("name", ["seed", "steps", "guidance"])
+    def test_a_slider_on_its_way_is_followed_in_few_steps(self, pipe, name):
+        from companion.figures import as_pil
+
+        playground = Playground(pipe, "ab", seed=1, steps=20, guidance=3.0)
+        slider = getattr(playground, name)
+        slider.set_trait("held", True)
+        slider.value += 2
+        settings = {"steps": playground.steps.value // 4, "guidance_scale": playground.guidance.value}
+        few = diffusion.draw(pipe, "ab", playground.seed.value, scheduler=diffusion.steady(pipe.scheduler), **settings)
+        assert picture(playground).tobytes() == as_pil(as_pil(few[0]), 384).tobytes()
+        assert f"for 5 of {playground.steps.value} steps, as a preview" in playground.message.value
+        slider.set_trait("held", False)
+        whole = Playground(
+            pipe, "ab", seed=playground.seed.value, steps=playground.steps.value, guidance=playground.guidance.value
         )
+        assert playground.picture.value == whole.picture.value and "preview" not in playground.message.value
+
+    def test_a_preview_takes_a_quarter_of_the_steps(self):
+        assert [preview_steps(steps) for steps in (1, 4, 8, 20, 50)] == [1, 4, 4, 5, 12]
+
+    def test_sliders_have_room_for_what_they_begin_with(self, pipe):
+        playground = Playground(pipe, "ab", seed=2026, steps=1, guidance=20.0)
+        assert (playground.seed.value, playground.guidance.value) == (2026, 20.0)
+        with pytest.raises(TraitError, match=r"seed -1 is outside \[0, 2026\]"):
+            playground.seed.value = -1
 
     def test_a_failing_pipeline_is_told(self, pipe, monkeypatch):
         playground = Playground(pipe, "ab", steps=1)
@@ -198,6 +293,16 @@ class TestGuidanceSlider:
         difference = as_array(slider.pictures[1]).astype(int) - as_array(as_pil(alone, SIDE)).astype(int)
         assert abs(difference).max() <= 1
         assert slider.plain.tobytes() == slider.pictures[0].tobytes()
+
+    def test_the_chosen_scale_is_drawn_first(self, pipe, monkeypatch):
+        slider, drawn, shown = GuidanceSlider(pipe, "ab", steps=1, scales=(2, 3, 4, 1)), [], []
+        draw = diffusion.draw
+        monkeypatch.setattr(diffusion, "draw", lambda *args, **o: drawn.append(o["guidance_scale"]) or draw(*args, **o))
+        slider.picture.observe(lambda change: shown.append(len(drawn)), "value")
+        slider.seed.value += 1
+        assert drawn == [[1, 3], [2, 4]] and shown == [1] and all(slider.pictures)
+        slider.slider.value = 3
+        assert slider.picture.value and "guidance 1," in slider.message.value
 
     def test_one_scale_is_no_slider(self, pipe):
         with pytest.raises(ValueError, match="two or more"):

@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anywidget
 import ipywidgets as widgets
 import torch
-import traitlets
 from PIL import Image
 from torch import Tensor
 
@@ -22,38 +20,13 @@ from companion.fast import Fast, faster, varied
 from companion.figures import as_pil
 from companion.finetuning import check_unmerged, pretrained, with_parts
 from companion.models import GUIDANCE, seeded
-from companion.widgets.base import MARGIN, PAPER, Beside, side_by_side
-from companion.widgets.painter import STYLE, script
+from companion.widgets.base import MARGIN, PAPER, Panel, side_by_side
+from companion.widgets.live_slider import LiveSlider
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 SIDE = 224  # of a picture on the screen, in pixels
-
-
-class LiveSlider(anywidget.AnyWidget):
-    """A slider whose `held` is true while it is dragged, with buttons for some values.
-
-    Args:
-        label: what it sets.
-        marks: names of buttons, each with its value.
-    """
-
-    _esm, _css = script("live_slider.js"), STYLE
-    value = traitlets.Float(0.0).tag(sync=True)
-    held = traitlets.Bool(False).tag(sync=True)
-    min = traitlets.Float(0.0).tag(sync=True)
-    max = traitlets.Float(1.0).tag(sync=True)
-    step = traitlets.Float(0.05).tag(sync=True)
-    label = traitlets.Unicode().tag(sync=True)
-    marks = traitlets.List().tag(sync=True)
-
-    @traitlets.validate("value")
-    def _within(self, proposal: dict[str, Any]) -> float:
-        value = float(proposal["value"])
-        if not self.min <= value <= self.max:  # also false for what is not a number
-            raise traitlets.TraitError(f"{self.label} {value:g} is outside [{self.min:g}, {self.max:g}]")
-        return value
 
 
 @dataclass(frozen=True)
@@ -73,7 +46,7 @@ class Way:
     moved: float
 
 
-class AdapterStrength(Beside):
+class AdapterStrength(Panel):
     """The picture at any strength of an adapter in the pipeline's U-Net, which stays as it is.
 
     For OFT the strength is t: R^t turns every neuron the shortest way from where it was pretrained (0) to where it was
@@ -136,7 +109,7 @@ class AdapterStrength(Beside):
         self.prompt = widgets.Textarea(prompt, description="prompt", rows=2, **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
         self.table: Any = widgets.HTML(layout=widgets.Layout(overflow="auto"))
-        super().__init__([self.strength, self.prompt, self.seed, self.table], 2 * SIDE + MARGIN, SIDE, 380)
+        super().__init__([self.strength, self.prompt, self.seed, self.table], 2 * SIDE + MARGIN, 380, reader=pipe)
         for control in (self.prompt, self.seed):
             self.watch(control, self.draw)
         for trait in ("value", "held"):
@@ -150,7 +123,6 @@ class AdapterStrength(Beside):
             return
         quick = quick and len(self.result) > 0
         steps = self._preview if quick and self._preview else self._steps
-        self.message.value = "drawing …"
         begin = time.perf_counter()
         found = self._turns(only_right=quick) if self._oft else self._scaled()
         live = 0 if self._oft else 1

@@ -1,7 +1,16 @@
-"""What all panels share: a picture, a line of text below it, controls, and a static copy of the picture.
+"""What all panels share: a picture, a line of text below it, controls beside it, and a static copy of the picture.
 
-The picture is `widgets.Image`, the text `widgets.HTML`; `Output` and `interact` are avoided, since they misplace what a
-thread prints and leave nothing in a notebook that is not running.
+The picture is `widgets.Image`, the text `Said`; `Output` and `interact` are avoided, since they misplace what a thread
+prints and leave nothing in a notebook that is not running.
+
+Where a panel has no kernel any more, one of three things is seen:
+
+- The kernel was restarted under an open notebook: the panel stays and moves nothing. `Said` tells which cell to run.
+- The notebook is opened without being trusted, on GitHub, or as a page: its file has the picture, and `small` has
+  written below it which cell to run.
+- A notebook that the reader has run and saved is opened again, with a new kernel: JupyterLab prefers the live view,
+  whose model is gone with the old kernel, and says "Error displaying widget: model not found" in place of the picture.
+  No package can change that: the sentence is JupyterLab's own, and is shown before any code of a widget is loaded.
 """
 
 from __future__ import annotations
@@ -22,6 +31,9 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 INK, PAPER = (34, 34, 34), (255, 255, 255)
 KEPT = 480  # pixels across, at most, of the copy that a notebook's file keeps
 MARGIN, LINE = 8, 20  # pixels between the parts of a picture, and for a line of text
+STILL = "A still picture: run this cell to move it."  # below what a notebook's file keeps
+GONE = "The kernel that drew this has gone. Run this cell again, after those above it, to move the picture."
+NARROW = 220  # pixels that controls need at least
 PAUSE, PATIENCE = 0.03, 0.3  # seconds without a message, after which none waits; and how long that is waited for
 
 
@@ -40,11 +52,18 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def small(data: bytes) -> bytes:
-    """A PNG reduced to `KEPT` pixels across and 96 colours, a sixth of the size, to keep in a notebook's file."""
+    """What a notebook's file keeps of a PNG: `KEPT` pixels across, 96 colours, a sixth of the size, and `STILL` below.
+
+    A narrow picture gets white at its right, for the sentence.
+    """
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if image.width > KEPT:
         image = image.resize((KEPT, round(image.height * KEPT / image.width)), Image.Resampling.LANCZOS)
-    return png(image.quantize(96, method=Image.Quantize.MEDIANCUT, kmeans=2))
+    font = ImageFont.load_default(12)
+    sheet = Image.new("RGB", (max(image.width, round(font.getlength(STILL)) + 4), image.height + LINE), PAPER)
+    sheet.paste(image, (0, 0))
+    ImageDraw.Draw(sheet).text((2, image.height + 3), STILL, INK, font)
+    return png(sheet.quantize(96, method=Image.Quantize.MEDIANCUT, kmeans=2))
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
@@ -61,31 +80,69 @@ def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.
 
 
 def columns(parts: Mapping[widgets.DOMWidget, int]) -> widgets.Box:
-    """Parts side by side, each with its width in pixels; one below the other where the window is narrow."""
+    """Parts side by side, each with its width in pixels; one below the other where the window is narrow.
+
+    The last one may be as narrow as `NARROW`, so that a panel with a wide picture stays in one row.
+    """
     for part, width in parts.items():
         part.layout = widgets.Layout(width=f"{width}px", max_width="100%", flex="0 0 auto", margin="0")
+    last, width = list(parts.items())[-1]
+    if len(parts) > 1:
+        last.layout = widgets.Layout(width="auto", max_width=f"{width}px", flex=f"1 1 {NARROW}px", margin="0")
     row = widgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%", grid_gap="8px 16px")
     return widgets.HBox(list(parts), layout=row)
 
 
 class Said(anywidget.AnyWidget):
-    """A line of text (HTML) that a screen reader says when it changes."""
+    """A line of text (HTML) that a screen reader says when it changes; above it a mark while a picture is drawn.
+
+    While it is `busy`, the picture of the panel around it is faint, too, unless that takes no longer than a blink.
+    """
 
     _esm = """
     function render({ model, el }) {
-      const said = document.createElement("div");
-      said.setAttribute("role", "status");
-      said.setAttribute("aria-live", "polite");
-      said.style.cssText = "min-height: 3em; color: var(--jp-ui-font-color1, inherit)";
-      el.append(said);
+      const make = (name, textContent = "") => {
+        const made = document.createElement("div");
+        el.append(Object.assign(made, { className: `companion-${name}`, textContent }));
+        return made;
+      };
+      el.classList.add("companion-line");
+      const mark = make("mark", "drawing …"), said = make("said"), gone = make("gone", model.get("gone"));
+      mark.setAttribute("aria-hidden", "true");
+      for (const one of [said, gone]) one.setAttribute("role", "status");
       const show = () => { said.innerHTML = model.get("value"); };
+      const work = () => {
+        const busy = model.get("busy");
+        said.setAttribute("aria-busy", String(busy));
+        (el.closest(".companion-panel") ?? el).classList.toggle("companion-busy", busy);
+        el.classList.toggle("companion-busy", busy);
+      };
       model.on("change:value", show);
+      model.on("change:busy", work);
       show();
-      return () => model.off("change:value", show);
+      work();
+      return () => { model.off("change:value", show); model.off("change:busy", work); };
     }
     export default { render };
     """
+    # The manager of the widgets marks each one whose kernel has gone with the class jupyter-widgets-disconnected.
+    _css = """
+    .companion-line { position: relative; min-height: 3em; color: var(--jp-ui-font-color1, inherit); line-height: 1.4; }
+    /* Over the corner of the picture, so that the text does not move. */
+    .companion-mark { position: absolute; bottom: 100%; right: 0; padding: 2px 8px; visibility: hidden;
+      background: #1565c0; color: #fff; font-size: 12px; transition: visibility 0s 0.1s; }
+    .companion-busy > .companion-mark { visibility: visible; transition-delay: 0s; }
+    .companion-panel img { transition: opacity 0.1s; }
+    .companion-busy:not(.jupyter-widgets-disconnected) img { opacity: 0.5; transition-delay: 0.25s; }
+    .companion-gone { display: none; font-weight: 600; }
+    .jupyter-widgets-disconnected .companion-gone { display: block; }
+    .jupyter-widgets-disconnected .companion-mark { display: none; }
+    .companion-panel.jupyter-widgets-disconnected::before, .companion-panel .jupyter-widgets-disconnected::before {
+      display: none; } /* a broken chain for each part of the panel */
+    """
     value = traitlets.Unicode().tag(sync=True)
+    busy = traitlets.Bool(False).tag(sync=True)
+    gone = traitlets.Unicode(GONE).tag(sync=True)
 
 
 class Kept:
@@ -105,30 +162,71 @@ class Kept:
 
 
 class Panel(Kept, widgets.VBox):
-    """A picture of fixed size, a line of text below it, and controls.
+    """A picture, a line of text below it, and controls beside it, or below it where the window is narrow.
 
-    In the notebook's file it leaves a PNG beside the live view, so that it can be seen on GitHub and before it is run.
+    The picture shrinks with the window and keeps its proportions. In the notebook's file it leaves a PNG beside the
+    live view, so that it can be seen on GitHub and before it is run.
+
+    Args:
+        width: of the picture, in pixels.
+        beside: width of the controls, at most; 0 for controls that belong directly below the picture, and are as wide.
+        first: what stands before the picture, with its width.
+        reader: the pipeline that reads the control `prompt`; what it does not read of a long one is said.
     """
 
-    def __init__(self, controls: Sequence[widgets.Widget], width: int, height: int) -> None:
-        # Fixed sizes, so that nothing moves when a new picture arrives.
-        self.picture = widgets.Image(format="png", layout=widgets.Layout(width=f"{width}px", height=f"{height}px"))
-        self.message: Any = widgets.HTML(layout=widgets.Layout(width="auto", min_height="3em"))
+    prompt: Any
+
+    def __init__(
+        self,
+        controls: Sequence[widgets.Widget],
+        width: int,
+        beside: int = 420,
+        first: Mapping[widgets.DOMWidget, int] | None = None,
+        reader: Any = None,
+    ) -> None:
+        self.picture = widgets.Image(format="png", layout=widgets.Layout(width="100%", height="auto", margin="0"))
+        self.message = Said()
+        self._reader = reader
         self._waiting: dict[Callable[[], None], float] = {}  # actions, and when each was asked for first
         self._asked = 0.0
-        super().__init__([self.picture, self.message, *controls])
+        drawn = widgets.VBox([self.picture, *(controls if not beside else []), self.message])
+        parts = {**(first or {}), drawn: width} | ({widgets.VBox(controls): beside} if beside else {})
+        super().__init__([columns(parts)])
+        self.add_class("companion-panel")
+
+    @staticmethod
+    def options() -> dict[str, Any]:
+        """Options of a control that is as wide as its column, and tells its value when it is let go."""
+        style, layout = {"description_width": "5em"}, widgets.Layout(width="auto")
+        return {"continuous_update": False, "layout": layout, "style": style}
 
     def show(self, image: Image.Image, text: str = "") -> None:
         """Show a picture, and `text` (HTML) below it."""
         self.picture.value = png(image)
-        self.message.value = text
+        unread = cut(self._reader.tokenizer, self.prompt.value) if hasattr(self._reader, "tokenizer") else ""
+        self.message.value = "<br>".join(filter(None, [text, unread]))
 
-    def watch(self, control: widgets.Widget, action: Callable[[], None], name: str = "value") -> None:
-        """Call `action` when the control changes; an error that it raises is shown in the line of text."""
-        control.observe(lambda change: self.attempt(action), name)
+    def watch(
+        self, control: widgets.Widget, action: Callable[[], None], name: str = "value", *, quick: bool = False
+    ) -> None:
+        """Call `action` when the control changes (see `soon`); an error that it raises is shown in the line of text.
+
+        quick: it takes no time, so it is called at once for each change, and is not marked.
+        """
+        control.observe(lambda change: self._try(action) if quick else self.soon(action), name)
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Call `action`; an error in it becomes one sentence below the picture, which stays as it was."""
+        """Call `action`; an error in it becomes one sentence below the picture, which stays as it was.
+
+        Meanwhile the panel is marked as busy, which the browser shows at once: a thread of the kernel's tells it.
+        """
+        self.message.busy = True
+        try:
+            self._try(action)
+        finally:
+            self.message.busy = False
+
+    def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:
@@ -148,6 +246,7 @@ class Panel(Kept, widgets.VBox):
             self.attempt(action)
             return
         self._asked = loop.time()
+        self.message.busy = True
         if action not in self._waiting:
             self._waiting[action] = self._asked
             loop.call_later(PAUSE, self._when_all_is_read, loop, action)
@@ -175,41 +274,6 @@ class Panel(Kept, widgets.VBox):
         return bytes(self.picture.value)
 
 
-class Beside(Panel):
-    """A panel whose controls stand beside its picture, or below it where the window is narrow.
-
-    What it watches calls its action when all that the browser has sent is read (see `Panel.soon`).
-
-    Args:
-        width, height: of the picture, in pixels.
-        beside: width of the controls.
-        first: what stands before the picture, with its width.
-    """
-
-    def __init__(
-        self,
-        controls: Sequence[widgets.Widget],
-        width: int,
-        height: int,
-        beside: int,
-        first: Mapping[widgets.DOMWidget, int] | None = None,
-    ) -> None:
-        super().__init__(controls, width, height)
-        self.message = Said()
-        self.picture.layout = widgets.Layout(width="100%", height="auto", margin="0")
-        drawn = widgets.VBox([self.picture, self.message])
-        self.children = (columns({**(first or {}), drawn: width, widgets.VBox(controls): beside}),)
-
-    @staticmethod
-    def options() -> dict[str, Any]:
-        """Options of a control that is as wide as its column, and tells its value when it is let go."""
-        style, layout = {"description_width": "4em"}, widgets.Layout(width="auto")
-        return {"continuous_update": False, "layout": layout, "style": style}
-
-    def watch(self, control: widgets.Widget, action: Callable[[], None], name: str = "value") -> None:
-        control.observe(lambda change: self.soon(action), name)
-
-
 def _loop_of_messages() -> asyncio.AbstractEventLoop | None:
     """The kernel's event loop while it handles a message that a widget in the browser has sent, else None.
 
@@ -231,3 +295,15 @@ def sentence(error: Exception) -> str:
     """An error's message on one line, after the name of its type unless it is a ValueError with a message."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def cut(tokenizer: Any, prompt: str) -> str:
+    """What the text encoder does not read of a prompt, since it is too long, as a sentence (HTML); "" if it reads all.
+
+    A tokenizer adds a start and an end, which count, and silently cuts what comes after `model_max_length` tokens.
+    """
+    ids, most = tokenizer(prompt, verbose=False).input_ids, tokenizer.model_max_length
+    if len(ids) <= most:
+        return ""
+    unread = html.escape(tokenizer.decode(ids[most - 1 : -1]).strip())
+    return f"The prompt has {len(ids) - 2} tokens and the model reads {most - 2}; it does not see “<i>{unread}</i>”."

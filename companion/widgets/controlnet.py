@@ -20,7 +20,7 @@ from companion.figures import as_pil
 from companion.models import GUIDANCE
 from companion.pose import robot_joints
 from companion.tabletop.scene import BONES, JOINTS
-from companion.widgets.base import Beside, png, side_by_side
+from companion.widgets.base import Panel, png, side_by_side
 from companion.widgets.painter import SIDE, Editor, Painter, script
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _over(picture: Image.Image | None, drawn: np.ndarray) -> Image.Image:
 # ---- Panels ----------------------------------------------------------------------------------------------------------
 
 
-class Following(Beside):
+class Following(Panel):
     """An editor, the picture that follows what is made in it, and the controls, side by side.
 
     It draws when the editor or a control changes; what changes while it draws is drawn next, but only its latest state.
@@ -250,7 +250,7 @@ class Following(Beside):
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
         self.scale = widgets.FloatSlider(scale, min=0, max=2, step=0.05, description="scale", **options)
         controls = [self.prompt, self.seed, self.scale]
-        super().__init__(controls, SIDE, SIDE, 310, {self.editor: SIDE})
+        super().__init__(controls, SIDE, first={self.editor: SIDE}, reader=pipe)
         for control in controls:
             self.watch(control, self.draw)
         self.attempt(self.draw)
@@ -270,7 +270,6 @@ class Following(Beside):
             self.result = None
             self.show(Image.new("RGB", (SIDE, SIDE), BLANK), self.nothing)
             return
-        self.message.value = "drawing …"
         begin = time.perf_counter()
         settings = {"steps": steps, "guidance_scale": self._guidance}
         if steps != self._steps:  # a preview has too few for a sampler that adds noise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -12,7 +14,9 @@ from torch import Tensor
 
 from companion.figures import as_array, as_pil
 from companion.models import GUIDANCE
-from companion.widgets.base import LINE, MARGIN, Panel, png, side_by_side
+from companion.widgets.base import MARGIN, Panel, png, side_by_side
+from companion.widgets.drawer import Drawer
+from companion.widgets.live_slider import LiveIntSlider, LiveSlider
 from companion.widgets.painter import SIDE, Painter
 
 if TYPE_CHECKING:
@@ -87,8 +91,7 @@ class Inpainter(Panel):
         steps: int = 12,
         guidance: float = GUIDANCE,
     ) -> None:
-        wide = widgets.Layout(width="34em")
-        options = {"continuous_update": False, "layout": wide}
+        options = self.options()
         self._pipe, self._source, self._steps, self._guidance = pipe, picture, steps, guidance
         self.result = picture
         self.painter = MaskPainter(picture, mask)
@@ -97,9 +100,7 @@ class Inpainter(Panel):
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
         self.feather = widgets.IntSlider(0, 0, 8, description="feather", **options)
         controls = [self.seed, self.strength, self.prompt, self.feather]
-        super().__init__(controls, SIDE, SIDE)
-        # Side by side, so that the effect of the brush is in view.
-        self.children = (widgets.HBox([self.painter, self.picture]), self.message, *controls)
+        super().__init__(controls, SIDE, first={self.painter: SIDE}, reader=pipe)
         self.watch(self.painter, self.draw, "mask")
         for control in controls:
             self.watch(control, self.draw)
@@ -140,6 +141,8 @@ class Inpainter(Panel):
 class StrengthSlider(Panel):
     """img2img live: the source, and the result at the strength that the slider sets.
 
+    While a slider is on its way, it draws in about a quarter of the steps.
+
     Args:
         picture: (3, H, W) in [-1, 1]; both sides multiples of 8.
     """
@@ -155,39 +158,53 @@ class StrengthSlider(Panel):
         steps: int = 20,
         guidance: float = GUIDANCE,
     ) -> None:
-        wide = widgets.Layout(width="34em")
-        options = {"continuous_update": False, "layout": wide}
         self._pipe, self._source, self._steps, self._guidance = pipe, picture, steps, guidance
-        self.strength = widgets.FloatSlider(strength, min=0, max=1, step=0.05, description="strength", **options)
-        self.prompt = widgets.Text(prompt, description="prompt", **options)
-        self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
+        self._drawer = Drawer(pipe)
+        self.strength = LiveSlider(label="strength", value=strength)
+        self.prompt = widgets.Text(prompt, description="prompt", **self.options())
+        self.seed = LiveIntSlider(label="seed", value=seed, max=max(99, seed))
         controls = [self.strength, self.prompt, self.seed]
-        super().__init__(controls, 2 * SIDE + MARGIN, SIDE + LINE)
+        super().__init__(controls, 2 * SIDE + MARGIN, reader=pipe)
         for control in controls:
             self.watch(control, self.draw)
+        for slider in (self.strength, self.seed):
+            self.watch(slider, self.draw, "held")
         self.attempt(self.draw)
 
     def draw(self) -> None:
         """Draw with the controls as they stand. The result is the source if the strength is too low for one step."""
-        from companion.diffusion import decode
+        from companion.diffusion import steady
         from companion.img2img_inpainting import img2img
 
         strength, remaining = self.strength.value, int(self._steps * self.strength.value)
+        settings: dict[str, Any] = {"strength": strength, "steps": self._steps}
+        text = f"strength {strength:.2f}: {remaining} of {self._steps} steps are taken"
+        if self.strength.held or self.seed.held:
+            taken, steps = few_steps(strength, self._steps)
+            if taken < remaining:
+                settings = {"strength": taken / steps, "steps": steps, "scheduler": steady(self._pipe.scheduler)}
+                text += f", {taken} in this preview"
         self.result = self._source
         if remaining:
+            prompt, seed, unet = self.prompt.value, self.seed.value, self._drawer.unet
             *_, last = img2img(
-                self._pipe,
-                self._source,
-                self.prompt.value,
-                self.seed.value,
-                strength=strength,
-                steps=self._steps,
-                guidance_scale=self._guidance,
+                self._pipe, self._source, prompt, seed, guidance_scale=self._guidance, unet=unet, **settings
             )
-            self.result = decode(self._pipe, last.latents)[0]
+            self.result = self._drawer.decode(last.latents)[0]
         pictures = [as_pil(self._source, SIDE), as_pil(self.result, SIDE)]
-        text = f"strength {strength:.2f}: {remaining} of {self._steps} steps are taken"
         self.show(side_by_side(pictures, ["source", f"strength {strength:.2f}"]), text)
+
+
+def few_steps(strength: float, steps: int) -> tuple[int, int]:
+    """(m, n) for a preview: the last m of n steps begin at about this strength, and m is about a quarter of usual.
+
+    With a quarter of all steps, few strengths would be told apart: 5 steps begin at 0.2, 0.4, 0.6, 0.8 or 1.
+    """
+    remaining, part = int(steps * strength), Fraction(strength).limit_denominator(8)
+    if remaining <= 4:
+        return remaining, steps
+    times = math.ceil(max(3, remaining // 4) / part.numerator)
+    return times * part.numerator, times * part.denominator
 
 
 class Comparison(Panel):
@@ -199,10 +216,10 @@ class Comparison(Panel):
             sizes = " and ".join(f"{p.width} x {p.height}" for p in (as_pil(before), as_pil(after)))
             raise ValueError(f"the pictures have {sizes} pixels; only equal proportions can lie on each other")
         self.titles = tuple(titles)
-        width, height = self.before.size
-        self.slider = widgets.IntSlider(50, 0, 100, description="line", readout=False, layout={"width": f"{width}px"})
-        super().__init__([self.slider], width, height)
-        self.watch(self.slider, self.draw)
+        width, _ = self.before.size
+        self.slider = widgets.IntSlider(50, 0, 100, readout=False, layout={"width": "auto"})
+        super().__init__([self.slider], width, beside=0)
+        self.watch(self.slider, self.draw, quick=True)
         self.draw()
 
     def draw(self) -> None:

@@ -12,7 +12,7 @@ from companion.figures import bars
 from companion.where_to_run import GB, MACHINES, OVERHEAD, Cost, Machine, fits, size
 from companion.widgets.base import Panel
 
-WIDTH, HEIGHT = 640, 300
+WIDTH = 640
 
 
 class FitPanel(Panel):
@@ -25,10 +25,10 @@ class FitPanel(Panel):
 
     def __init__(self, costs: Sequence[Cost], machines: Sequence[Machine] = MACHINES) -> None:
         self._costs, self._machines = list(costs), sorted(machines, key=lambda m: m.memory)
-        options = {"continuous_update": False, "layout": widgets.Layout(width="34em")}
+        options = self.options()
         self.pixels = widgets.IntSlider(512, 128, 2048, 128, description="pixels", **options)
         self.batch = widgets.IntSlider(1, 1, 16, description="pictures", **options)
-        super().__init__([self.pixels, self.batch], WIDTH, HEIGHT)
+        super().__init__([self.pixels, self.batch], WIDTH)
         for control in (self.pixels, self.batch):
             self.watch(control, self.draw)
         self.attempt(self.draw)

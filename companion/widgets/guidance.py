@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from companion.figures import as_pil
-from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
+from companion.widgets.base import MARGIN, Panel, side_by_side
+from companion.widgets.drawer import Drawer
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+    from PIL import Image
 
 SIDE = 288
 
@@ -33,32 +35,38 @@ class GuidanceSlider(Panel):
         if len(scales) < 2:
             raise ValueError(f"{len(scales)} guidance scales leave nothing to slide over; give two or more")
         self._pipe, self._steps, self.scales = pipe, steps, list(scales)
-        wide = widgets.Layout(width="34em")
-        last = len(self.scales) - 1
-        self.slider = widgets.IntSlider(last // 2, 0, last, description="guidance", readout=False, layout=wide)
-        options = {"continuous_update": False, "layout": wide}
+        self._drawer = Drawer(pipe)
+        last, options = len(self.scales) - 1, self.options()
+        self.slider = widgets.IntSlider(
+            last // 2, 0, last, description="guidance", readout=False, **options | {"continuous_update": True}
+        )
         self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
-        super().__init__([self.slider, self.prompt, self.seed], 2 * SIDE + MARGIN, SIDE + LINE)
-        self.watch(self.slider, self.choose)
+        super().__init__([self.slider, self.prompt, self.seed], 2 * SIDE + MARGIN, reader=pipe)
+        self.watch(self.slider, self.choose, quick=True)
         for control in (self.prompt, self.seed):
             self.watch(control, self.draw)
         self.attempt(self.draw)
 
     def draw(self) -> None:
-        """Draw the picture at every scale, and show the chosen one."""
+        """Draw the picture at every scale: the chosen one first, which is shown while the others are drawn."""
         from companion.diffusion import draw, steady
 
-        scales, settings = [1.0, *self.scales], {"steps": self._steps, "scheduler": steady(self._pipe.scheduler)}
-        drawn = draw(self._pipe, self.prompt.value, self.seed.value, guidance_scale=scales, **settings)
-        plain, *self.pictures = [as_pil(picture, SIDE) for picture in drawn]
-        self.plain = plain
-        self.choose()
+        settings = {"steps": self._steps, "scheduler": steady(self._pipe.scheduler), "unet": self._drawer.unet}
+        found: dict[float, Image.Image] = {}
+        chosen = self.scales[self.slider.value]
+        for scales in ([1.0, chosen], self.scales):
+            new = [scale for scale in dict.fromkeys(scales) if scale not in found]
+            if new:
+                drawn = draw(self._pipe, self.prompt.value, self.seed.value, guidance_scale=new, **settings)
+                found |= {scale: as_pil(picture, SIDE) for scale, picture in zip(new, drawn, strict=True)}
+            self._show(found[1.0], found[chosen], chosen)
+        self.plain, self.pictures = found[1.0], [found[scale] for scale in self.scales]
 
     def choose(self) -> None:
         """Show the picture at the scale that the slider is at."""
-        scale = self.scales[self.slider.value]
-        sheet = side_by_side(
-            [self.plain, self.pictures[self.slider.value]], ["guidance 1 (none)", f"guidance {scale:g}"]
-        )
+        self._show(self.plain, self.pictures[self.slider.value], self.scales[self.slider.value])
+
+    def _show(self, plain: Image.Image, picture: Image.Image, scale: float) -> None:
+        sheet = side_by_side([plain, picture], ["guidance 1 (none)", f"guidance {scale:g}"])
         self.show(sheet, f"guidance {scale:g}, {self._steps} steps")

@@ -8,12 +8,14 @@ function render({ model, el }) {
   const input = element("input", { type: "range", min, max, step });
   input.setAttribute("aria-label", label);
   const shown = element("output");
+  // As many digits as the step has.
+  const digits = [0, 1].find((d) => Number.isInteger(step * 10 ** d)) ?? 2;
   let timer = null, held = false;
 
   function draw() {
     const value = model.get("value");
     if (Number(input.value) !== value) input.value = value;
-    shown.textContent = value.toFixed(2);
+    shown.textContent = value.toFixed(digits);
     input.setAttribute("aria-valuetext", shown.textContent);
   }
 
@@ -28,7 +30,7 @@ function render({ model, el }) {
   }
 
   input.addEventListener("input", () => {
-    shown.textContent = Number(input.value).toFixed(2);
+    shown.textContent = Number(input.value).toFixed(digits);
     timer ??= setTimeout(() => send(true), PAUSE);
   });
   // Where it is let go at the value that it had before, there is no "change".

@@ -5,16 +5,18 @@ from __future__ import annotations
 import html
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from companion.fast import faster
+from companion.diffusion import draw, steady
+from companion.fast import Fast, faster
 from companion.figures import as_pil
 from companion.models import GUIDANCE, seeded
 from companion.tabletop.caption import caption, parse
 from companion.tabletop.splits import SPLITS, sample_scene
 from companion.widgets.base import Panel
+from companion.widgets.live_slider import LiveIntSlider, LiveSlider, preview_steps
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -29,6 +31,8 @@ SIDE = 384  # pixels on the screen
 class Playground(Panel):
     """Redraws the picture when the prompt, the seed, the number of steps or the guidance changes.
 
+    While a slider is on its way, it draws in a quarter of the steps.
+
     Args:
         pipe: a stock pipeline. If it draws 128 pixels, as the miniature does, the judge reads its pictures.
         prompt, seed, steps, guidance: initial values.
@@ -37,19 +41,19 @@ class Playground(Panel):
     def __init__(
         self, pipe: StableDiffusionPipeline, prompt: str, seed: int = 0, steps: int = 20, guidance: float = GUIDANCE
     ) -> None:
-        wide = widgets.Layout(width="34em")
-        # continuous_update=False: draw when the slider is released, not at each point on the way.
-        options = {"continuous_update": False, "layout": wide}
-        self.prompt = widgets.Text(prompt, description="prompt", **options)
-        self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
-        self.steps = widgets.IntSlider(steps, 1, 50, description="steps", **options)
-        self.guidance = widgets.FloatSlider(guidance, min=1, max=16, step=0.5, description="guidance", **options)
+        self.prompt = widgets.Text(prompt, description="prompt", **self.options())
+        self.seed = LiveIntSlider(label="seed", value=seed, max=max(99, seed))
+        self.steps = LiveIntSlider(label="steps", value=steps, min=1, max=max(50, steps))
+        self.guidance = LiveSlider(label="guidance", value=guidance, min=1, max=max(16, guidance), step=0.5)
         self.another = widgets.Button(description="Another prompt", icon="refresh")
-        controls = [self.prompt, self.seed, self.steps, self.guidance]
+        self._sliders = [self.seed, self.steps, self.guidance]
         self._pipe, self._judged = faster(pipe), pipe.unet.config.sample_size * pipe.vae_scale_factor == 128
-        super().__init__([*controls, *([self.another] if self._judged else [])], SIDE, SIDE)
-        for control in controls:
+        controls = [self.prompt, *self._sliders, *([self.another] if self._judged else [])]
+        super().__init__(controls, SIDE, reader=pipe)
+        for control in (self.prompt, *self._sliders):
             self.watch(control, self.draw)
+        for slider in self._sliders:
+            self.watch(slider, self.draw, "held")
         self.another.on_click(lambda button: self.surprise())
         self.attempt(self.draw)
 
@@ -60,17 +64,26 @@ class Playground(Panel):
 
     def draw(self) -> None:
         """Draw with the controls as they stand."""
-        begin = time.perf_counter()
-        picture = self._pipe(
-            self.prompt.value,
-            num_inference_steps=self.steps.value,
-            guidance_scale=self.guidance.value,
-            generator=seeded(self.seed.value),
-        ).images[0]
+        begin, steps = time.perf_counter(), self.steps.value
+        held = any(slider.held for slider in self._sliders)
+        few = preview_steps(steps) if held else steps
+        picture = self._picture(few, few < steps)
         text = f"{time.perf_counter() - begin:.1f} s"
+        if few < steps:
+            text += f" for {few} of {steps} steps, as a preview"
         if self._judged:
             text = f"{self._verdict(picture)}<br>{text}"
         self.show(as_pil(picture, SIDE), text)
+
+    def _picture(self, steps: int, quick: bool) -> Image.Image:
+        """quick: with too few steps for a sampler that adds noise."""
+        drawer, prompt, seed = self._pipe, self.prompt.value, self.seed.value
+        settings: dict[str, Any] = {"guidance_scale": self.guidance.value}
+        if quick and not isinstance(drawer, Fast):
+            return as_pil(draw(drawer, prompt, seed, steps=steps, scheduler=steady(drawer.scheduler), **settings)[0])
+        if quick and isinstance(drawer, Fast):
+            settings["scheduler"] = steady(drawer.pipe.scheduler)
+        return drawer(prompt, num_inference_steps=steps, generator=seeded(seed), **settings).images[0]
 
     def _verdict(self, picture: Image.Image) -> str:
         from companion.tabletop.measures import read

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from companion import samplers as sm
-from companion.diffusion import decode
 from companion.figures import as_pil, curves
 from companion.models import GUIDANCE
 from companion.schedules import SCHEDULES, Levels, schedule
-from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
+from companion.widgets.base import MARGIN, Panel, side_by_side
+from companion.widgets.drawer import Drawer
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -29,15 +29,16 @@ class ScheduleExplorer(Panel):
     """Noise levels by step for two schedules; controls choose them, the number of steps, and the axis."""
 
     def __init__(self, levels: Levels, names: Sequence[str] = ("linspace", "karras"), steps: int = 12) -> None:
-        wide = widgets.Layout(width="34em")
-        self._levels = levels
-        self.steps = widgets.IntSlider(steps, 2, 50, description="steps", layout=wide, continuous_update=False)
-        options = list(SCHEDULES)
-        self.first = widgets.Dropdown(options=options, value=names[0], description="one")
-        self.second = widgets.Dropdown(options=options, value=names[1], description="other")
-        self.logarithmic = widgets.Checkbox(True, description="logarithmic axis")
+        self._levels, options = levels, self.options()
+        self.steps = widgets.IntSlider(steps, 2, 50, description="steps", **options)
+        look = {name: options[name] for name in ("layout", "style")}
+        self.first, self.second = (
+            widgets.Dropdown(options=list(SCHEDULES), value=value, description=name, **look)
+            for name, value in zip(("one", "other"), names, strict=True)
+        )
+        self.logarithmic = widgets.Checkbox(True, description="logarithmic axis", **look)
         controls = [self.steps, self.first, self.second, self.logarithmic]
-        super().__init__(controls, 640, 280)
+        super().__init__(controls, 640)
         for control in controls:
             self.watch(control, self.draw)
         self.attempt(self.draw)
@@ -78,24 +79,26 @@ class SamplerComparison(Panel):
         most: int = 16,
         guidance_scale: float = GUIDANCE,
     ) -> None:
-        self._pipe, self._scale = pipe, guidance_scale
-        wide = widgets.Layout(width="34em")
-        options = {"continuous_update": False, "layout": wide}
+        self._pipe, self._scale, self._drawer = pipe, guidance_scale, Drawer(pipe)
+        options = self.options()
+        look = {name: options[name] for name in ("layout", "style")}
         self.steps = widgets.IntSlider(steps, 1, most, description="steps", **options)
-        self.first = widgets.Dropdown(options=list(sm.SAMPLERS), value=names[0], description="left")
-        self.second = widgets.Dropdown(options=list(sm.SAMPLERS), value=names[1], description="right")
+        self.first, self.second = (
+            widgets.Dropdown(options=list(sm.SAMPLERS), value=value, description=name, **look)
+            for name, value in zip(("left", "right"), names, strict=True)
+        )
         self.prompt = widgets.Text(prompt, description="prompt", **options)
         self.seed = widgets.IntSlider(seed, 0, 99, description="seed", **options)
         self._model = lru_cache(maxsize=1)(self._denoiser)
         self.latents = lru_cache(maxsize=128)(self._latents)  # so that going back shows a picture at once
         controls = [self.steps, self.first, self.second, self.prompt, self.seed]
-        super().__init__(controls, 2 * SIDE + MARGIN, SIDE + LINE)
+        super().__init__(controls, 2 * SIDE + MARGIN, reader=pipe)
         for control in controls:
             self.watch(control, self.draw)
         self.attempt(self.draw)
 
     def _denoiser(self, prompt: str) -> sm.Denoiser:
-        return sm.Denoiser(self._pipe, prompt, self._scale)
+        return sm.Denoiser(self._pipe, prompt, self._scale, unet=self._drawer.unet)
 
     def _latents(self, name: str, steps: int, prompt: str, seed: int) -> Tensor:
         model = self._model(prompt)
@@ -107,7 +110,7 @@ class SamplerComparison(Panel):
         """Draw with both samplers, and compare them."""
         names, rest = [self.first.value, self.second.value], (self.prompt.value, self.seed.value)
         now = [self.latents(name, self.steps.value, *rest) for name in names]
-        pictures = [as_pil(picture, SIDE) for picture in decode(self._pipe, torch.cat(now))]
+        pictures = [as_pil(picture, SIDE) for picture in self._drawer.decode(torch.cat(now))]
         apart = float((now[0] - now[1]).square().mean().sqrt())
         text = f"the latents are {apart:.2f} apart"
         if self.steps.value > 1:

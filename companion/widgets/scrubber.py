@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from companion.figures import as_pil
-from companion.widgets.base import LINE, MARGIN, Panel, side_by_side
+from companion.widgets.base import MARGIN, Panel, side_by_side
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -50,12 +50,13 @@ class Scrubber(Panel):
             for z, a, b in zip(noisy, seen, believed, strict=True)
         ]
         last = len(steps)
-        layout = widgets.Layout(width="34em")
-        self.slider = widgets.IntSlider(last // 2, 0, last, description="step", layout=layout)
+        flexible = widgets.Layout(flex="1 1 200px", width="auto")
+        self.slider = widgets.IntSlider(last // 2, 0, last, layout=flexible)
         self.play = widgets.Play(value=last // 2, min=0, max=last, interval=300)
         self.link = widgets.jslink((self.play, "value"), (self.slider, "value"))
-        super().__init__([self.slider, self.play], 3 * SIDE + 2 * MARGIN, SIDE + LINE)
-        self.watch(self.slider, self.scrub)
+        row = widgets.HBox([self.play, self.slider], layout=widgets.Layout(width="100%", flex_flow="row wrap"))
+        super().__init__([row], 3 * SIDE + 2 * MARGIN, beside=0)
+        self.watch(self.slider, self.scrub, quick=True)
         self.scrub()
 
     def scrub(self) -> None:

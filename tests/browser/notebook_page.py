@@ -98,7 +98,7 @@ class NotebookPage:
 
     def move_slider(self, index: int, key: str = "ArrowRight") -> None:
         """Press a key on the first slider below this cell."""
-        handle = self.output(index).locator(".widget-slider .noUi-handle").first
+        handle = self.output(index).locator(".widget-slider .noUi-handle, .live-slider input").first
         handle.focus()
         handle.press(key)
 

@@ -114,6 +114,8 @@ def test_eraser_undo_and_clear(painter):
     two = painter.stroke((16, 48), (48, 48))
     assert int(painter.report()[0]) > 1.8 * painted and two != one
     assert painter.press("undo") == one
+    assert painter.press("redo") == two
+    assert painter.press("undo") == one
     painter.page.output(2).locator(".mask-painter-eraser").check()
     painter.stroke((32, 8), (32, 24))
     assert 0.6 * painted < int(painter.report()[0]) < 0.9 * painted
