@@ -36,7 +36,7 @@ def test_photographs_are_of_it_alone_and_tests_show_what_they_do_not(subject):
 @every_subject
 def test_prompts_call_it_by_a_rare_word_and_its_class(subject):
     for scene in scenes_of(subject):
-        prompt, plain = subject.prompt(scene), subject.prompt(scene, "")
+        prompt, plain = subject.prompt(scene, "sks"), subject.prompt(scene, "")
         assert f"a sks {subject.noun}" in prompt and "red" not in prompt and subject.name not in prompt.split()
         assert f"a {subject.noun}" in plain and "  " not in plain
         wish = parse(prompt)
