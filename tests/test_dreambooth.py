@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 import companion
-from companion import diffusion
+from companion import diffusion, dreambooth
 from companion.dreambooth import (
     PREPARED,
     WORD,
