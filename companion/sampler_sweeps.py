@@ -30,7 +30,7 @@ from torch.nn import functional as F
 import companion
 from companion import diffusion
 from companion.files import sha256, written
-from companion.intervals import mean_interval, paired_difference, paired_ratio, share_difference
+from companion.intervals import mean_interval, paired_difference, paired_ratio, paired_share_difference
 from companion.metrics import frechet, pictures_to_tensor
 from companion.samplers import (
     SAMPLERS,
@@ -633,11 +633,18 @@ def claims(
 ) -> list[Claim]:
     """Test each of the guide's statements; `small` is the RMS distance of latents that counts as converged.
 
-    A statement about a range is judged at each number of steps or evaluations in it, and gets the worst verdict; where
+    Statements about distances are about `rows`, at their guidance; where `turned` has rows of another, they have a
+    verdict there, too. A statement about a range is judged at each number of steps or evaluations in
+    it, and gets the worst verdict; where
     two solvers are compared, their schedules are equal. A verdict is "open" when the 95 % confidence interval of the
     deciding quantity allows both answers. Of many verdicts some are chance: see `by_chance`.
     """
     found = [*_settled(rows, small), *_movements(moves), *_faster(rows, turned), *_slow(rows)]
+    for guidance in sorted({row.guidance for row in turned}):
+        mine = [row for row in turned if row.guidance == guidance]
+        others = [*_settled(mine, small), *(nearer(*pair) for pair in ((s, mine, a, b) for s, a, b in NEARER))]
+        measured = (claim for claim in others if claim.verdict != NOT_MEASURED)
+        found += [claim._replace(statement=f"{claim.statement}, guidance {guidance:g}") for claim in measured]
     return [*found, *_quality_claims(quality)] if quality else found
 
 
@@ -733,8 +740,11 @@ def _ratios(statement: str, rows: Sequence[Row], a: str, b: str, what: str) -> C
     if not found:
         return Claim(statement, "", NOT_MEASURED)
     text = ", ".join(f"{r:.2f} ({low:.2f} to {high:.2f}) at {n}" for n, r, low, high in found)
-    verdict = at_worst([_verdict(low, high) for _, _, low, high in found])
-    return Claim(statement, f"{text}: of {b}'s distance, by {what}", verdict)
+    words = [_verdict(low, high) for _, _, low, high in found]
+    if len(set(words)) > 1:  # a range has one verdict, its worst; where it is another, is told
+        where = {w: [n for (n, *_), v in zip(found, words, strict=True) if v == w] for w in dict.fromkeys(words)}
+        text += "".join(f"; {word} at {', '.join(map(str, at))}" for word, at in where.items())
+    return Claim(statement, f"{text}: of {b}'s distance, by {what}", at_worst(words))
 
 
 def _slow(rows: Sequence[Row]) -> Iterator[Claim]:
@@ -800,8 +810,9 @@ def _quality_claims(quality: Sequence[Quality]) -> Iterator[Claim]:
 
 
 def _share(a: Quality, b: Quality) -> tuple[float, float, float]:
-    """The share of pictures as asked of `a` minus that of `b`, and both ends of its interval."""
-    return share_difference((sum(a.met), len(a.met)), (sum(b.met), len(b.met)))
+    """The share of pictures as asked of `a` minus that of `b`, and both ends of its interval; both have drawn the same
+    prompts from the same seeds."""
+    return paired_share_difference(a.met, b.met)
 
 
 def _good(quality: Sequence[Quality], statement: str, name: str, few: int, many: int) -> Claim:

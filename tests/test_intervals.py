@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from companion import intervals
 from companion.intervals import (
     mean_interval,
     paired_difference,
     paired_ratio,
+    paired_share_difference,
     ratio_of_means,
     share_difference,
     share_interval,
@@ -35,6 +37,29 @@ class TestShares:
         d, low, high = share_difference((56, 70), (48, 80))  # Newcombe (1998), method 10, contrast (a)
         assert d == pytest.approx(0.2)
         assert (low, high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
+
+    @pytest.mark.parametrize(("gain", "loss"), [(0.05, 0.02), (0.2, 0.2), (0.3, 0.05), (0.01, 0.01)])
+    def test_of_the_same_pictures_it_covers_the_truth_in_19_of_20(self, gain, loss):
+        """Exactly, over all counts of pictures that one met alone."""
+        n, covered = 64, 0.0
+        for gained in range(n + 1):
+            for lost in range(n + 1 - gained):
+                a = [True] * gained + [False] * (n - gained)
+                b = [False] * gained + [True] * lost + [False] * (n - gained - lost)
+                _, low, high = paired_share_difference(a, b)
+                chance = stats.multinomial.pmf([gained, lost, n - gained - lost], n, [gain, loss, 1 - gain - loss])
+                covered += chance * (low <= gain - loss <= high)
+        assert covered > 0.945
+
+    def test_what_both_met_narrows_it(self):
+        a, b = [True] * 50 + [False] * 14, [True] * 47 + [False] * 17
+        d, low, high = paired_share_difference(a, b)
+        _, wide_low, wide_high = share_difference((50, 64), (47, 64))
+        assert d == pytest.approx(3 / 64) and wide_low < low < d < high < wide_high
+        assert paired_share_difference(b, a) == (pytest.approx(-d), pytest.approx(-high), pytest.approx(-low))
+        assert paired_share_difference(a, a)[1] < 0 < paired_share_difference(a, a)[2]
+        with pytest.raises(ValueError, match="2 and 3 values cannot be compared in pairs"):
+            paired_share_difference([True] * 2, [True] * 3)
 
     def test_turned_round_it_is_the_same_interval(self):
         d, low, high = share_difference((3, 10), (8, 10))
