@@ -298,6 +298,29 @@ class TestVerdicts:
         assert found["PLMS is faster than DDIM, guidance 3"] == "holds"
         assert found["PLMS is faster than DDIM, guidance 7.5"] == "fails"
 
+    def test_distances_have_verdicts_at_another_guidance_where_it_was_measured(self):
+        near, far = (0.01, 0.011, 0.012), (0.2, 0.21, 0.22)
+        rows = [row("UniPC", 20, *near)]
+        strong = [dataclasses.replace(row("UniPC", 20, *far), guidance=7.5)]
+        found = verdicts(sweeps.claims(rows, [], 0.05, turned=strong))
+        assert found["UniPC: converged at 20 to 30 steps"] == "holds"
+        assert found["UniPC: converged at 20 to 30 steps, guidance 7.5"] == "fails"
+        assert not any("Heun" in statement for statement in found if "guidance" in statement), "there it was not run"
+
+    def test_where_in_a_range_a_verdict_is_another_is_told(self):
+        rows = [row("Euler", n, 0.3, 0.33, 0.27) for n in (10, 20)]
+        rows += [row("DPM++ 2M", 10, 0.6, 0.66, 0.54), row("DPM++ 2M", 20, 0.1, 0.11, 0.09)]
+        statement = "DPM++ 2M is faster than Euler, even timesteps"
+        (claim,) = [c for c in sweeps.claims(rows, [], 0.05) if c.statement == statement]
+        assert claim.verdict == "fails" and "; fails at 10; holds at 20: of Euler's distance" in claim.measured
+
+    def test_quality_is_compared_picture_by_picture(self):
+        """The same prompts from the same seeds: what both met or missed says nothing about which is better."""
+        quality = [judged("DPM++ 2M Karras", 40, 51), judged("UniPC", 20, 53)]
+        assert verdicts(sweeps.claims([], quality, 0.05))["UniPC: decent quality in 20 to 30 steps"] == "holds"
+        quality[1] = dataclasses.replace(quality[1], met=quality[1].met[::-1])  # as many, but other pictures
+        assert verdicts(sweeps.claims([], quality, 0.05))["UniPC: decent quality in 20 to 30 steps"] == "open"
+
     def test_what_is_slow_is_counted(self):
         adaptive = dataclasses.replace(row("DPM adaptive", 36, 0.1, 0.1), steps=30, seconds=0.9)
         rows = [adaptive, row("DPM++ SDE", 19, 0.1, 0.1), row("Euler", 10, 0.1, 0.1), row("Euler", 30, 0.1, 0.1)]

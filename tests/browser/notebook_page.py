@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,16 @@ class NotebookPage:
             assert time.monotonic() < end, f"cell {index} still shows the same picture after {timeout} s"
             self.page.wait_for_timeout(100)
         return now
+
+    def at_every_size(self) -> Iterator[tuple[str, int, int]]:
+        """Set the page light and dark, each in three sizes; yields "light" or "dark", the width and the height."""
+        for theme in ("JupyterLab Light", "JupyterLab Dark"):
+            self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+            self.page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
+            for width, height in ((1920, 1080), (1366, 768), (600, 900)):
+                self.page.set_viewport_size({"width": width, "height": height})
+                self.page.wait_for_timeout(300)
+                yield theme.split()[1].lower(), width, height
 
     def screenshot(self, name: str) -> None:
         if folder := os.environ.get("COMPANION_SCREENSHOTS"):

@@ -74,28 +74,23 @@ def test_a_joint_is_dragged_and_moved_by_keys(page):
 
 def test_all_of_a_panel_is_seen_at_once(page):
     """Without scrolling in a window of 1366 x 768, and not distorted in narrow ones."""
-    for theme in ("JupyterLab Light", "JupyterLab Dark"):
-        page.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
-        page.page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
-        for width, height in ((1920, 1080), (1366, 768), (600, 900)):
-            page.page.set_viewport_size({"width": width, "height": height})
-            page.page.wait_for_timeout(300)
-            for index in (2, 4):
-                output = page.output(index)
-                output.scroll_into_view_if_needed()
-                output.evaluate("element => element.scrollIntoView({ block: 'start' })")
-                page.page.wait_for_timeout(200)
-                page.screenshot(f"panel-{index}-{theme.split()[1].lower()}-{width}")
-                boxes = [output.locator(part).first.bounding_box() for part in (".editor-stage", "img")]
-                whole = output.bounding_box()
-                for box in boxes:
-                    assert abs(box["width"] - box["height"]) < 1 and box["width"] == min(SIDE, boxes[0]["width"])
-                    assert box["x"] + box["width"] <= whole["x"] + whole["width"]
-                if width < 1366:
-                    continue
-                controls = [*output.locator(".widget-hslider, .widget-text").all(), output.locator(".editor-tools")]
-                boxes += [control.bounding_box() for control in controls]
-                assert max(box["y"] + box["height"] for box in boxes) - min(box["y"] for box in boxes) < 600
-                assert max(box["x"] + box["width"] for box in boxes) < width
-                # Beside the picture, not below it.
-                assert all(box["x"] > boxes[1]["x"] + 280 for box in boxes[2:-1])
+    for theme, width, _ in page.at_every_size():
+        for index in (2, 4):
+            output = page.output(index)
+            output.scroll_into_view_if_needed()
+            output.evaluate("element => element.scrollIntoView({ block: 'start' })")
+            page.page.wait_for_timeout(200)
+            page.screenshot(f"panel-{index}-{theme}-{width}")
+            boxes = [output.locator(part).first.bounding_box() for part in (".editor-stage", "img")]
+            whole = output.bounding_box()
+            for box in boxes:
+                assert abs(box["width"] - box["height"]) < 1 and box["width"] == min(SIDE, boxes[0]["width"])
+                assert box["x"] + box["width"] <= whole["x"] + whole["width"]
+            if width < 1366:
+                continue
+            controls = [*output.locator(".widget-hslider, .widget-text").all(), output.locator(".editor-tools")]
+            boxes += [control.bounding_box() for control in controls]
+            assert max(box["y"] + box["height"] for box in boxes) - min(box["y"] for box in boxes) < 600
+            assert max(box["x"] + box["width"] for box in boxes) < width
+            # Beside the picture, not below it.
+            assert all(box["x"] > boxes[1]["x"] + 280 for box in boxes[2:-1])

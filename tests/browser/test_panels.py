@@ -71,32 +71,27 @@ def test_all_of_a_panel_is_in_view(notebook_page):
     page = notebook_page.open(notebook(SETUP, *(code for code, _, _ in PANELS.values())), "panels")
     page.run_all()
     cells = page.page.locator(".jp-Notebook .jp-Cell")
-    for theme in ("JupyterLab Light", "JupyterLab Dark"):
-        page.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
-        page.page.wait_for_function(f"document.body.dataset.jpThemeName === '{theme}'")
-        for width, height in ((1920, 1080), (1366, 768), (600, 900)):
-            page.page.set_viewport_size({"width": width, "height": height})
-            page.page.wait_for_timeout(300)
-            for index, (name, (_, natural, proportions)) in enumerate(PANELS.items(), 2):
-                output = page.output(index)
-                cells.nth(index).evaluate("element => element.scrollIntoView({ block: 'start' })")
-                page.page.wait_for_timeout(200)
-                page.screenshot(f"{name}-{theme.split()[1].lower()}-{width}")
-                picture, whole = output.locator("img").first, output.bounding_box()
-                box = picture.bounding_box()
-                drawn = picture.evaluate("image => image.naturalWidth / image.naturalHeight")
-                assert proportions is None or abs(drawn - proportions) < 0.01, name
-                assert abs(box["width"] / box["height"] - drawn) < 0.02, f"{name} is distorted at {width}"
-                assert box["x"] + box["width"] <= whole["x"] + whole["width"] + 1, f"{name} is cut at {width}"
-                if width < 1366:
-                    continue
-                assert abs(box["width"] - natural) < 1, f"{name} is smaller than it is at {width}"
-                slider = output.locator(SLIDERS).first.bounding_box()
-                for part in (box, slider):
-                    assert part["y"] >= 0 and part["y"] + part["height"] < height - 24, f"{name} is out of view"
-                    assert part["x"] + part["width"] < width
-                if name not in ("comparison", "scrubber"):
-                    assert slider["x"] > box["x"] + box["width"], f"the slider of {name} is not beside its picture"
+    for theme, width, height in page.at_every_size():
+        for index, (name, (_, natural, proportions)) in enumerate(PANELS.items(), 2):
+            output = page.output(index)
+            cells.nth(index).evaluate("element => element.scrollIntoView({ block: 'start' })")
+            page.page.wait_for_timeout(200)
+            page.screenshot(f"{name}-{theme}-{width}")
+            picture, whole = output.locator("img").first, output.bounding_box()
+            box = picture.bounding_box()
+            drawn = picture.evaluate("image => image.naturalWidth / image.naturalHeight")
+            assert proportions is None or abs(drawn - proportions) < 0.01, name
+            assert abs(box["width"] / box["height"] - drawn) < 0.02, f"{name} is distorted at {width}"
+            assert box["x"] + box["width"] <= whole["x"] + whole["width"] + 1, f"{name} is cut at {width}"
+            if width < 1366:
+                continue
+            assert abs(box["width"] - natural) < 1, f"{name} is smaller than it is at {width}"
+            slider = output.locator(SLIDERS).first.bounding_box()
+            for part in (box, slider):
+                assert part["y"] >= 0 and part["y"] + part["height"] < height - 24, f"{name} is out of view"
+                assert part["x"] + part["width"] < width
+            if name not in ("comparison", "scrubber"):
+                assert slider["x"] > box["x"] + box["width"], f"the slider of {name} is not beside its picture"
 
 
 def drag(page, index: int, seconds: float) -> None:
