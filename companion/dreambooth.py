@@ -13,6 +13,7 @@ held-out renders, so that pictures which have nothing special in common have abo
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,23 +28,34 @@ from torch.nn import functional as F
 
 from companion import diffusion
 from companion.finetuning import Examples, Method, Tuned, attach, examples, finetune
+from companion.latent_diffusion import prompt_for
 from companion.metrics import pictures_to_tensor, tensor_to_bytes
 from companion.models import seeded
 from companion.pictures import as_jpeg
 from companion.tabletop import measures
-from companion.tabletop.caption import KIND_WORDS
+from companion.tabletop.caption import KIND_WORDS, PLACE_WORDS, TIME_WORDS
 from companion.tabletop.samples import held_out
+from companion.tabletop.scene import COLOURS, KINDS, WITHHELD
 from companion.training import Progress
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+    from companion.tabletop.scene import Scene
     from companion.tabletop.subjects import Subject
 
-#: A word that means nothing. "sks", which guides for Stable Diffusion use, is one token here, and no caption ever had
-#: it: so its row of the table of embeddings was never trained, and it hardly moves what the text encoder says. The five
-#: tokens of this word do (notebook 05 measures it).
-WORD = "zwxkq"
+#: A rare word. "sks", which guides for Stable Diffusion use, is one token here, and no caption ever had it: so its row
+#: of the table of embeddings was never trained, and it hardly moves what the text encoder says. The five tokens of this
+#: word move more, and still not in a direction in which the U-Net ever learned to look (notebook 05 measures it).
+RARE_WORD = "zwxkq"
+#: A word that is learned first, by textual inversion, before any weight moves (pivotal tuning: arXiv 2106.05744 did it
+#: with a GAN's code; scripts for LoRA do it with a word). It starts from the nearest word that the model knows, so the
+#: U-Net hears it from the first step on.
+WORD = "<mine>"
+#: How the word is learned: not far. Further on it points at other things that the model knows, cars for a duck and
+#: robots for a cactus; and at ten times the rate its numbers become far larger than those of known words, and what it
+#: draws falls to pieces.
+WORD_RECIPE = {"steps": 50, "lr": 5e-4, "batch": 2, "decay": 0.5}
 #: How `finetuning.finetune` teaches the miniature a subject in 200 steps: errors weighed by their noise level (min-SNR,
 #: arXiv 2303.09556), so that what stands where counts more than grain, and a rate that falls to zero, so that the last
 #: steps do not throw it about.
@@ -211,33 +223,90 @@ def class_prompts(noun: str, n: int) -> list[str]:
     return [f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"] * n
 
 
+def _where(i: int) -> str:
+    """All places at all times in turn, since neither number divides the other."""
+    places, times = ([words[0] for words in known.values()] for known in (PLACE_WORDS, TIME_WORDS))
+    return f"{places[i % len(places)]} {times[i % len(times)]}"
+
+
+def class_scenes(noun: str, n: int) -> list[str]:
+    """Prompts for `n` pictures of a class in all places and at all times. Raises ValueError as `class_prompts` does."""
+    return [f"{prompt} {_where(i)}" for i, prompt in enumerate(class_prompts(noun, n))]
+
+
+def _other_things(noun: str, test: bool) -> Iterator[tuple[str, str]]:
+    """Without end the kinds but one, each time in another of the colours that training has seen: two of them for tests,
+    and the rest to remind.
+    """
+    for turn in itertools.count():
+        for i, kind in enumerate(KINDS):
+            seen = [colour for colour in COLOURS if (kind, colour) not in WITHHELD]
+            of_test = [seen[(i + 3 * j) % len(seen)] for j in range(2)]
+            colours = of_test if test else [colour for colour in seen if colour not in of_test]
+            if kind != noun:
+                yield kind, colours[turn % len(colours)]
+
+
+def unrelated(noun: str = "") -> list[str]:
+    """Prompts for each kind but a class, twice, of which the subject is no part: what they draw should stay as it was.
+    No example ever has these kinds in these colours.
+    """
+    things = itertools.islice(_other_things(noun, test=True), 2 * (len(KINDS) - (noun in KINDS)))
+    return [prompt_for(*thing) for thing in things]
+
+
+def other_scenes(noun: str, n: int) -> list[str]:
+    """Prompts for `n` pictures of all other kinds, everywhere and at all times, in colours that `unrelated` spares."""
+    things = enumerate(itertools.islice(_other_things(noun, test=False), n))
+    # A kind should not always be at the same time, so each turn through the kinds begins elsewhere.
+    return [prompt_for(*thing, _where(i + i // len(KINDS))) for i, thing in things]
+
+
 def class_set(
-    pipe: StableDiffusionPipeline, noun: str, n: int = 100, weight: float = 1.0, seed: int = 1000, **options: Any
+    pipe: StableDiffusionPipeline,
+    noun: str,
+    n: int = 100,
+    others: int | None = None,
+    weight: float = 1.0,
+    seed: int = 1000,
+    **options: Any,
 ) -> Examples:
-    """The second set of DreamBooth: `n` pictures of the class, drawn by the model itself before it learns.
+    """The second set of DreamBooth, drawn by the model itself before it learns: `n` pictures of the class, and `others`
+    of other things, as many when None. The paper has the class alone, and then other things are forgotten.
 
     `options` are those of `diffusion.draw`: steps, guidance_scale and so on.
     """
-    prompts = class_prompts(noun, n)
+    prompts = class_scenes(noun, n) + other_scenes(noun, n if others is None else others)
+    n = len(prompts)
     pictures = diffusion.draw(pipe, prompts, [seed + i for i in range(n)], **options)
     return examples(pipe, pictures, prompts, weight=weight)
+
+
+def subject_prompts(subject: Subject, scenes: Sequence[Scene], word: str, noun: str | None = None) -> list[str]:
+    """Captions of scenes with a subject, which is called by a word and a noun, its own when None."""
+    noun = subject.noun if noun is None else noun
+    prompts = [subject.prompt(scene, word) for scene in scenes]
+    return [" ".join(prompt.replace(subject.noun, noun, 1).split()) for prompt in prompts]
 
 
 def subject_set(
     pipe: StableDiffusionPipeline,
     subject: Subject,
-    word: str = WORD,
+    word: str = RARE_WORD,
     noun: str | None = None,
     photographs: int = 5,
     prepared: str = "cropped",
+    scenes: bool = True,
 ) -> Examples:
-    """The first set: a subject's photographs, each called "a zwxkq cone".
+    """The first set: a subject's photographs, with captions such as "a zwxkq cone on grass by day".
 
     Args:
-        word: the rare word; "" for none.
+        word: the word for it; "" for none.
         noun: the class noun, the subject's own when None; another one, or "" for none, to see what that does.
         photographs: how many of the subject's five are taken.
         prepared: how they were brought to the model's size, a name of `PREPARED`.
+        scenes: whether captions say where and when, which then is not learned as a part of the subject; otherwise each
+            is "a zwxkq cone", as in the paper.
     Raises:
         ValueError: for another number of photographs, or an unknown way.
     """
@@ -246,13 +315,13 @@ def subject_set(
     if prepared not in PREPARED:
         raise ValueError(f"prepared={prepared!r} is unknown; the ways are {', '.join(PREPARED)}")
     noun = subject.noun if noun is None else noun
-    prompt = " ".join(filter(None, ("a", word, noun)))
+    prompts = subject_prompts(subject, subject.photographs()[1][:photographs], word, noun)
+    if not scenes:
+        prompts = [" ".join(filter(None, ("a", word, noun)))] * photographs
     pictures = PREPARED[prepared](photographs_for(pipe, subject)[:photographs])
     if pictures.shape[-1] == diffusion.picture_size(pipe):
-        return examples(pipe, pictures, prompt)
-    return Examples(
-        diffusion.encode(pipe, pictures).float().cpu(), [prompt] * len(pictures)
-    )  # which `examples` refuses
+        return examples(pipe, pictures, prompts)
+    return Examples(diffusion.encode(pipe, pictures).float().cpu(), prompts)  # which `examples` refuses
 
 
 @dataclass(frozen=True)
@@ -270,10 +339,11 @@ def teach(
     *,
     steps: int,
     prior: Examples | None = None,
-    word: str = WORD,
+    word: str = RARE_WORD,
     noun: str | None = None,
     photographs: int = 5,
     prepared: str = "cropped",
+    scenes: bool = True,
     seed: int = 0,
     **options: Any,
 ) -> Iterator[Taught]:
@@ -282,11 +352,11 @@ def teach(
     Args:
         method: what learns; see `companion.finetuning`.
         prior: the class, from `class_set`; None for naive finetuning.
-        word, noun, photographs, prepared: see `subject_set`.
+        word, noun, photographs, prepared, scenes: see `subject_set`.
         options: those of `finetuning.finetune`, such as lr and batch.
     """
     tuned = attach(pipe, method, seed)
-    own = subject_set(pipe, subject, word, noun, photographs, prepared)
+    own = subject_set(pipe, subject, word, noun, photographs, prepared, scenes)
     sets = [own, *([prior] if prior is not None else [])]
     for progress in finetune(tuned, sets, steps, seed=seed, **options):
         yield Taught(tuned, progress)

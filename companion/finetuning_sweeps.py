@@ -28,8 +28,11 @@ from torch import Tensor, nn
 import companion
 from companion import diffusion, energy
 from companion.dreambooth import (
+    RARE_WORD,
     RECIPE,
     WORD,
+    WORD_RECIPE,
+    Taught,
     class_prompts,
     class_set,
     colour_drift,
@@ -39,18 +42,18 @@ from companion.dreambooth import (
     shape_likeness,
     share,
     spread,
+    subject_prompts,
     teach,
     text_likeness,
+    unrelated,
 )
 from companion.files import written
 from companion.finetuning import TRANSFORMERS, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
 from companion.intervals import mean_interval, paired_difference
-from companion.latent_diffusion import prompt_for
 from companion.metrics import tensor_to_bytes
 from companion.models import find
 from companion.sampler_sweeps import weights_sum
 from companion.tabletop.measures import clip_pictures, met
-from companion.tabletop.scene import COLOURS, KINDS, WITHHELD
 from companion.tabletop.subjects import SUBJECTS, Subject
 
 if TYPE_CHECKING:
@@ -65,22 +68,22 @@ def _hra() -> Method:
     return Peft(HRAConfig(r=8, target_modules=list(TRANSFORMERS)))
 
 
-#: DreamBooth as the recipes have it: everything learns. The miniature's rare word was never trained, and as long as the
-#: text encoder stays as it is, the U-Net can hardly tell it from the class noun alone.
-DREAMBOOTH = "full, with text encoder"
+#: DreamBooth as in its paper: all of the U-Net learns.
+DREAMBOOTH = "full"
 
-#: What learns, by name, for a class noun. All but the first two and textual inversion change the same layers.
+#: What learns, by name, for the known word that a new one starts from. All but the first two and textual inversion
+#: change the same layers. Before any of them a word is learned by textual inversion, the same for all (see `worded`).
 METHODS: dict[str, Callable[[str], Method]] = {
-    "full": lambda noun: Full(),
-    DREAMBOOTH: lambda noun: Full(text_encoder=True),
-    "same layers": lambda noun: Near(targets=TRANSFORMERS),
-    "same layers, near": lambda noun: Near(radius=0.1, targets=TRANSFORMERS),
-    "LoRA": lambda noun: Lora(rank=8, targets=TRANSFORMERS),
-    "OFT": lambda noun: Oft(blocks=4, targets=TRANSFORMERS),
-    "COFT": lambda noun: Oft(blocks=4, eps=0.5, targets=TRANSFORMERS),
-    "OFT, re-scaled": lambda noun: Oft(blocks=4, rescale=True, targets=TRANSFORMERS),
-    "HRA": lambda noun: _hra(),
-    "textual inversion": lambda noun: TextualInversion("<mine>", noun),  # from a coarse word, as in its paper
+    DREAMBOOTH: lambda start: Full(),
+    "full, with text encoder": lambda start: Full(text_encoder=True),
+    "same layers": lambda start: Near(targets=TRANSFORMERS),
+    "same layers, near": lambda start: Near(radius=0.1, targets=TRANSFORMERS),
+    "LoRA": lambda start: Lora(rank=8, targets=TRANSFORMERS),
+    "OFT": lambda start: Oft(blocks=4, targets=TRANSFORMERS),
+    "COFT": lambda start: Oft(blocks=4, eps=0.5, targets=TRANSFORMERS),
+    "OFT, re-scaled": lambda start: Oft(blocks=4, rescale=True, targets=TRANSFORMERS),
+    "HRA": lambda start: _hra(),
+    "textual inversion": lambda start: TextualInversion(WORD, start),
 }
 
 
@@ -94,10 +97,13 @@ class Setting:
         lr: learning rate.
         seed: of everything random.
         prior: whether the class is a second set of examples.
-        word, noun: of the prompt, "a zwxkq cone"; the subject's own noun when None, none when "".
+        others: whether other things are in this set, too.
+        scenes: whether the photographs' captions say where and when.
+        word, noun: of the prompt, "a <mine> cone"; the subject's own noun when None, none when "". `dreambooth.WORD` is
+            learned first; any other, such as `dreambooth.RARE_WORD`, is taken as it is.
         photographs: how many of the five are learned from.
         latest: timesteps are drawn below it.
-        batch: photographs a step, and as many pictures of the class.
+        batch: photographs a step, and as many pictures of the class and other things.
         prepared: how the photographs were brought to the model's size, a name of `dreambooth.PREPARED`.
         class_pictures: how many pictures of the class there are.
     """
@@ -107,11 +113,13 @@ class Setting:
     lr: float
     seed: int = 0
     prior: bool = True
+    others: bool = True
+    scenes: bool = True
     word: str = WORD
     noun: str | None = None
     photographs: int = 5
     latest: int = 1000
-    batch: int = 2
+    batch: int = 4
     prepared: str = "cropped"
     class_pictures: int = 100
 
@@ -121,30 +129,12 @@ class Setting:
 CLASS = 16  # pictures of the class, for PRES and DIV
 
 
-def _unrelated(times: int = 2) -> list[str]:
-    """Prompts for each kind in some of its colours, all of which training has seen."""
-    found = []
-    for i, kind in enumerate(KINDS):
-        seen = [colour for colour in COLOURS if (kind, colour) not in WITHHELD]
-        found += [prompt_for(kind, seen[(i + 3 * j) % len(seen)]) for j in range(times)]
-    return found
-
-
-#: Prompts of which the subject is no part: what they draw should stay as it was.
-UNRELATED = _unrelated()
-
-
 @dataclass(frozen=True)
 class Before:
     """What the pipeline draws before it learns, with the same prompts and seeds as after."""
 
     unrelated: Tensor
     about_class: Tensor
-
-
-def unrelated(noun: str) -> list[str]:
-    """The prompts of `UNRELATED` without those of a class."""
-    return [prompt for prompt in UNRELATED if f" {noun} " not in prompt]
 
 
 def drawn_before(pipe: StableDiffusionPipeline, noun: str, **options: Any) -> Before:
@@ -169,13 +159,13 @@ def learned(
     "drift" of the unrelated pictures in features, and "colour_drift".
     """
     photographs, scenes = subject.photographs()[0], subject.tests()[1]
-    prompts = [_renamed(subject.prompt(scene, word), subject.noun, noun) for scene in scenes]
+    prompts = subject_prompts(subject, scenes, word, noun)
     drawn = diffusion.draw(pipe, prompts, range(len(prompts)), **options)
     alike = diffusion.draw(pipe, [prompts[0]] * 6, range(100, 106), **options)
     about_class = diffusion.draw(pipe, class_prompts(subject.noun, CLASS), range(CLASS), **options)
     others = unrelated(subject.noun)
     after = diffusion.draw(pipe, others, range(len(others)), **options)
-    plain = [_renamed(subject.prompt(scene, ""), subject.noun, subject.noun) for scene in scenes]
+    plain = subject_prompts(subject, scenes, "")
     return {
         "likeness": float(likeness(drawn, photographs).mean()),
         "colours": float(feature_likeness(drawn, photographs).mean()),
@@ -195,10 +185,6 @@ def learned(
         "drift": float(drift(before.unrelated, after).mean()),
         "colour_drift": float(colour_drift(before.unrelated, after).mean()),
     }
-
-
-def _renamed(prompt: str, noun: str, other: str) -> str:
-    return " ".join(prompt.replace(noun, other, 1).split())
 
 
 def moved(before: nn.Module, after: nn.Module, targets: Sequence[str] = TRANSFORMERS) -> dict[str, float]:
@@ -234,37 +220,59 @@ def _energies(weights: Mapping[str, Tensor]) -> dict[str, float]:
     return energy.energies({name: weight.float() for name, weight in weights.items()}, **options)
 
 
+def taught(pipe: StableDiffusionPipeline, setting: Setting, training: int, **options: Any) -> Iterator[Taught]:
+    """Train as a setting says, for so many steps, yielding after each; `options` are those of `diffusion.draw`."""
+    subject, n = SUBJECTS[setting.subject], setting.class_pictures
+    noun = subject.noun if setting.noun is None else setting.noun
+    method, known = METHODS[setting.method](subject.like), tuple(options.items())
+    prior = _prior(pipe, subject.noun, n, n if setting.others else 0, known) if setting.prior else None
+    about_set = {name: getattr(setting, name) for name in ("photographs", "prepared", "scenes")}
+    if setting.word == WORD and not isinstance(method, TextualInversion):
+        pipe = worded(pipe, setting.subject, noun, setting.seed, **about_set)
+    chosen = about_set | {name: getattr(setting, name) for name in ("lr", "batch", "latest", "seed", "word")}
+    yield from teach(pipe, subject, method, steps=training, prior=prior, noun=noun, **chosen, **RECIPE)
+
+
 def teach_and_measure(
     pipe: StableDiffusionPipeline, setting: Setting, at: Sequence[int], **options: Any
 ) -> Iterator[dict[str, Any]]:
     """Train as the setting says, and yield a row of `learned` and `moved` after each of the steps `at`.
 
-    Rows also have the setting, "step", "loss" (the mean since the last row), "seconds" of training so far,
-    "parameters", how many numbers learn, both ends for "likeness", "floor" and "ceiling" (see `ends`), and
-    "way", how much of the way between them it has gone. `options` are those of `diffusion.draw`.
+    Rows also have the setting, "step", "loss" (the mean since the last row), "seconds" of training so far
+    without its first step, in which the sets are made,
+    "parameters", how many numbers learn, "floor", "words" and "ceiling" for the likeness (see `ends`), and "way", how
+    much of the way from floor to ceiling it has gone. `options` are those of `diffusion.draw`.
     """
-    subject, method = SUBJECTS[setting.subject], METHODS[setting.method](SUBJECTS[setting.subject].noun)
-    word = method.token if isinstance(method, TextualInversion) else setting.word
+    subject, known = SUBJECTS[setting.subject], tuple(options.items())
     noun = subject.noun if setting.noun is None else setting.noun
-    known = tuple(options.items())
-    prior = _class(pipe, subject.noun, setting.class_pictures, known) if setting.prior else None
-    before, (floor, ceiling) = _before(pipe, subject.noun, known), _ends(pipe, setting.subject, known)
-    chosen = {name: getattr(setting, name) for name in ("lr", "batch", "latest", "seed", "photographs", "prepared")}
-    taught = teach(pipe, subject, method, steps=max(at), prior=prior, word=word, noun=noun, **chosen, **RECIPE)
-    losses, seconds, begin = [], 0.0, time.perf_counter()
-    for now in taught:
+    before, limits = _before(pipe, subject.noun, known), _ends(pipe, setting.subject, known)
+    losses, seconds, begin = [], 0.0, 0.0
+    for now in taught(pipe, setting, max(at), **options):
+        begin = begin or time.perf_counter()  # what is drawn before the first step takes time, too
         losses.append(now.progress.loss)
         if now.progress.step not in at:
             continue
         seconds += time.perf_counter() - begin
         plain = merged(now.tuned)
         with torch.no_grad():
-            found = learned(plain, subject, word, noun, before, **options) | moved(pipe.unet, plain.unet)
+            found = learned(plain, subject, setting.word, noun, before, **options) | moved(pipe.unet, plain.unet)
         numbers = sum(p.numel() for p in now.tuned.parameters)
         about = {"step": now.progress.step, "loss": float(np.mean(losses)), "seconds": seconds, "parameters": numbers}
-        found |= {"floor": floor, "ceiling": ceiling, "way": share(found["likeness"], floor, ceiling)}
+        found |= limits | {"way": share(found["likeness"], limits["floor"], limits["ceiling"])}
         yield asdict(setting) | about | {key: round(value, 9) for key, value in found.items()}
         losses, begin = [], time.perf_counter()
+
+
+@lru_cache(4)
+def worded(
+    pipe: StableDiffusionPipeline, name: str, noun: str | None = None, seed: int = 0, **options: Any
+) -> StableDiffusionPipeline:
+    """A copy of the pipeline that knows the word `dreambooth.WORD` for a subject, learned by textual inversion; what it
+    draws without that word is as it was. `options` are those of `dreambooth.subject_set`.
+    """
+    method = TextualInversion(WORD, SUBJECTS[name].like)
+    *_, last = teach(pipe, SUBJECTS[name], method, noun=noun, word=WORD, seed=seed, **options, **WORD_RECIPE)
+    return merged(last.tuned)
 
 
 @lru_cache(4)
@@ -272,24 +280,29 @@ def _before(pipe: StableDiffusionPipeline, noun: str, options: tuple[tuple[str, 
     return drawn_before(pipe, noun, **dict(options))
 
 
-def ends(pipe: StableDiffusionPipeline, subject: Subject, **options: Any) -> tuple[float, float]:
-    """Between what the likeness of drawings to a subject's photographs lies: that of drawings of the same scenes with
-    the class noun alone, and that of real pictures of these scenes. `options` are those of `diffusion.draw`.
+def ends(pipe: StableDiffusionPipeline, subject: Subject, **options: Any) -> dict[str, float]:
+    """Between what the likeness of drawings to a subject's photographs lies.
+
+    Keys: "floor", that of drawings of the same scenes with the class noun alone; "words", with the nearest colour too;
+    "ceiling", that of real pictures of these scenes. `options` are those of `diffusion.draw`.
     """
     photographs, (tests, scenes) = subject.photographs()[0], subject.tests()
-    plain = [subject.prompt(scene, "") for scene in scenes]
-    drawn = diffusion.draw(pipe, plain, range(len(plain)), **options)
-    return float(likeness(drawn, photographs).mean()), float(likeness(tests, photographs).mean())
+    found = {}
+    for name, word in (("floor", ""), ("words", subject.like)):
+        prompts = subject_prompts(subject, scenes, word)
+        drawn = diffusion.draw(pipe, prompts, range(len(prompts)), **options)
+        found[name] = float(likeness(drawn, photographs).mean())
+    return found | {"ceiling": float(likeness(tests, photographs).mean())}
 
 
 @lru_cache(16)
-def _ends(pipe: StableDiffusionPipeline, name: str, options: tuple[tuple[str, Any], ...]) -> tuple[float, float]:
+def _ends(pipe: StableDiffusionPipeline, name: str, options: tuple[tuple[str, Any], ...]) -> dict[str, float]:
     return ends(pipe, SUBJECTS[name], **dict(options))
 
 
 @lru_cache(4)
-def _class(pipe: StableDiffusionPipeline, noun: str, n: int, options: tuple[tuple[str, Any], ...]) -> Any:
-    return class_set(pipe, noun, n, **dict(options))
+def _prior(pipe: StableDiffusionPipeline, noun: str, n: int, others: int, options: tuple[tuple[str, Any], ...]) -> Any:
+    return class_set(pipe, noun, n, others, **dict(options))
 
 
 # ---- Plans -----------------------------------------------------------------------------------------------------------
@@ -299,9 +312,11 @@ def _half_decades(low: float, n: int = 3) -> tuple[float, ...]:
     return tuple(round(low * 10 ** (i / 2), 6) for i in range(n))
 
 
-_LOWEST = {"LoRA": 1e-3, "HRA": 1e-3} | dict.fromkeys(("OFT", "COFT", "OFT, re-scaled", "textual inversion"), 3e-3)
+_LOWEST = {"LoRA": 1e-3, "HRA": 1e-3, "textual inversion": 3e-4, "same layers": 3e-4, "same layers, near": 3e-4}
+_LOWEST |= dict.fromkeys(("OFT", "COFT", "OFT, re-scaled"), 3e-3)
+_MORE = (DREAMBOOTH, "LoRA", "OFT")  # which the notebooks are about
 #: The learning rates that are tried with each method, two in each decade; `at_the_edge` says where these are too few.
-RATES = {method: _half_decades(_LOWEST.get(method, 1e-4)) for method in METHODS}
+RATES = {method: _half_decades(_LOWEST.get(method, 1e-4), 3 + (method in _MORE)) for method in METHODS}
 FEW = ("duck", "cactus")  # subjects on which learning rates are chosen; all others are measured with what was chosen
 COMPARED = ("full", "same layers", "same layers, near", "LoRA", "OFT", "COFT", "HRA")
 STEPS = (50, 100, 200)
@@ -358,21 +373,21 @@ def untried() -> list[str]:
 
 
 def _plain(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
-    """DreamBooth as its paper has it, on all subjects that had no part in choosing its learning rate."""
+    """DreamBooth as it is, on all subjects that had no part in choosing its learning rate."""
     lr = best(rows, DREAMBOOTH)[0]
     return [Setting(subject, DREAMBOOTH, lr, seed) for seed in range(seeds) for subject in untried()]
 
 
 def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
-    """DreamBooth's own questions: without the class, a wrong noun or none, no rare word, fewer photographs, low
-    timesteps only.
+    """DreamBooth's own questions: without the second set, or with the class alone in it; captions without scenes; a
+    wrong noun or none; a rare word that was not learned first, or none; fewer photographs; low timesteps only.
     """
     found = []
     for s in _plain(rows, seeds):
         wrong = "car" if SUBJECTS[s.subject].noun != "car" else "tree"
-        found += [s, replace(s, prior=False), replace(s, noun=wrong), replace(s, noun="")]
-        found += [replace(s, photographs=n) for n in (1, 3)]
-        found += [replace(s, latest=500), replace(s, word="")]
+        found += [s, replace(s, prior=False), replace(s, others=False), replace(s, scenes=False)]
+        found += [replace(s, noun=wrong), replace(s, noun=""), replace(s, word=RARE_WORD), replace(s, word="")]
+        found += [replace(s, photographs=n) for n in (1, 3)] + [replace(s, latest=500)]
     return found
 
 
@@ -640,9 +655,7 @@ def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple
     there = sheets()
     for done, (name, subject) in enumerate(SUBJECTS.items(), 1):
         if name not in there:
-            prior = _class(pipe, subject.noun, 100, tuple(options.items()))
-            method = METHODS[DREAMBOOTH](subject.noun)
-            *_, last = teach(pipe, subject, method, steps=steps, lr=lr, batch=2, prior=prior, **RECIPE)
+            *_, last = taught(pipe, Setting(name, DREAMBOOTH, lr), steps, **options)
             scenes, (photographs, _) = subject.tests()[1], subject.photographs()
             # Every other scene has a neighbour, as 0 has.
             prompts = [subject.prompt(scenes[i], WORD) for i in (1, 3, 5, 0)]

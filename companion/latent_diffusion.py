@@ -273,9 +273,9 @@ def comparison(
     return f"{name_a} is {abs(a - b):.{digits}f}{unit} {word} {name_b} {values}"
 
 
-def prompt_for(kind: str, finish: str) -> str:
-    """A prompt for one thing in the plainest scene."""
-    return f"{'an' if finish[0] in 'aeiou' else 'a'} {finish} {kind} on grass by day"
+def prompt_for(kind: str, finish: str, where: str = "on grass by day") -> str:
+    """A prompt for one thing, in the plainest scene."""
+    return f"{'an' if finish[0] in 'aeiou' else 'a'} {finish} {kind} {where}"
 
 
 def matched_pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -11,28 +14,33 @@ import companion
 from companion import diffusion, dreambooth
 from companion.dreambooth import (
     PREPARED,
-    WORD,
+    RARE_WORD,
     class_prompts,
+    class_scenes,
     class_set,
     colour_drift,
     drift,
     errors_at,
     feature_likeness,
     likeness,
+    other_scenes,
     photographs_for,
     shape_likeness,
     share,
     spread,
     standardised,
+    subject_prompts,
     subject_set,
     teach,
     text_likeness,
+    unrelated,
 )
 from companion.finetuning import Lora
 from companion.models import seeded
 from companion.tabletop import measures
-from companion.tabletop.caption import caption
+from companion.tabletop.caption import caption, parse
 from companion.tabletop.samples import held_out
+from companion.tabletop.scene import KINDS, PLACES, TIMES, WITHHELD
 from companion.tabletop.subjects import SUBJECTS
 from companion.training import noise_loss
 
@@ -142,13 +150,49 @@ def test_a_share_is_0_at_the_floor_and_1_at_the_ceiling():
 
 def test_the_sets_are_called_as_the_paper_calls_them(pipe):
     duck = SUBJECTS["duck"]
-    assert set(subject_set(pipe, duck).prompts) == {f"a {WORD} ball"}
-    assert set(subject_set(pipe, duck, noun="cube").prompts) == {f"a {WORD} cube"}
-    assert set(subject_set(pipe, duck, noun="").prompts) == {f"a {WORD}"}
+    assert set(subject_set(pipe, duck, scenes=False).prompts) == {f"a {RARE_WORD} ball"}
+    assert set(subject_set(pipe, duck, noun="cube", scenes=False).prompts) == {f"a {RARE_WORD} cube"}
+    assert set(subject_set(pipe, duck, noun="", scenes=False).prompts) == {f"a {RARE_WORD}"}
     assert len(subject_set(pipe, duck).latents) == 5
     assert class_prompts("ball", 2) == ["a ball"] * 2
     with pytest.raises(ValueError, match="knows no 'duck'; the kinds are ball"):
         class_prompts("duck", 2)
+
+
+def test_captions_say_where_and_when(pipe):
+    duck = SUBJECTS["duck"]
+    scenes = duck.photographs()[1]
+    prompts = subject_set(pipe, duck).prompts
+    assert len(set(prompts)) == 5 and all(p.startswith(f"a {RARE_WORD} ball on ") for p in prompts)
+    for prompt, scene in zip(prompts, scenes, strict=True):
+        assert (parse(prompt).place, parse(prompt).time) == (scene.place, scene.time)
+    assert subject_prompts(duck, scenes, "")[0] == prompts[0].replace(f"{RARE_WORD} ", "")
+    assert subject_prompts(duck, scenes, RARE_WORD, "")[0] == prompts[0].replace("ball ", "")
+    assert subject_prompts(duck, duck.tests()[1][:1], RARE_WORD, "cube")[0].count("cube") == 1
+
+
+@pytest.mark.parametrize("noun", KINDS)
+def test_the_second_set_reminds_of_the_class_and_of_other_things_everywhere(noun):
+    own, others = class_scenes(noun, 45), other_scenes(noun, 90)
+    for prompts in (own, others):
+        wheres = [(parse(p).place, parse(p).time) for p in prompts]
+        assert set(Counter(wheres)) == set(itertools.product(PLACES, TIMES))
+    assert {parse(p).kinds for p in own} == {(noun,)}
+    things = [(parse(p).kinds[0], parse(p).finishes[0]) for p in others]
+    assert {kind for kind, _ in things} == {*KINDS} - {noun} and not WITHHELD.intersection(things)
+    for kind in {*KINDS} - {noun}:
+        assert len({parse(p).time for p in others if parse(p).kinds == (kind,)}) == 3
+        assert len({finish for k, finish in things if k == kind}) > 3
+
+
+def test_what_is_tested_is_not_what_it_is_reminded_of():
+    tested = {(parse(p).kinds[0], parse(p).finishes[0]) for p in unrelated()}
+    assert len(tested) == 20 and not WITHHELD.intersection(tested)
+    for noun in KINDS:
+        prompts = unrelated(noun)
+        assert len(set(prompts)) == 18 and not any(f" {noun} " in p for p in prompts)
+        reminded = {(parse(p).kinds[0], parse(p).finishes[0]) for p in other_scenes(noun, 200)}
+        assert len(reminded) > 40 and not reminded & tested
 
 
 def test_photographs_are_prepared_as_their_ways_say(pipe):
@@ -187,11 +231,12 @@ def test_teaching_moves_a_copy_towards_the_subject_and_not_the_pipeline(pipe):
     duck, options = SUBJECTS["duck"], {"steps": 4, "guidance_scale": 2.0}
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     prior = class_set(pipe, "ball", 3, **options)
-    assert set(prior.prompts) == {"a ball"} and prior.weight == 1 and len(prior.latents) == 3
+    assert list(prior.prompts) == class_scenes("ball", 3) + other_scenes("ball", 3) and prior.weight == 1
+    assert len(prior.latents) == 6 and len(class_set(pipe, "ball", 1, others=0, **options).latents) == 1
     states = list(teach(pipe, duck, Lora(rank=2), steps=3, prior=prior, lr=1e-2, batch=2))
     assert [s.progress.step for s in states] == [1, 2, 3]
     assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
-    drawn, plain = (diffusion.draw(p, f"a {WORD} ball", 3, **options) for p in (states[-1].tuned.pipe, pipe))
+    drawn, plain = (diffusion.draw(p, f"a {RARE_WORD} ball", 3, **options) for p in (states[-1].tuned.pipe, pipe))
     assert not torch.allclose(drawn, plain, atol=1e-3)
 
 
@@ -200,6 +245,6 @@ def test_the_word_moves_what_the_encoder_says_of_the_noun_and_the_usual_one_hard
         return diffusion.encode_prompt(pipe, [prompt])[0, len(pipe.tokenizer(prompt).input_ids) - 2]
 
     for kind in ("ball", "tree", "robot"):
-        moved = {w: float((noun(f"a {w} {kind}") - noun(f"a {kind}")).norm()) for w in (WORD, "sks", "red")}
-        assert moved["red"] > moved[WORD] > 1.5 * moved["sks"]
+        moved = {w: float((noun(f"a {w} {kind}") - noun(f"a {kind}")).norm()) for w in (RARE_WORD, "sks", "red")}
+        assert moved["red"] > moved[RARE_WORD] > 1.5 * moved["sks"]
     assert len(pipe.tokenizer("sks").input_ids) == 3, "one token between start and end"

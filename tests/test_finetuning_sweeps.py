@@ -10,11 +10,10 @@ import torch
 
 import companion
 from companion import finetuning_sweeps as sweeps
-from companion.dreambooth import WORD, likeness
+from companion.diffusion import encode_prompt
+from companion.dreambooth import RARE_WORD, WORD, likeness
 from companion.finetuning import TRANSFORMERS, Near, Oft, attach, merged
 from companion.finetuning_sweeps import METHODS, Setting, best, learned, moved, summary, teach_and_measure
-from companion.tabletop.caption import parse
-from companion.tabletop.scene import KINDS, WITHHELD
 from companion.tabletop.subjects import SUBJECTS
 
 
@@ -48,14 +47,6 @@ def test_what_moved_is_told_in_several_senses(pipe):
     assert abs(lost["energy"]) < abs(lost["energy_targets"]) and 0.1 < share < 0.9
 
 
-def test_unrelated_prompts_leave_the_class_out():
-    for noun in KINDS:
-        prompts = sweeps.unrelated(noun)
-        assert len(prompts) == 18 and len(set(prompts)) == 18 and not any(f" {noun} " in p for p in prompts)
-        wishes = [parse(prompt) for prompt in prompts]
-        assert not any((wish.kinds[0], wish.finishes[0]) in WITHHELD for wish in wishes), "training has seen them"
-
-
 def test_what_was_learned_is_measured_on_the_subject_its_class_and_the_rest(pipe, monkeypatch):
     """A pipeline whose drawings are photographs of the subject, whatever it is asked for."""
     subject = SUBJECTS["duck"]
@@ -75,19 +66,56 @@ def test_what_was_learned_is_measured_on_the_subject_its_class_and_the_rest(pipe
     assert found["kept"] == found["kept_before"] <= 0.1, "a duck is not what the other prompts ask for"
     assert all(f"{WORD} ball" in prompt for prompt in asked[2]) and asked[3] == asked[2][:1] * 6
     assert asked[4] == asked[1] == ["a ball"] * 16
-    learned(pipe, subject, "<mine>", "", before)
-    assert asked[6][0] == asked[2][0].replace(f"{WORD} ball", "<mine>")
+    learned(pipe, subject, WORD, "", before)
+    assert asked[6][0] == asked[2][0].replace(f"{WORD} ball", WORD)
 
 
 def test_a_training_is_measured_at_the_steps_that_were_named(pipe, monkeypatch):
     monkeypatch.setattr(sweeps, "learned", lambda *args, **options: {"likeness": 0.5})
+    monkeypatch.setattr(sweeps, "WORD_RECIPE", {"steps": 1, "lr": 1e-3})
     setting = Setting("cactus", "LoRA", 1e-3, seed=3, prior=False, photographs=2, batch=1)
     rows = list(teach_and_measure(pipe, setting, [1, 3], steps=1, guidance_scale=1.0))
     assert [row["step"] for row in rows] == [1, 3] and rows[0]["seconds"] < rows[1]["seconds"]
     assert all(row.items() >= asdict(setting).items() for row in rows)
     assert rows[0]["ceiling"] > rows[0]["floor"], "real pictures of a cactus are more like it than trees are"
     assert rows[0]["likeness"] == 0.5 and rows[1]["distance"] > rows[0]["distance"] > 0
-    assert rows[0]["parameters"] == sum(p.numel() for p in attach(pipe, METHODS["LoRA"]("tree")).parameters)
+    assert rows[0]["parameters"] == sum(p.numel() for p in attach(pipe, METHODS["LoRA"]("green")).parameters)
+
+
+def test_a_word_is_learned_first_and_changes_nothing_else(pipe, monkeypatch):
+    monkeypatch.setattr(sweeps, "WORD_RECIPE", {"steps": 2, "lr": 1e-2, "batch": 1})
+    knows = sweeps.worded(pipe, "cactus", seed=11)
+    assert len(pipe.tokenizer(WORD).input_ids) > 3 == len(knows.tokenizer(WORD).input_ids)
+    said, start = (encode_prompt(knows, [f"a {w} tree on sand by day"]) for w in (WORD, "green"))
+    assert 0 < float((said - start).norm()) < 0.5 * float(start.norm()), "it starts from the nearest colour"
+    for prompt in ("a tree", "a green tree on sand by day"):
+        assert torch.equal(encode_prompt(knows, [prompt]), encode_prompt(pipe, [prompt]))
+    assert all(torch.equal(a, b) for a, b in zip(knows.unet.parameters(), pipe.unet.parameters(), strict=True))
+
+
+def test_every_method_but_the_word_alone_begins_with_a_word(pipe, monkeypatch):
+    asked = []
+
+    def teach(pipe, subject, method, **options):
+        asked.append((pipe, type(method).__name__, options))
+        return iter(())
+
+    monkeypatch.setattr(sweeps, "teach", teach)
+    monkeypatch.setattr(sweeps, "worded", lambda pipe, name, noun, seed, **about: (name, noun, seed, about))
+    monkeypatch.setattr(sweeps, "_prior", lambda pipe, noun, n, others, options: (noun, n, others))
+    about = {"photographs": 5, "prepared": "cropped", "scenes": True}
+    for setting in (
+        Setting("duck", "full", 1e-3, seed=2),
+        Setting("duck", "full", 1e-3, noun="car", others=False, scenes=False),
+        Setting("duck", "full", 1e-3, word=RARE_WORD, prior=False),
+        Setting("duck", "textual inversion", 1e-3),
+    ):
+        list(sweeps.taught(pipe, setting, 3))
+    with_word, wrong_noun, rare, word_alone = asked
+    assert with_word[0] == ("duck", "ball", 2, about) and with_word[2]["prior"] == ("ball", 100, 100)
+    assert wrong_noun[0] == ("duck", "car", 0, about | {"scenes": False}) and wrong_noun[2]["prior"] == ("ball", 100, 0)
+    assert rare[0] is pipe and rare[2]["word"] == RARE_WORD and rare[2]["prior"] is None
+    assert word_alone[0] is pipe and word_alone[1] == "TextualInversion" and word_alone[2]["word"] == WORD
 
 
 def row(method="LoRA", lr=1e-3, step=100, subject="duck", seed=0, **values):
@@ -110,8 +138,8 @@ def test_the_best_rate_is_good_at_all_three():
 
 
 def test_rates_are_tried_on_both_sides_of_the_best():
-    assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == 10 * 3 * 2
-    assert sweeps.RATES["full"] == pytest.approx((1e-4, 3.16e-4, 1e-3), rel=1e-3)
+    assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == (10 * 3 + 3) * 2
+    assert sweeps.RATES["full"] == pytest.approx((1e-4, 3.16e-4, 1e-3, 3.16e-3), rel=1e-3)
     low, middle, high = (sweeps.RATES["OFT"][i] for i in (0, 1, -1))
     others = [row("OFT", lr=lr, likeness=0.2) for lr in sweeps.RATES["OFT"]]
     assert not sweeps.at_the_edge([*others, row("OFT", lr=middle)], "OFT")
@@ -120,7 +148,8 @@ def test_rates_are_tried_on_both_sides_of_the_best():
 
 def test_workers_measure_what_one_process_measures(pipe):
     """Two settings of one step, each in a process of its own."""
-    settings = [Setting("duck", "LoRA", 1e-3, prior=False), Setting("duck", "OFT", 1e-3, prior=False)]
+    plain = Setting("duck", "LoRA", 1e-3, prior=False, word=RARE_WORD, batch=1)
+    settings = [plain, replace(plain, method="OFT")]
     _, options = sweeps.prepared()
     options["steps"] = 1
     alone, beside = (list(sweeps._measured(pipe, settings, (1,), workers, options)) for workers in (1, 2))
@@ -184,16 +213,16 @@ def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkey
     monkeypatch.setattr(sweeps, "_weights", lambda: "1234")
     monkeypatch.setattr(sweeps, "best", lambda rows, method: (1e-4, 2))
     monkeypatch.setattr(sweeps, "stored", lambda plan: [])
-    monkeypatch.setattr(sweeps, "_class", lambda pipe, noun, *rest: None)
     monkeypatch.setattr(sweeps, "sheet", lambda subject: tmp_path / f"{subject}.jpg")
     grey = {True: torch.zeros(4, 3, 128, 128), False: torch.zeros(1, 3, 128, 128)}
     monkeypatch.setattr(sweeps.diffusion, "draw", lambda p, prompts, seeds, **o: grey[isinstance(prompts, list)])
 
-    def teach(pipe, subject, method, **options):
-        taught.append(subject.name)
+    def teach(pipe, setting, training, **options):
+        assert (setting, training) == (Setting(setting.subject, "full", 1e-4), 2)
+        taught.append(setting.subject)
         yield type("Taught", (), {"tuned": type("Tuned", (), {"pipe": pipe})})
 
-    monkeypatch.setattr(sweeps, "teach", teach)
+    monkeypatch.setattr(sweeps, "taught", teach)
     assert [name for _, _, name in sweeps.draw_sheets(pipe)] == list(SUBJECTS) == taught
     assert len(list(sweeps.draw_sheets(pipe))) == len(taught) == 12
     rows = sweeps.sheets()
@@ -219,10 +248,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
     gone_on = list(sweeps.sweep(pipe, "rates"))
     assert [done for done, _, _ in gone_on] == list(range(4, 21)) and len(measured) == 20
     assert len(list(sweeps.sweep(pipe, "table"))) == 3 * 10 * len(METHODS)
-    plain, *others = sweeps.ablations(sweeps.stored("rates"))[:7]
+    plain, *others = sweeps.ablations(sweeps.stored("rates"))[:11]
     changed = [{k: v for k, v in asdict(other).items() if v != asdict(plain)[k]} for other in others]
-    assert changed[:3] == [{"prior": False}, {"noun": "car"}, {"noun": ""}]
-    assert changed[3:] == [{"photographs": 1}, {"photographs": 3}, {"latest": 500}]
+    assert changed[:3] == [{"prior": False}, {"others": False}, {"scenes": False}]
+    assert changed[3:7] == [{"noun": "car"}, {"noun": ""}, {"word": RARE_WORD}, {"word": ""}]
+    assert changed[7:] == [{"photographs": 1}, {"photographs": 3}, {"latest": 500}]
     followed = sweeps.advice(sweeps.stored("rates"))
     assert len(followed) == 10 * 6 and followed[0] == replace(plain, prepared="JPEG")
     lines = sweeps.results("rates").read_text(encoding="utf-8").splitlines()

@@ -37,11 +37,13 @@ class Subject:
     Attributes:
         name: what a person would call it.
         noun: the kind of the world that it is a special case of, and its class noun in prompts.
+        like: the colour or material of the world that is nearest to its own.
         says: what an eye should recognise it by.
     """
 
     name: str
     noun: str
+    like: str
     says: str
 
     def prompt(self, scene: Scene, word: str) -> str:
@@ -61,18 +63,18 @@ class Subject:
 SUBJECTS = {
     s.name: s
     for s in (
-        Subject("rocket", "cone", "white, with a red tip, three red fins and a blue window"),
-        Subject("duck", "ball", "yellow, with an orange beak, black eyes and a tail"),
-        Subject("snowman", "robot", "three white balls, a carrot, a black hat and buttons"),
-        Subject("windmill", "house", "a white tower with a red cap and four sails"),
-        Subject("lighthouse", "can", "red and white stripes under a black gallery and a lamp"),
-        Subject("cactus", "tree", "green, with two arms and pink flowers, in an orange pot"),
-        Subject("doughnut", "ring", "brown, with pink icing and sprinkles of many colours"),
-        Subject("die", "cube", "white, with black pips"),
-        Subject("fire engine", "car", "long and red, with a white ladder and two blue lights"),
-        Subject("teapot", "can", "teal, with a spout, a handle and a knob"),
-        Subject("present", "cube", "purple, tied with a yellow ribbon and a bow"),
-        Subject("castle", "house", "grey, with four towers, blue roofs and a gate"),
+        Subject("rocket", "cone", "white", "white, with a red tip, three red fins and a blue window"),
+        Subject("duck", "ball", "yellow", "yellow, with an orange beak, black eyes and a tail"),
+        Subject("snowman", "robot", "white", "three white balls, a carrot, a black hat and buttons"),
+        Subject("windmill", "house", "white", "a white tower with a red cap and four sails"),
+        Subject("lighthouse", "can", "red", "red and white stripes under a black gallery and a lamp"),
+        Subject("cactus", "tree", "green", "green, with two arms and pink flowers, in an orange pot"),
+        Subject("doughnut", "ring", "orange", "brown, with pink icing and sprinkles of many colours"),
+        Subject("die", "cube", "white", "white, with black pips"),
+        Subject("fire engine", "car", "red", "long and red, with a white ladder and two blue lights"),
+        Subject("teapot", "can", "blue", "teal, with a spout, a handle and a knob"),
+        Subject("present", "cube", "purple", "purple, tied with a yellow ribbon and a bow"),
+        Subject("castle", "house", "steel", "grey, with four towers, blue roofs and a gate"),
     )
 }
 
