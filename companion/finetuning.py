@@ -198,11 +198,12 @@ class Near:
     layer, in the Frobenius norm. It is OFT's rival that moves as little, and keeps no angles.
 
     Attributes:
-        radius: None for no bound, which is full finetuning of these layers.
+        radius: one for all layers, or one for each, by its name; None for no bound, which is full finetuning of these
+            layers.
         targets: ends of the names of the U-Net's layers that learn.
     """
 
-    radius: float | None = None
+    radius: float | Mapping[str, float] | None = None
     targets: Sequence[str] = ATTENTION
     lr: ClassVar[float] = 5e-6
 
@@ -211,8 +212,9 @@ class Near:
             if isinstance(layer, nn.Linear | nn.Conv2d) and f".{name}".endswith(tuple(f".{t}" for t in self.targets)):
                 start = layer.weight.detach().float().clone()
                 layer.weight = nn.Parameter(start.clone())
-                if self.radius is not None:
-                    layer.register_forward_pre_hook(_KeepNear(start, self.radius * float(start.norm())))
+                radius = self.radius[name] if isinstance(self.radius, Mapping) else self.radius
+                if radius is not None:
+                    layer.register_forward_pre_hook(_KeepNear(start, radius * float(start.norm())))
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,6 +103,7 @@ class Setting:
             learned first; any other, such as `dreambooth.RARE_WORD`, is taken as it is.
         photographs: how many of the five are learned from.
         latest: timesteps are drawn below it.
+        decay: the share of the steps over which the learning rate falls to zero, at the end.
         batch: photographs a step, and as many pictures of the class and other things.
         prepared: how the photographs were brought to the model's size, a name of `dreambooth.PREPARED`.
         class_pictures: how many pictures of the class there are.
@@ -119,6 +120,7 @@ class Setting:
     noun: str | None = None
     photographs: int = 5
     latest: int = 1000
+    decay: float = RECIPE["decay"]
     batch: int = 4
     prepared: str = "cropped"
     class_pictures: int = 100
@@ -229,8 +231,12 @@ def taught(pipe: StableDiffusionPipeline, setting: Setting, training: int, **opt
     about_set = {name: getattr(setting, name) for name in ("photographs", "prepared", "scenes")}
     if setting.word == WORD and not isinstance(method, TextualInversion):
         pipe = worded(pipe, setting.subject, noun, setting.seed, **about_set)
-    chosen = about_set | {name: getattr(setting, name) for name in ("lr", "batch", "latest", "seed", "word")}
-    yield from teach(pipe, subject, method, steps=training, prior=prior, noun=noun, **chosen, **RECIPE)
+    chosen: dict[str, Any] = (
+        RECIPE
+        | about_set
+        | {name: getattr(setting, name) for name in ("lr", "batch", "latest", "decay", "seed", "word")}
+    )
+    yield from teach(pipe, subject, method, steps=training, prior=prior, noun=noun, **chosen)
 
 
 def teach_and_measure(
@@ -411,8 +417,8 @@ def advice(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
 
 
 def long(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
-    """A few methods far beyond what they need: who stays stable?"""
-    return [Setting(subject, method, best(rows, method)[0]) for subject in untried()[:3] for method in COMPARED]
+    """A few methods far beyond what they need, at a rate that does not fall: who stays stable?"""
+    return [Setting(s, method, best(rows, method)[0], decay=0.0) for s in untried()[:3] for method in COMPARED]
 
 
 PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
@@ -420,7 +426,7 @@ PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
     "table": (table, STEPS),
     "ablations": (ablations, STEPS),
     "advice": (advice, STEPS),
-    "long": (long, (200, 500, 1000)),
+    "long": (long, (50, 100, 200, 500, 1000)),
 }
 
 
@@ -436,6 +442,22 @@ def stored(plan: str) -> list[dict[str, Any]]:
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row["weights"] == _weights()]
+
+
+def complete(plan: str) -> list[dict[str, Any]]:
+    """The rows of a plan with those seeds of which all settings have been measured; [] when no seed is complete."""
+    if plan != "rates" and not complete("rates"):
+        return []
+    make, at = PLANS[plan]
+    rows, settings = stored(plan), make(stored("rates"))
+    there = {(*_key(row), row["step"]) for row in rows}
+    lacking = {setting.seed for setting in settings for step in at if (*_key(asdict(setting)), step) not in there}
+    wanted = {_key(asdict(setting)) for setting in settings if setting.seed not in lacking}
+    return [row for row in rows if _key(row) in wanted]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[field] for field in Setting.__dataclass_fields__)
 
 
 def _weights() -> str:
@@ -466,8 +488,8 @@ def sweep(
         raise ValueError(f"{plan!r} is no plan; there are {', '.join(PLANS)}")
     make, at = PLANS[plan]
     settings, rows = make(stored("rates")), stored(plan)
-    there = {json.dumps({key: row[key] for key in asdict(settings[0])}) for row in rows}
-    lacking = [setting for setting in settings if json.dumps(asdict(setting)) not in there]
+    there = {_key(row) for row in rows}
+    lacking = [setting for setting in settings if _key(asdict(setting)) not in there]
     done = len(settings) - len(lacking)
     for setting, found in zip(lacking, _measured(pipe, lacking, at, workers, options), strict=True):
         rows += [row | {"weights": _weights()} for row in found]

@@ -254,6 +254,11 @@ def test_what_stays_near_does(pipe):
     assert all(name.removesuffix(".weight").endswith(ATTENTION) for name in moved(far))
     assert moved(near).keys() == moved(far).keys() and min(moved(far).values()) > 0.02
     assert max(moved(near).values()) == pytest.approx(0.01, rel=1e-3)
+    radii = {name.removesuffix(".weight"): 0.002 * (1 + i % 3) for i, name in enumerate(moved(far))}
+    each = attach(pipe, Near(radii))
+    list(finetune(each, [a_set(pipe, 1)], 3, lr=0.05))
+    diffusion.draw(each.pipe, "a ball", 0, steps=1, guidance_scale=1.0)
+    assert {n.removesuffix(".weight"): share for n, share in moved(each).items()} == pytest.approx(radii, rel=1e-3)
 
 
 def test_half_precision_learns_in_single(tiny):

@@ -238,16 +238,23 @@ def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
 
     def measure(pipe, setting, at, **options):
         measured.append(setting)
-        yield from ({**asdict(setting), **row(setting.method, setting.lr, step, setting.subject)} for step in at)
+        yield from (
+            {**asdict(setting), **row(setting.method, setting.lr, step, setting.subject, setting.seed)} for step in at
+        )
 
     monkeypatch.setattr(sweeps, "teach_and_measure", measure)
     monkeypatch.setattr(sweeps, "rates", lambda: [Setting("duck", m, lr) for m in METHODS for lr in (1e-4, 1e-3)])
     run = sweeps.sweep(pipe, "rates")
     assert [next(run)[:2] for _ in range(3)] == [(1, 20), (2, 20), (3, 20)]
-    assert len(sweeps.stored("rates")) == 3 * 3
+    assert len(sweeps.stored("rates")) == 3 * 3 and sweeps.complete("rates") == sweeps.complete("table") == []
     gone_on = list(sweeps.sweep(pipe, "rates"))
     assert [done for done, _, _ in gone_on] == list(range(4, 21)) and len(measured) == 20
-    assert len(list(sweeps.sweep(pipe, "table"))) == 3 * 10 * len(METHODS)
+    assert sweeps.complete("rates") == sweeps.stored("rates") and sweeps.complete("table") == []
+    run, first = sweeps.sweep(pipe, "table"), 10 * len(METHODS)
+    assert next(setting.seed for done, _, setting in run if done == first + 1) == 1, "seed by seed"
+    assert {row["seed"] for row in sweeps.stored("table")} == {0, 1}
+    assert {row["seed"] for row in sweeps.complete("table")} == {0}
+    assert len(list(sweeps.sweep(pipe, "table"))) == 3 * first - first - 1
     plain, *others = sweeps.ablations(sweeps.stored("rates"))[:11]
     changed = [{k: v for k, v in asdict(other).items() if v != asdict(plain)[k]} for other in others]
     assert changed[:3] == [{"prior": False}, {"others": False}, {"scenes": False}]

@@ -61,6 +61,13 @@ def _test_energy_of(energy_of: Answer) -> str:
     found, wanted = float(energy_of(neurons)), hyperspherical_energy(neurons)
     if abs(found / wanted - 1) > 1e-3:
         raise Wrong("it is right on a circle of radius 1, but neurons have any length: normalise each row first")
+    points = neurons.clone().requires_grad_()
+    value = energy_of(points)
+    if not (torch.is_tensor(value) and value.requires_grad):
+        raise Wrong("the number is right; return it as a tensor, so that points can go down its slope")
+    (slope,) = torch.autograd.grad(value, points)
+    if not slope.isfinite().all():
+        raise Wrong("its slope is not a number: a root has none at 0, so leave out the pairs i = j before the root")
     return "small when neurons share out the directions, large when they crowd."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from companion import exercises
 from companion.oft_vs_lora import cayley, cayley_slider, line_slider, power
 
 from .helpers import assert_hint, each, exercises_of
@@ -15,6 +16,11 @@ def distances(neurons):
 
 def others(neurons, of=distances):
     return of(neurons)[~torch.eye(len(neurons), dtype=torch.bool)]
+
+
+def root_before_mask(n):
+    """The energy of points on the sphere, whose gradient is not a number."""
+    return (1 / (n[:, None] - n[None]).square().sum(2).sqrt()[~torch.eye(len(n), dtype=torch.bool)]).sum()
 
 
 def one(Q):
@@ -34,6 +40,8 @@ MISTAKES = [
     ("energy_of", lambda n: (1 / others(n)).mean(), "the mean over pairs"),
     ("energy_of", lambda n: others(n).sum(), "sum 1 / distance"),
     ("energy_of", lambda n: (1 / others(n)).sum(), "normalise each row"),
+    ("energy_of", lambda n: exercises.exercise("energy_of").solution(n).item(), "return it as a tensor"),
+    ("energy_of", lambda n: root_before_mask(n / n.norm(dim=1, keepdim=True)), "its slope is not a number"),
     ("cayley_map", lambda Q: cayley(-Q), "backwards"),
     ("cayley_map", lambda Q: one(Q) + Q, "only the beginning"),
     ("cayley_map", lambda Q: (one(Q) + Q) / (one(Q) - Q), "entry by entry"),
