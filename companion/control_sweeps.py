@@ -246,10 +246,25 @@ def share_of_the_way(drawn: np.ndarray, limits: Mapping[str, Sequence[float]]) -
     return ratio_of_means((drawn - floor)[there], (ceiling - floor)[there])
 
 
-def compared(rows: Sequence[Mapping[str, Any]], method: str, rival: str, share: float = 1.0) -> tuple[str, str]:
+def compared(
+    rows: Sequence[Mapping[str, Any]],
+    method: str,
+    rival: str,
+    share: float = 1.0,
+    *,
+    of_rival: float | None = None,
+    step: int | None = None,
+) -> tuple[str, str]:
     """Whether a method is followed "better", "worse", or "not told apart" from its rival over the pictures, and the
-    numbers in words. It is for conditions in which more is better."""
-    a, b = (followed(rows, name, share) for name in (method, rival))
+    numbers in words. It is for conditions in which more is better.
+
+    Args:
+        share: of the data.
+        of_rival: the share that the rival has, if it is another.
+        step: after which both are looked at, the last one when None.
+    """
+    shares = (share, share if of_rival is None else of_rival)
+    a, b = (followed(rows, name, part, step) for name, part in zip((method, rival), shares, strict=True))
     there = ~(np.isnan(a) | np.isnan(b))
     difference, low, high = paired_difference(a[there], b[there])
     verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart"

@@ -114,6 +114,16 @@ SLIDERS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+#: Five settings of PEFT's OFT under letters, so that a plot can be a riddle: options of its `OFTConfig`.
+RIDDLE: dict[str, dict[str, Any]] = {
+    "A": {"num_cayley_neumann_terms": 6},
+    "B": {},
+    "C": {"use_cayley_neumann": False},
+    "D": {"num_cayley_neumann_terms": 3},
+    "E": {"num_cayley_neumann_terms": 8},
+}
+
+
 # ---- A layer's adapter -----------------------------------------------------------------------------------------------
 
 
