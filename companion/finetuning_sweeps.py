@@ -314,15 +314,14 @@ def _prior(pipe: StableDiffusionPipeline, noun: str, n: int, others: int, option
 # ---- Plans -----------------------------------------------------------------------------------------------------------
 
 
-def _half_decades(low: float, n: int = 3) -> tuple[float, ...]:
+def _half_decades(low: float, n: int = 4) -> tuple[float, ...]:
     return tuple(round(low * 10 ** (i / 2), 6) for i in range(n))
 
 
 _LOWEST = {"LoRA": 1e-3, "HRA": 1e-3, "textual inversion": 3e-4, "same layers": 3e-4, "same layers, near": 3e-4}
 _LOWEST |= dict.fromkeys(("OFT", "COFT", "OFT, re-scaled"), 3e-3)
-_MORE = (DREAMBOOTH, "LoRA", "OFT")  # which the notebooks are about
 #: The learning rates that are tried with each method, two in each decade; `at_the_edge` says where these are too few.
-RATES = {method: _half_decades(_LOWEST.get(method, 1e-4), 3 + (method in _MORE)) for method in METHODS}
+RATES = {method: _half_decades(_LOWEST.get(method, 1e-4)) for method in METHODS}
 FEW = ("duck", "cactus")  # subjects on which learning rates are chosen; all others are measured with what was chosen
 COMPARED = ("full", "same layers", "same layers, near", "LoRA", "OFT", "COFT", "HRA")
 STEPS = (50, 100, 200)

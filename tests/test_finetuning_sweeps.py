@@ -138,7 +138,7 @@ def test_the_best_rate_is_good_at_all_three():
 
 
 def test_rates_are_tried_on_both_sides_of_the_best():
-    assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == (10 * 3 + 3) * 2
+    assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == 10 * 4 * 2
     assert sweeps.RATES["full"] == pytest.approx((1e-4, 3.16e-4, 1e-3, 3.16e-3), rel=1e-3)
     low, middle, high = (sweeps.RATES["OFT"][i] for i in (0, 1, -1))
     others = [row("OFT", lr=lr, likeness=0.2) for lr in sweeps.RATES["OFT"]]
