@@ -314,27 +314,45 @@ def _prior(pipe: StableDiffusionPipeline, noun: str, n: int, others: int, option
 # ---- Plans -----------------------------------------------------------------------------------------------------------
 
 
-def _half_decades(low: float, n: int = 4) -> tuple[float, ...]:
+def _half_decades(low: float, n: int = 3) -> tuple[float, ...]:
     return tuple(round(low * 10 ** (i / 2), 6) for i in range(n))
 
 
 _LOWEST = {"LoRA": 1e-3, "HRA": 1e-3, "textual inversion": 3e-4, "same layers": 3e-4, "same layers, near": 3e-4}
 _LOWEST |= dict.fromkeys(("OFT", "COFT", "OFT, re-scaled"), 3e-3)
-#: The learning rates that are tried with each method, two in each decade; `at_the_edge` says where these are too few.
+#: The learning rates that are tried with each method first, two in each decade; `rates_of` goes on where these are few.
 RATES = {method: _half_decades(_LOWEST.get(method, 1e-4)) for method in METHODS}
 FEW = ("duck", "cactus")  # subjects on which learning rates are chosen; all others are measured with what was chosen
 COMPARED = ("full", "same layers", "same layers, near", "LoRA", "OFT", "COFT", "HRA")
 STEPS = (50, 100, 200)
+MOST = 6  # rates of one method
 
 
-def rates() -> list[Setting]:
+def rates(rows: Sequence[Mapping[str, Any]] = ()) -> list[Setting]:
     """Each method at each learning rate, on a few subjects: how its own best one is found."""
-    return [Setting(subject, method, lr) for method in METHODS for lr in RATES[method] for subject in FEW]
+    return [Setting(subject, method, lr) for method in METHODS for lr in rates_of(rows, method) for subject in FEW]
+
+
+def rates_of(rows: Sequence[Mapping[str, Any]], method: str) -> list[float]:
+    """The learning rates to try with a method, given what was measured: if the best of them is the smallest or the
+    largest, one beyond it, too, up to `MOST`.
+    """
+    there = _tried(rows, method)
+    tried = sorted({*RATES[method], *there})
+    if tried == there and len(tried) < MOST and at_the_edge(rows, method):
+        lr = best(rows, method)[0]
+        tried.append(round(lr * 10 ** (0.5 if lr == tried[-1] else -0.5), 6))
+    return sorted(tried)
 
 
 def at_the_edge(rows: Sequence[Mapping[str, Any]], method: str) -> bool:
     """Whether a method did best at the smallest or largest rate that was tried, so that others may be better yet."""
-    return best(rows, method)[0] in (RATES[method][0], RATES[method][-1])
+    tried = _tried(rows, method)
+    return best(rows, method)[0] in (tried[0], tried[-1])
+
+
+def _tried(rows: Sequence[Mapping[str, Any]], method: str) -> list[float]:
+    return sorted({row["lr"] for row in rows if row["method"] == method})
 
 
 def score(row: Mapping[str, Any]) -> float:
@@ -421,7 +439,7 @@ def long(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
 
 
 PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
-    "rates": (lambda rows: rates(), STEPS),
+    "rates": (lambda rows: rates(rows), STEPS),
     "table": (table, STEPS),
     "ablations": (ablations, STEPS),
     "advice": (advice, STEPS),
@@ -486,16 +504,19 @@ def sweep(
     if plan not in PLANS:
         raise ValueError(f"{plan!r} is no plan; there are {', '.join(PLANS)}")
     make, at = PLANS[plan]
-    settings, rows = make(stored("rates")), stored(plan)
-    there = {_key(row) for row in rows}
-    lacking = [setting for setting in settings if _key(asdict(setting)) not in there]
-    done = len(settings) - len(lacking)
-    for setting, found in zip(lacking, _measured(pipe, lacking, at, workers, options), strict=True):
-        rows += [row | {"weights": _weights()} for row in found]
-        with written(results(plan)) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        done += 1
-        yield done, len(settings), setting
+    while True:  # what was measured may ask for more, as in `rates`
+        settings, rows = make(stored("rates")), stored(plan)
+        there = {_key(row) for row in rows}
+        lacking = [setting for setting in settings if _key(asdict(setting)) not in there]
+        if not lacking:
+            return
+        done = len(settings) - len(lacking)
+        for setting, found in zip(lacking, _measured(pipe, lacking, at, workers, options), strict=True):
+            rows += [row | {"weights": _weights()} for row in found]
+            with written(results(plan)) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            done += 1
+            yield done, len(settings), setting
 
 
 def _measured(

@@ -137,13 +137,22 @@ def test_the_best_rate_is_good_at_all_three():
         best(rows, "HRA")
 
 
-def test_rates_are_tried_on_both_sides_of_the_best():
-    assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == 10 * 4 * 2
-    assert sweeps.RATES["full"] == pytest.approx((1e-4, 3.16e-4, 1e-3, 3.16e-3), rel=1e-3)
-    low, middle, high = (sweeps.RATES["OFT"][i] for i in (0, 1, -1))
+def test_rates_are_tried_until_the_best_is_between_others():
+    assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == 10 * 3 * 2
+    assert sweeps.RATES["full"] == pytest.approx((1e-4, 3.16e-4, 1e-3), rel=1e-3)
+    low, middle, high = sweeps.RATES["OFT"]
     others = [row("OFT", lr=lr, likeness=0.2) for lr in sweeps.RATES["OFT"]]
-    assert not sweeps.at_the_edge([*others, row("OFT", lr=middle)], "OFT")
-    assert all(sweeps.at_the_edge([*others, row("OFT", lr=lr)], "OFT") for lr in (low, high))
+    between = [*others, row("OFT", lr=middle)]
+    assert not sweeps.at_the_edge(between, "OFT") and sweeps.rates_of(between, "OFT") == [low, middle, high]
+    for lr, beyond in ((low, low / 10**0.5), (high, high * 10**0.5)):
+        rows = [*others, row("OFT", lr=lr)]
+        assert sweeps.at_the_edge(rows, "OFT")
+        assert sweeps.rates_of(rows, "OFT") == pytest.approx(sorted([low, middle, high, beyond]), rel=1e-3)
+        assert sweeps.rates_of(rows[:2], "OFT") == [low, middle, high], "first those that are lacking"
+    many = [row("LoRA", lr=10.0**-i, likeness=i / 10) for i in range(6)]
+    assert sweeps.rates_of([*many, *(row("LoRA", lr=lr, likeness=0) for lr in sweeps.RATES["LoRA"])], "LoRA") == sorted(
+        {*sweeps.RATES["LoRA"], *(r["lr"] for r in many)}
+    )
 
 
 def test_workers_measure_what_one_process_measures(pipe):
@@ -243,7 +252,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
         )
 
     monkeypatch.setattr(sweeps, "teach_and_measure", measure)
-    monkeypatch.setattr(sweeps, "rates", lambda: [Setting("duck", m, lr) for m in METHODS for lr in (1e-4, 1e-3)])
+    monkeypatch.setattr(sweeps, "rates", lambda rows: [Setting("duck", m, lr) for m in METHODS for lr in (1e-4, 1e-3)])
     run = sweeps.sweep(pipe, "rates")
     assert [next(run)[:2] for _ in range(3)] == [(1, 20), (2, 20), (3, 20)]
     assert len(sweeps.stored("rates")) == 3 * 3 and sweeps.complete("rates") == sweeps.complete("table") == []
