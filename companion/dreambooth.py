@@ -285,8 +285,8 @@ def class_set(
 def subject_prompts(subject: Subject, scenes: Sequence[Scene], word: str, noun: str | None = None) -> list[str]:
     """Captions of scenes with a subject, which is called by a word and a noun, its own when None."""
     noun = subject.noun if noun is None else noun
-    prompts = [subject.prompt(scene, word) for scene in scenes]
-    return [" ".join(prompt.replace(subject.noun, noun, 1).split()) for prompt in prompts]
+    prompts = [subject.prompt(scene, "@") for scene in scenes]  # a neighbour may be of the same kind
+    return [" ".join(prompt.replace(f"@ {subject.noun}", f"{word} {noun}").split()) for prompt in prompts]
 
 
 def subject_set(

@@ -396,7 +396,7 @@ def untried() -> list[str]:
 
 
 def _plain(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
-    """DreamBooth as it is, on all subjects that had no part in choosing its learning rate."""
+    """Our recipe as it is, on all subjects that had no part in choosing its learning rate."""
     lr = best(rows, DREAMBOOTH)[0]
     return [Setting(subject, DREAMBOOTH, lr, seed) for seed in range(seeds) for subject in untried()]
 
