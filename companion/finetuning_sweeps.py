@@ -457,8 +457,8 @@ def stored(plan: str) -> list[dict[str, Any]]:
     path = results(plan)
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["weights"] == _weights()]
+    rows, weights = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], _weights()
+    return [row for row in rows if row["weights"] == weights]
 
 
 def complete(plan: str) -> list[dict[str, Any]]:
