@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 #: A rare word. "sks", which guides for Stable Diffusion use, is one token here, and no caption ever had it: so its row
 #: of the table of embeddings was never trained, and it hardly moves what the text encoder says. The five tokens of this
-#: word move more, and still not in a direction in which the U-Net ever learned to look (notebook 05 measures it).
+#: word move more (notebook 05 measures how much the U-Net hears of either).
 RARE_WORD = "zwxkq"
 #: A word that is learned first, by textual inversion, before any weight moves (pivotal tuning: arXiv 2106.05744 did it
 #: with a GAN's code; scripts for LoRA do it with a word). It starts from the nearest word that the model knows, so the
@@ -272,7 +272,7 @@ def class_set(
     **options: Any,
 ) -> Examples:
     """The second set of DreamBooth, drawn by the model itself before it learns: `n` pictures of the class, and `others`
-    of other things, as many when None. The paper has the class alone, and then other things are forgotten.
+    of other things, as many when None. The paper has the class alone.
 
     `options` are those of `diffusion.draw`: steps, guidance_scale and so on.
     """
