@@ -290,9 +290,9 @@ def curves(
         axis = axes[0, 0]
         for i, (colour, (name, y)) in enumerate(zip(_colours(), lines.items(), strict=False)):
             xs = x[name] if isinstance(x, Mapping) else x
-            # Where colours come again, markers tell them apart.
+            # Where colours come again, markers and dashes tell them apart.
             marker = "os^"[i // len(COLOURS) % 3] if points or not joined else None
-            line = "-" if joined else "none"
+            line = ("-" if i < len(COLOURS) else "--") if joined else "none"
             axis.plot(xs, y, label=name, color=colour, marker=marker, markersize=4.5, linestyle=line)
             if errors and name in errors:
                 low, high = errors[name]

@@ -497,7 +497,8 @@ def sweep(
 ) -> Iterator[tuple[int, int, Setting]]:
     """Measure what a plan still lacks, and store its rows; yields how many settings are done, of how many, and which.
 
-    It may be stopped at any time, and goes on with the next setting. With several workers, processes of one thread each
+    It may be stopped at any time, and goes on with the next setting. A setting that another plan has measured at the
+    same steps is taken from there. With several workers, processes of one thread each
     measure settings beside each other, on pipelines of their own (see `prepared`): small batches fill no second core.
     Raises ValueError for an unknown plan, or one that needs `rates` first.
     """
@@ -505,7 +506,10 @@ def sweep(
         raise ValueError(f"{plan!r} is no plan; there are {', '.join(PLANS)}")
     make, at = PLANS[plan]
     while True:  # what was measured may ask for more, as in `rates`
-        settings, rows = make(stored("rates")), stored(plan)
+        settings = make(stored("rates"))
+        if known := _elsewhere(plan, settings):
+            _store(plan, stored(plan) + known)
+        rows = stored(plan)
         there = {_key(row) for row in rows}
         lacking = [setting for setting in settings if _key(asdict(setting)) not in there]
         if not lacking:
@@ -513,10 +517,22 @@ def sweep(
         done = len(settings) - len(lacking)
         for setting, found in zip(lacking, _measured(pipe, lacking, at, workers, options), strict=True):
             rows += [row | {"weights": _weights()} for row in found]
-            with written(results(plan)) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            _store(plan, rows)
             done += 1
             yield done, len(settings), setting
+
+
+def _store(plan: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    with written(results(plan)) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _elsewhere(plan: str, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """The rows of other plans with settings that a plan wants and lacks, measured at its steps."""
+    at = PLANS[plan][1]
+    wanted = {_key(asdict(setting)) for setting in settings} - {_key(row) for row in stored(plan)}
+    rows = [row for other in PLANS if PLANS[other][1] == at for row in stored(other) if _key(row) in wanted]
+    return list({(*_key(row), row["step"]): row for row in rows}.values())
 
 
 def _measured(

@@ -473,7 +473,8 @@ def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
         )
     return (
         found,
-        f"The stored sweep is of these weights: {len(found.rows)} cells of {len(found.rows[0].limit)} pictures.",
+        f"The stored sweep is of these weights: {len(found.rows)} runs (a sampler with a number of evaluations), "
+        f"of {len(found.rows[0].limit)} pictures each.",
     )
 
 

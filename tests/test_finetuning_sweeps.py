@@ -269,6 +269,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
     assert changed[:3] == [{"prior": False}, {"others": False}, {"scenes": False}]
     assert changed[3:7] == [{"noun": "car"}, {"noun": ""}, {"word": RARE_WORD}, {"word": ""}]
     assert changed[7:] == [{"photographs": 1}, {"photographs": 3}, {"latest": 500}]
+    run, before = sweeps.sweep(pipe, "ablations"), len(measured)
+    assert next(run)[:2] == (11, 110), "ten were measured for the table"
+    next(run)
+    assert len(sweeps.stored("ablations")) == 12 * 3 and measured[before] == others[0]
+    run.close()
     followed = sweeps.advice(sweeps.stored("rates"))
     assert len(followed) == 10 * 6 and followed[0] == replace(plain, prepared="JPEG")
     lines = sweeps.results("rates").read_text(encoding="utf-8").splitlines()
