@@ -10,6 +10,7 @@ Pictures are floats (N, 3, H, W) in [-1, 1], on the CPU. Masks are floats (N, 1,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,8 +59,9 @@ def timesteps_from_strength(scheduler: Any, steps: int, strength: float, device:
         raise ValueError(f"strength={strength:g} is outside [0, 1]; 0.6 keeps the layout of most pictures")
     remaining = min(int(steps * strength), steps)
     if remaining < 1:
+        least = math.ceil(1000 / steps) / 1000  # rounded up: int(3 * 0.33) is 0
         raise ValueError(
-            f"strength={strength:g} of {steps} steps leaves none to take; use {1 / steps:.2g} or more, or more steps"
+            f"strength={strength:g} of {steps} steps leaves none to take; use {least:g} or more, or more steps"
         )
     scheduler.set_timesteps(steps, device=device)
     index = (steps - remaining) * scheduler.order
@@ -392,10 +394,12 @@ def outpaint(
     steps: int,
     guidance_scale: float,
     resample: int = 1,
+    scheduler: Any = None,
 ) -> Tensor:
     """A picture (3, H, W) with `by` more pixels at one side; the picture itself stays exactly as it was.
 
-    The model sees a window of the size that it draws: `by` new pixels, and the nearest pixels of the picture.
+    The model sees a window of the size that it draws: `by` new pixels, and the nearest pixels of the picture. With
+    `resample` above 1 it takes `repaint`'s DDIM; else `scheduler`, the pipeline's own when None.
 
     Raises:
         ValueError: for an unknown side, a picture whose size does not fit the model's, or a `by` that is not a multiple
@@ -428,7 +432,7 @@ def outpaint(
     if resample > 1:
         *_, last = repaint(pipe, window, mask, prompt, seed, resample=resample, **settings)
     else:
-        *_, last = inpaint(pipe, window, mask, prompt, seed, **settings)
+        *_, last = inpaint(pipe, window, mask, prompt, seed, scheduler=scheduler, **settings)
     drawn = decode(pipe, last.latents)[0]
     drawn = drawn.transpose(1, 2) if side in ("up", "down") else drawn
     parts = [drawn[:, :, :by], turned] if before else [turned, drawn[:, :, -by:]]
@@ -572,7 +576,7 @@ def paired(name_a: str, a: Tensor, name_b: str, b: Tensor, unit: str) -> str:
     """
     mean, low, _ = paired_difference(a, b)
     error = mean - low
-    found = f"({mean:+.1f} {unit}, 95 %: ± {error:.1f})"
+    found = f"({mean:+.2f} {unit}, 95 %: ± {error:.2f})"
     if abs(mean) <= error:
         return f"{name_a} and {name_b} do not differ measurably {found}"
     return f"{name_a} is {'higher' if mean > 0 else 'lower'} than {name_b} {found}"
