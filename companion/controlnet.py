@@ -80,6 +80,7 @@ class Controlled:
         timesteps: int = 1000,
     ) -> None:
         self.unet, self.controls, self.guess, self.timesteps = unet, tuple(controls), guess, timesteps
+        self._repeated: dict[tuple[Any, ...], Tensor] = {}  # control pictures as a batch of latents needs them
 
     def __call__(self, noisy: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
         """The prediction for latents (B, C, h, w): of N pictures, or of both halves of their guidance, B = 2N.
@@ -99,25 +100,30 @@ class Controlled:
         """What is added to the U-Net's skip connections, finest first, and to its middle; None when none is heard."""
         done = 1 - float(torch.as_tensor(t).flatten()[0]) / self.timesteps
         down, mid = None, None
-        for control in self.controls:
+        for k, control in enumerate(self.controls):
             if not control.start <= done <= control.end:
                 continue
             n, b = len(control.pictures), len(noisy)
             if self.guess and (b % 2 or b == n > 1):
                 raise ValueError("guess mode needs guidance; draw with a guidance scale above 1")
             half = b // 2 if self.guess else 0  # guidance puts the half without text first
-            pictures = _for_latents(control.pictures, b).to(noisy)[half:]
+            key = k, b, noisy.dtype, noisy.device
+            if key not in self._repeated:
+                with torch.inference_mode(False):  # a plain tensor says whether it was changed: see `FastControlNet`
+                    self._repeated[key] = _for_latents(control.pictures, b).to(noisy)[half:]
             t_half = t[half:] if torch.is_tensor(t) and t.ndim else t
             some, middle = control.net(
                 noisy[half:],
                 t_half,
                 states[half:],
-                controlnet_cond=pictures,
+                controlnet_cond=self._repeated[key],
                 conditioning_scale=control.scale,
                 guess_mode=self.guess,
                 return_dict=False,
             )
-            found = [torch.cat([torch.zeros_like(r[:1]).expand(half, -1, -1, -1), r]) for r in (*some, middle)]
+            found = [*some, middle]
+            if half:
+                found = [torch.cat([torch.zeros_like(r[:1]).expand(half, -1, -1, -1), r]) for r in found]
             down = found[:-1] if down is None else [a + r for a, r in zip(down, found[:-1], strict=True)]
             mid = found[-1] if mid is None else mid + found[-1]
         return down, mid

@@ -253,7 +253,9 @@ class FastControlNet:
         self.net = net
         self._compiled = Compiled(traced(net), threads, side_by_side=2)
         self._seen, self._changed = _fingerprint(net), False
-        self._embedded = (torch.empty(0), torch.empty(0))  # the last control pictures, and what came of them
+        self._shown, self._embedded = torch.empty(0), torch.empty(0)  # the last control pictures, and what came of them
+        self._pictures: Tensor | None = None  # these very tensors, and how often they had been changed in place
+        self._version: int | None = None
 
     def look(self) -> bool:
         """Notice changed weights; returns whether it runs with torch, since they have changed."""
@@ -290,17 +292,23 @@ class FastControlNet:
             return list(down), mid
         states, embedded = encoder_hidden_states, self._embed(controlnet_cond)
         found = self._compiled(x=sample, t=t, states=states, embedded=embedded)
-        # In "guess mode" residuals are weighted from a tenth for the finest to one, as in diffusers.
-        weights = torch.logspace(-1, 0, len(found)) if guess_mode else torch.ones(len(found))
-        found = [r * w for r, w in zip(found, conditioning_scale * weights, strict=True)]
+        if guess_mode or conditioning_scale != 1:
+            # In "guess mode" residuals are weighted from a tenth for the finest to one, as in diffusers.
+            weights = torch.logspace(-1, 0, len(found)) if guess_mode else torch.ones(len(found))
+            found = [r * w for r, w in zip(found, conditioning_scale * weights, strict=True)]
         return found[:-1], found[-1]
 
     def _embed(self, pictures: Tensor) -> Tensor:
         """Control pictures brought down to the latents' size, (B, C, h, w)."""
-        if not torch.equal(pictures, self._embedded[0]):
+        # In a loop they are the same tensor. To compare numbers, torch wakes threads, which would then wait, busily.
+        version = None if pictures.is_inference() else pictures._version
+        if pictures is self._pictures and version is not None and version == self._version:
+            return self._embedded
+        if not torch.equal(pictures, self._shown):
             distinct, where = torch.unique(pictures, dim=0, return_inverse=True)
-            self._embedded = pictures, self.net.controlnet_cond_embedding(distinct)[where]
-        return self._embedded[1]
+            self._shown, self._embedded = pictures.clone(), self.net.controlnet_cond_embedding(distinct)[where]
+        self._pictures, self._version = pictures, version
+        return self._embedded
 
 
 class Compiled:

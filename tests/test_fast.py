@@ -130,6 +130,21 @@ def test_a_compiled_controlnet_says_the_same(pipe, fast, attention, guess):
         assert not torch.allclose(fast.noise_pred(x, 500, states), stock, atol=0.1), "and it can be heard"
 
 
+def test_a_control_picture_that_changes_in_place_is_seen_anew(pipe, fast):
+    net = heard_net(pipe, attention=False)
+    with torch.no_grad():
+        net.controlnet_cond_embedding.conv_out.weight.mul_(100)
+    compiled, pictures = fast.controlnet(net), controls(1).repeat(2, 1, 1, 1)
+    x, states = (torch.randn(2, *shape, generator=seeded(1)) for shape in ((4, 16, 16), (9, 192)))
+    before, _ = compiled(x, 500, states, pictures)
+    assert close(compiled(x, 500, states, pictures)[0], before)
+    pictures.mul_(0.3)
+    after, _ = compiled(x, 500, states, pictures)
+    with torch.no_grad():
+        expected, _ = net(x, 500, states, pictures, return_dict=False)
+    assert close(after, expected) and not close(after, before)
+
+
 @pytest.mark.parametrize(("seeds", "settings"), [((0,), {}), ((0, 1), {}), ((0,), {"start": 0.2, "end": 0.6})], ids=str)
 def test_pictures_that_follow_are_those_of_torch(pipe, fast, seeds, settings):
     nets = [heard_net(pipe, seed, attention=False) for seed in seeds]

@@ -713,14 +713,14 @@ def strip(
 def report(
     folder: Folder = BUILD,
     quick: Annotated[bool, typer.Option(help="A tenth of the pictures, nothing written.")] = False,
-    before: Annotated[str, typer.Option(help="The commit of earlier weights to compare shapes with.")] = "",
+    before: Annotated[str, typer.Option(help="The commit of earlier weights, to compare with.")] = "",
 ) -> None:
     """Measure what is published: writes data/models/report.json, the table in README.md and the sheet of 40 prompts."""
     from companion.pretraining.report import measure, write
 
     found = measure(folder, 0.1 if quick else 1.0, typer.echo, before)
     if not quick:
-        write(found, folder)
+        write(found, folder, before)
 
 
 if __name__ == "__main__":

@@ -330,7 +330,7 @@ def controls(pipe: StableDiffusionPipeline, folder: Path, count: int) -> dict[st
 
 def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
     """What an eye said of the pictures that `pipe` draws, and how the judge compares. Empty where no eye has judged
-    these very pictures.
+    them: a tenth may differ, since with another number of threads single pixels are rounded otherwise.
     """
     from companion.pretraining import eye
     from companion.tabletop.measures import read
@@ -339,7 +339,8 @@ def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
         return {}
     prompts, verdicts = eye.load_prompts(), eye.load_verdicts()
     pictures = drawn_bytes(pipe, [asked.prompt for asked in prompts])
-    if {v.picture for v in verdicts} != {eye.fingerprint(x) for x in pictures}:
+    judged = {v.picture for v in verdicts}
+    if sum(eye.fingerprint(x) in judged for x in pictures) < 0.9 * len(pictures):
         return {}
     kinds = {kind: clear / n for kind, (clear, n) in eye.by_kind(verdicts, prompts).items()}
     clear = sum(v.word == "clear" for v in verdicts) / len(verdicts)
@@ -516,14 +517,19 @@ def curves(logs: Path = LOGS) -> dict[str, Figure]:
     return made
 
 
-def write(found: dict[str, float], folder: Path) -> None:
-    """Write report.json, the table in README.md (between its marks), sheet.png and the curves, in data/models."""
+def write(found: dict[str, float], folder: Path, before: str = "") -> None:
+    """Write report.json, the table in README.md (between its marks), sheet.png and the curves, in data/models; and
+    before.png, the same prompts drawn with the weights of the commit `before`, if it is given.
+    """
     path = MODELS / "README.md"
     text = path.read_text(encoding="utf-8")
     start, end = "<!-- report -->", "<!-- /report -->"
     text = text[: text.index(start) + len(start)] + "\n" + table(found) + "\n" + text[text.index(end) :]
     with written(MODELS / "sheet.png") as image:
         sheet(load_tabletop()).save(image, "PNG", optimize=True)
+    if before:
+        with weights_of(before) as old, written(MODELS / "before.png") as image:
+            sheet(old).save(image, "PNG", optimize=True)
     for name, figure in (curves() if LOGS.is_dir() else {}).items():
         with written(LOGS / f"{name}.png") as image:
             figure.savefig(image, format="png")

@@ -69,8 +69,9 @@ def test_an_eye_s_verdicts_count_for_the_pictures_that_it_saw(monkeypatch, tmp_p
     assert found["eye_clear_rebuilt"] == 0.75
     assert found["eye_judge_ball"] < 0.5, "the judge reads no balls in noise"
     assert found["eye_ball"] == 1 and found["judge_accepts_wrong"] < 0.5 < found["judge_rejects_clear"]
-    pictures = pictures[::-1]
-    pictures[0, 0, 0] ^= 1  # other weights draw other pictures
+    pictures[:12, 0, 0, 0] ^= 1  # rounded otherwise, in a tenth
+    assert report.eye_and_judge(None)["eye_clear"] == found["eye_clear"]
+    pictures[12, 0, 0, 0] ^= 1  # other weights draw other pictures
     assert report.eye_and_judge(None) == {}
 
 
