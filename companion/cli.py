@@ -106,8 +106,8 @@ def finetunings(
     ] = "rates",
     renders: Annotated[Path, typer.Option(help="Folder of training renders, for control.")] = Path("build/renders"),
     count: Annotated[int, typer.Option(min=20, help="Renders that are all of the data, for control.")] = 2000,
-    steps: Annotated[int, typer.Option(min=4, help="Of training, for control.")] = 1000,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind, for control.")] = 3,
+    steps: Annotated[int, typer.Option(min=4, help="Of training, for control.")] = 600,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind, for control.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Settings that are measured beside each other.")] = 1,
     device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
 ) -> None:
@@ -115,14 +115,14 @@ def finetunings(
     with _sentences():
         from companion.finetuning_sweeps import draw_sheets, prepared, sweep
 
-        pipe, settings = prepared(device)
         if plan == "control":
             from companion.control_sweeps import measure
 
-            options = {"count": count, "training": steps, "seeds": seeds}
-            for done, total, setting, mean in measure(pipe, renders, **options, **settings):
+            options = {"count": count, "training": steps, "seeds": seeds, "workers": workers, "device": device}
+            for done, total, setting, mean in measure(renders, **options):
                 typer.echo(f"{done} of {total}: {setting.method}, {setting.lr:g}, {setting.share:.0%}: {mean:.3f}")
             return
+        pipe, settings = prepared(device)
         if plan == "subjects":
             for done, total, subject in draw_sheets(pipe, **settings):
                 typer.echo(f"{done} of {total}: {subject}")

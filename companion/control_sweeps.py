@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,13 @@ from companion.finetuning import (
     finetune,
     merged,
 )
-from companion.finetuning_sweeps import moved
+from companion.finetuning_sweeps import moved, prepared
 from companion.intervals import paired_difference, ratio_of_means
 from companion.pretraining.controlnet import to_follow
 from companion.sampler_sweeps import weights_sum
 from companion.tabletop import dataset
 from companion.tabletop.caption import caption
+from companion.workers import beside
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -53,7 +55,10 @@ METHODS: dict[str, Method] = {
     "COFT": Follow(Oft(blocks=4, eps=0.5)),
     "attention": Follow(Near()),
 }
-RATES = (3e-4, 1e-3, 3e-3)
+#: The learning rates that are tried with each method: of all that is new, or of what learns in the U-Net.
+RATES = dict.fromkeys(METHODS, (1e-3, 3e-3))
+RATES |= {"LoRA": (3e-3, 1e-2), "OFT": (1e-2, 3e-2), "COFT": (1e-2, 3e-2)}
+ENCODER_RATE = 3e-3  # of the encoder, where the U-Net learns as well
 SHARES = (0.05, 0.5, 1.0)
 DROP = 0.5  # share of prompts left empty, as for the ControlNets
 
@@ -106,7 +111,9 @@ def train_and_measure(
     tuned = attach(pipe, METHODS[setting.method], setting.seed)
     sets = [some_of(lessons, setting.share)]
     numbers = sum(p.numel() for p in tuned.parameters)
-    for progress in finetune(tuned, sets, max(at), lr=setting.lr, batch=batch, drop=DROP, seed=setting.seed):
+    in_unet = isinstance(tuned.method, Follow) and tuned.method.method is not None
+    options: dict[str, Any] = {"lr": setting.lr, "net_lr": ENCODER_RATE if in_unet else None}
+    for progress in finetune(tuned, sets, max(at), batch=batch, drop=DROP, seed=setting.seed, **options):
         if progress.step not in at:
             continue
         plain = merged(tuned)
@@ -130,7 +137,7 @@ def limits(pipe: StableDiffusionPipeline, held: Asked, **sampling: Any) -> dict[
 
 def ratings() -> list[Setting]:
     """Each method at each learning rate, once: how its own best one is found."""
-    return [Setting(method, lr, rating=True) for method in METHODS for lr in RATES]
+    return [Setting(method, lr, rating=True) for method in METHODS for lr in RATES[method]]
 
 
 def best(rows: Sequence[Mapping[str, Any]], method: str) -> float:
@@ -163,48 +170,64 @@ def stored() -> list[dict[str, Any]]:
 
 
 def sweep(
-    run: Callable[[Setting], Iterator[dict[str, Any]]], seeds: int = 3
+    measured: Callable[[Sequence[Setting]], Iterator[list[dict[str, Any]]]], seeds: int = 1
 ) -> Iterator[tuple[int, int, Setting, float]]:
     """Measure what is lacking, first the learning rates, and store the rows; yields how many settings are done, of how
     many, which, and how well it is followed in the mean. It may be stopped, and goes on with the next setting.
 
-    run: trains a setting and yields its rows, as `train_and_measure` does.
+    measured: trains settings and yields the rows of each, as `train_and_measure` does.
     """
     rows, weights = stored(), weights_sum(companion.DATA / "models" / "tabletop")
     done, total = 0, len(ratings()) + seeds * len(SHARES) * len(METHODS)
     for part in (lambda rows: ratings(), lambda rows: plan(rows, seeds)):
-        for setting in part(rows):
-            mine = [row for row in rows if asdict(setting).items() <= row.items()]
-            if not mine:
-                mine = [row | {"weights": weights} for row in run(setting)]
-                rows += mine
-                with written(results()) as temporary:
-                    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        settings = part(rows)
+        lacking = [s for s in settings if not any(asdict(s).items() <= row.items() for row in rows)]
+        done += len(settings) - len(lacking)
+        for setting, found in zip(lacking, measured(lacking), strict=True):
+            rows += [row | {"weights": weights} for row in found]
+            with written(results()) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             done += 1
-            yield done, total, setting, float(np.nanmean(mine[-1]["followed"]))
+            yield done, total, setting, float(np.nanmean(found[-1]["followed"]))
 
 
 def measure(
-    pipe: StableDiffusionPipeline,
+    renders: Path,
+    *,
+    device: str = "cpu",
+    workers: int = 1,
+    seeds: int = 1,
+    **options: Any,
+) -> Iterator[tuple[int, int, Setting, float]]:
+    """The whole sweep, from renders of the split "train" in a folder; yields as `sweep` does.
+
+    Args:
+        workers: processes that train beside each other (see `workers.beside`).
+        options: those of `measurer`.
+    """
+    make = partial(measurer, renders, device=device, **options)
+    return sweep(lambda settings: map(make(), settings) if workers == 1 else beside(make, settings, workers), seeds)
+
+
+def measurer(
     renders: Path,
     name: str = "canny",
     *,
     count: int = 2000,
-    training: int = 1000,
+    training: int = 600,
     batch: int = 16,
-    seeds: int = 3,
     pictures: int = 48,
-    **sampling: Any,
-) -> Iterator[tuple[int, int, Setting, float]]:
-    """The whole sweep, from renders of the split "train" in a folder; yields as `sweep` does.
+    device: str = "cpu",
+) -> Callable[[Setting], list[dict[str, Any]]]:
+    """A function that trains a setting on the miniature and measures it: its rows (see `train_and_measure`).
 
     Args:
         name: of the condition.
         count: how many renders are all of the data.
         training: steps of each training.
         pictures: held-out scenes that are drawn; learning rates are chosen on as many others.
-        sampling: options of `diffusion.draw`: steps and guidance_scale.
     """
+    pipe, sampling = prepared(device)
     condition = CONDITIONS[name]
     maps, places, scenes = to_follow(renders, "train", condition, count)
     shown = dataset.read(renders, "train", ("picture",), count)["picture"][places]
@@ -214,12 +237,12 @@ def measure(
     ends = {rating: limits(pipe, some, **sampling) for rating, some in held.items()}
     at = sorted({max(1, training // 4), max(1, training // 2), training})
 
-    def run(setting: Setting) -> Iterator[dict[str, Any]]:
+    def run(setting: Setting) -> list[dict[str, Any]]:
         options: dict[str, Any] = {"batch": batch, "sampling": sampling}
-        for row in train_and_measure(pipe, setting, lessons, held[setting.rating], at, **options):
-            yield row | ends[setting.rating]
+        rows = train_and_measure(pipe, setting, lessons, held[setting.rating], at, **options)
+        return [row | ends[setting.rating] for row in rows]
 
-    return sweep(run, seeds)
+    return run
 
 
 # ---- Comparing -------------------------------------------------------------------------------------------------------

@@ -452,8 +452,9 @@ def sets_loss(
 # ---- The run ---------------------------------------------------------------------------------------------------------
 
 
-def adamw(parameters: Sequence[nn.Parameter], lr: float, *, bits: int = 32) -> torch.optim.Optimizer:
-    """AdamW with the decay of the library's recipes; with `bits` 8, its state takes a quarter of the memory.
+def adamw(parameters: Sequence[Any], lr: float, *, bits: int = 32) -> torch.optim.Optimizer:
+    """AdamW with the decay of the library's recipes, for parameters or groups of them; with `bits` 8, its state takes a
+    quarter of the memory.
 
     Raises ModuleNotFoundError when 8 bits are wanted and bitsandbytes is missing.
     """
@@ -474,6 +475,7 @@ def finetune(
     steps: int,
     *,
     lr: float | None = None,
+    net_lr: float | None = None,
     batch: int = 1,
     drop: float = 0.0,
     min_snr: float | None = None,
@@ -490,6 +492,7 @@ def finetune(
     Args:
         sets: what it learns from; see `sets_loss`, also for `batch`, `drop`, `min_snr` and `latest`.
         lr: the method's own, which suits Stable Diffusion, when None. Small models need more.
+        net_lr: that of what stands beside the U-Net (`Tuned.net`), if it is another.
         averaged: decay of a moving average, such as 0.999, which replaces the weights at the end; none when None.
         bits: of Adam's state, 32 or 8.
         accelerator: precision and processes; when None, half precision is chosen for a pipeline that has it.
@@ -501,7 +504,7 @@ def finetune(
     run = train(
         tuned.parts,
         loss,
-        adamw(tuned.parameters, lr or tuned.method.lr, bits=bits),
+        adamw(_groups(tuned, net_lr), lr or tuned.method.lr, bits=bits),
         steps,
         warmup=warmup,
         decay=decay,
@@ -513,6 +516,15 @@ def finetune(
     yield from run
     if ema is not None:
         tuned.parts.load_state_dict(ema.state_dict())
+
+
+def _groups(tuned: Tuned, net_lr: float | None) -> Sequence[Any]:
+    """What learns, as an optimiser takes it, with another rate for the net beside the U-Net."""
+    if net_lr is None or tuned.net is None:
+        return tuned.parameters
+    beside = [p for p in tuned.net.parameters() if p.requires_grad]
+    own = {id(p) for p in beside}
+    return [{"params": [p for p in tuned.parameters if id(p) not in own]}, {"params": beside, "lr": net_lr}]
 
 
 def accelerator_for(pipe: StableDiffusionPipeline) -> Accelerator:

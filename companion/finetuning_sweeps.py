@@ -9,12 +9,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -55,6 +51,7 @@ from companion.models import find
 from companion.sampler_sweeps import weights_sum
 from companion.tabletop.measures import clip_pictures, met
 from companion.tabletop.subjects import SUBJECTS, Subject
+from companion.workers import beside
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -499,7 +496,7 @@ def sweep(
 
     It may be stopped at any time, and goes on with the next setting. A setting that another plan has measured at the
     same steps is taken from there. With several workers, processes of one thread each
-    measure settings beside each other, on pipelines of their own (see `prepared`): small batches fill no second core.
+    measure settings beside each other, on pipelines of their own (see `prepared` and `workers.beside`).
     Raises ValueError for an unknown plan, or one that needs `rates` first.
     """
     if plan not in PLANS:
@@ -539,36 +536,18 @@ def _measured(
     pipe: StableDiffusionPipeline, settings: Sequence[Setting], at: Sequence[int], workers: int, options: dict[str, Any]
 ) -> Iterator[list[dict[str, Any]]]:
     if workers == 1:
-        yield from (list(teach_and_measure(pipe, setting, at, **options)) for setting in settings)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(str(pipe.device),))
-    try:
-        yield from pool.map(partial(_in_worker, at=tuple(at), options=options), settings)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return map(_rows_of(pipe, at, options), settings)
+    return beside(partial(_measurer, str(pipe.device), tuple(at), options), settings, workers)
 
 
-_worker_pipe: StableDiffusionPipeline
+def _rows_of(
+    pipe: StableDiffusionPipeline, at: Sequence[int], options: dict[str, Any]
+) -> Callable[[Setting], list[dict[str, Any]]]:
+    return lambda setting: list(teach_and_measure(pipe, setting, at, **options))
 
 
-def _begin(device: str) -> None:
-    global _worker_pipe
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker_pipe, _ = prepared(device)
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next setting for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _in_worker(setting: Setting, *, at: Sequence[int], options: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(teach_and_measure(_worker_pipe, setting, at, **options))
+def _measurer(device: str, *rest: Any) -> Callable[[Setting], list[dict[str, Any]]]:
+    return _rows_of(prepared(device)[0], *rest)
 
 
 # ---- Comparing -------------------------------------------------------------------------------------------------------

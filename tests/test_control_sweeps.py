@@ -56,17 +56,20 @@ def test_a_stopped_sweep_goes_on_with_each_method_at_its_best_rate(monkeypatch, 
     monkeypatch.setattr(sweeps, "weights_sum", lambda folder: "these")
     trained = []
 
-    def run(setting):
-        trained.append(setting)
-        good = setting.method != "LoRA" or setting.lr == 3e-4
-        yield row(step=50, followed=[0.9] * 5) | asdict(setting)
-        yield row(followed=[0.8 if good else 0.1] * 5) | asdict(setting)
+    def run(settings):
+        for setting in settings:
+            trained.append(setting)
+            good = setting.method != "LoRA" or setting.lr == 3e-3
+            yield [
+                row(step=50, followed=[0.9] * 5) | asdict(setting),
+                row(followed=[0.8 if good else 0.1] * 5) | asdict(setting),
+            ]
 
     some = sweeps.sweep(run, seeds=1)
-    assert [next(some)[:2] for _ in range(4)][-1] == (4, 21 + 21)
+    assert [next(some)[:2] for _ in range(4)][-1] == (4, 14 + 21)
     assert len(sweeps.stored()) == 8
-    assert len(list(sweeps.sweep(run, seeds=1))) == 42 and len(trained) == 42
-    assert {s.lr for s in trained if s.method == "LoRA" and not s.rating} == {3e-4}
+    assert [done for done, *_ in sweeps.sweep(run, seeds=1)] == list(range(5, 36)) and len(trained) == 35
+    assert {s.lr for s in trained if s.method == "LoRA" and not s.rating} == {3e-3}
     assert {s.share for s in trained if not s.rating} == {0.05, 0.5, 1.0}
     with pytest.raises(ValueError, match="no learning rate of 'OFT' was tried yet: companion finetunings control"):
         sweeps.best([], "OFT")

@@ -70,6 +70,16 @@ def state(pipe) -> dict[str, torch.Tensor]:
     return {f"{name}.{k}": v.clone() for name, part in parts.items() for k, v in part.state_dict().items()}
 
 
+def test_what_stands_beside_the_unet_may_learn_at_a_rate_of_its_own(pipe):
+    method = METHODS["follow by lora"]
+    tuned, some = attach(pipe, method, seed=4), a_set(pipe, 1, method=method)
+    before = [p.detach().clone() for p in tuned.parameters]
+    beside = {id(p) for p in tuned.net.parameters()}
+    list(finetune(tuned, [some], 2, lr=0.02, net_lr=0.0))
+    moved = [not torch.equal(a, b) for a, b in zip(before, tuned.parameters, strict=True)]
+    assert any(moved) and not any(m for m, p in zip(moved, tuned.parameters, strict=True) if id(p) in beside)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("min_snr", [None, 5.0])
 def test_with_a_set_of_the_class_the_loss_is_dreambooths(pipe, batch, min_snr):

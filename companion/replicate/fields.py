@@ -49,7 +49,7 @@ FIELDS = (
     Field("num_class_images", ("num_class_images",), "how many of those there shall be; the trainer draws the rest"),
     Field("max_train_steps", ("max_train_steps", "steps"), "steps of the optimiser"),
     Field("train_text_encoder", ("train_text_encoder",), "whether the text encoder learns too"),
-    Field("scale_lr", ("scale_lr",), "multiply the learning rate by the batch size"),
+    Field("scale_lr", ("scale_lr",), "multiply the learning rate by batch, accumulation and GPUs"),
     Field("lr_scheduler", ("lr_scheduler",), "how the learning rate changes over the steps"),
     Field("lr_warmup_steps", ("lr_warmup_steps",), "steps in which it rises from 0"),
 )
