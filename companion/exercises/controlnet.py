@@ -63,7 +63,7 @@ def _test_share_of_way(share_of_way: Answer) -> str:
 
 @register(NOTEBOOK, _test_share_of_way)
 def share_of_way(floor, drawn, ceiling):
-    """How much of the way from the floor's mean to the ceiling's was gone; arrays with a number for each picture."""
+    """How much of the way from the floor's mean to the ceiling's was covered; arrays with a number for each picture."""
     return (drawn.mean() - floor.mean()) / (ceiling.mean() - floor.mean())
 
 
