@@ -10,7 +10,7 @@ import companion
 PACKAGE = companion.ROOT / "companion"
 #: From the ground up; a name stands for a module, or for a package and everything in it.
 FLOORS = (
-    ("files", "intervals", "metrics", "energy", "figures", "machine", "pictures", "photographs"),
+    ("files", "intervals", "metrics", "energy", "figures", "machine", "pictures", "photographs", "workers"),
     ("models",),
     ("diffusion", "schedules", "mixture"),
     ("training", "fast"),

@@ -524,7 +524,7 @@ def test_the_notebook_runs_for_other_models(pipe, nine, tiny, tmp_path, capsys):
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert measures.NOT_JUDGED in printed
     for claim in (
-        "ten lines draw the library's picture: True",
+        "our loop draws the library's picture: True",
         "my inpainting draws the library's picture: True",
         "composite, feathered  largest change outside the mask: exactly 0",
         "each picture begins with the one before, exactly: True",
