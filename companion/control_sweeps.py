@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +183,8 @@ def sweep(
         settings = part(rows)
         lacking = [s for s in settings if not any(asdict(s).items() <= row.items() for row in rows)]
         done += len(settings) - len(lacking)
+        if not lacking:
+            continue
         for setting, found in zip(lacking, measured(lacking), strict=True):
             rows += [row | {"weights": weights} for row in found]
             with written(results()) as temporary:
@@ -206,7 +208,10 @@ def measure(
         options: those of `measurer`.
     """
     make = partial(measurer, renders, device=device, **options)
-    return sweep(lambda settings: map(make(), settings) if workers == 1 else beside(make, settings, workers), seeds)
+    if workers > 1:
+        return sweep(lambda settings: beside(make, settings, workers), seeds)
+    made = cache(make)  # the renders are read once, for rates and methods
+    return sweep(lambda settings: map(made(), settings), seeds)
 
 
 def measurer(

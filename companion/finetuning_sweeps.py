@@ -495,8 +495,8 @@ def sweep(
     """Measure what a plan still lacks, and store its rows; yields how many settings are done, of how many, and which.
 
     It may be stopped at any time, and goes on with the next setting. A setting that another plan has measured at the
-    same steps is taken from there. With several workers, processes of one thread each
-    measure settings beside each other, on pipelines of their own (see `prepared` and `workers.beside`).
+    same steps is taken from there. With several workers, processes of one thread each measure settings beside each
+    other, on pipelines of their own (see `prepared` and `workers.beside`).
     Raises ValueError for an unknown plan, or one that needs `rates` first.
     """
     if plan not in PLANS:
