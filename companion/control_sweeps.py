@@ -7,7 +7,6 @@ renders that `companion build renders` draws; the course ships too few to learn 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -20,7 +19,7 @@ import torch
 import companion
 from companion.conditions import CONDITIONS
 from companion.controlnet import Asked, as_controls, asked, drawn_with
-from companion.files import written
+from companion.files import read_rows, write_rows
 from companion.finetuning import (
     ControlNet,
     Examples,
@@ -161,12 +160,8 @@ def results() -> Path:
 
 def stored() -> list[dict[str, Any]]:
     """The rows that were measured with the weights in data/models; [] when there are none."""
-    path = results()
-    if not path.exists():
-        return []
     weights = weights_sum(companion.DATA / "models" / "tabletop")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["weights"] == weights]
+    return [row for row in read_rows(results()) if row["weights"] == weights]
 
 
 def sweep(
@@ -187,8 +182,7 @@ def sweep(
             continue
         for setting, found in zip(lacking, measured(lacking), strict=True):
             rows += [row | {"weights": weights} for row in found]
-            with written(results()) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            write_rows(results(), rows)
             done += 1
             yield done, total, setting, float(np.nanmean(found[-1]["followed"]))
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +42,7 @@ from companion.dreambooth import (
     text_likeness,
     unrelated,
 )
-from companion.files import written
+from companion.files import read_rows, write_rows, written
 from companion.finetuning import TRANSFORMERS, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
 from companion.intervals import mean_interval, paired_difference
 from companion.metrics import tensor_to_bytes
@@ -320,6 +319,7 @@ _LOWEST |= dict.fromkeys(("OFT", "COFT", "OFT, re-scaled"), 3e-3)
 #: The learning rates that are tried with each method first, two in each decade; `rates_of` goes on where these are few.
 RATES = {method: _half_decades(_LOWEST.get(method, 1e-4)) for method in METHODS}
 FEW = ("duck", "cactus")  # subjects on which learning rates are chosen; all others are measured with what was chosen
+SOME = ("rocket", "windmill", "lighthouse", "die", "fire engine", "castle")  # on which all of DreamBooth is questioned
 COMPARED = ("full", "same layers", "same layers, near", "LoRA", "OFT", "COFT", "HRA")
 STEPS = (50, 100, 200)
 MOST = 6  # rates of one method
@@ -399,15 +399,18 @@ def _plain(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
 
 
 def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
-    """DreamBooth's own questions: without the second set, or with the class alone in it; captions without scenes; a
-    wrong noun or none; a rare word that was not learned first, or none; fewer photographs; low timesteps only.
+    """DreamBooth's own questions: without the second set, on all subjects; and on `SOME`, with the class alone in it;
+    captions without scenes; a wrong noun or none; a rare word that was not learned first, or none; fewer photographs;
+    low timesteps only.
     """
     found = []
     for s in _plain(rows, seeds):
-        wrong = "car" if SUBJECTS[s.subject].noun != "car" else "tree"
-        found += [s, replace(s, prior=False), replace(s, others=False), replace(s, scenes=False)]
-        found += [replace(s, noun=wrong), replace(s, noun=""), replace(s, word=RARE_WORD), replace(s, word="")]
-        found += [replace(s, photographs=n) for n in (1, 3)] + [replace(s, latest=500)]
+        found += [s, replace(s, prior=False)]
+        if s.subject in SOME:
+            wrong = "car" if SUBJECTS[s.subject].noun != "car" else "tree"
+            found += [replace(s, others=False), replace(s, scenes=False)]
+            found += [replace(s, noun=wrong), replace(s, noun=""), replace(s, word=RARE_WORD), replace(s, word="")]
+            found += [replace(s, photographs=n) for n in (1, 3)] + [replace(s, latest=500)]
     return found
 
 
@@ -425,9 +428,11 @@ ADVICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def advice(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
-    """What `ADVICE` changes. What it is compared with, and what leaving out the class does, is in `ablations`."""
+    """What `ADVICE` changes, on `SOME` subjects. What it is compared with, and what leaving out the class does, is in
+    `ablations`.
+    """
     changes = [change for change, _ in ADVICE.values() if change != {"prior": False}]
-    return [replace(s, **change) for s in _plain(rows, seeds) for change in changes]
+    return [replace(s, **change) for s in _plain(rows, seeds) if s.subject in SOME for change in changes]
 
 
 def long(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
@@ -438,8 +443,8 @@ def long(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
 PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
     "rates": (lambda rows: rates(rows), STEPS),
     "table": (table, STEPS),
-    "ablations": (ablations, STEPS),
-    "advice": (advice, STEPS),
+    "ablations": (ablations, STEPS[-1:]),
+    "advice": (advice, STEPS[-1:]),
     "long": (long, (50, 100, 200, 500, 1000)),
 }
 
@@ -451,11 +456,8 @@ def results(plan: str) -> Path:
 
 def stored(plan: str) -> list[dict[str, Any]]:
     """The rows of a plan that were measured with the weights in data/models; [] when there are none."""
-    path = results(plan)
-    if not path.exists():
-        return []
-    rows, weights = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], _weights()
-    return [row for row in rows if row["weights"] == weights]
+    weights = _weights()
+    return [row for row in read_rows(results(plan)) if row["weights"] == weights]
 
 
 def complete(plan: str) -> list[dict[str, Any]]:
@@ -505,7 +507,7 @@ def sweep(
     while True:  # what was measured may ask for more, as in `rates`
         settings = make(stored("rates"))
         if known := _elsewhere(plan, settings):
-            _store(plan, stored(plan) + known)
+            write_rows(results(plan), stored(plan) + known)
         rows = stored(plan)
         there = {_key(row) for row in rows}
         lacking = [setting for setting in settings if _key(asdict(setting)) not in there]
@@ -514,21 +516,17 @@ def sweep(
         done = len(settings) - len(lacking)
         for setting, found in zip(lacking, _measured(pipe, lacking, at, workers, options), strict=True):
             rows += [row | {"weights": _weights()} for row in found]
-            _store(plan, rows)
+            write_rows(results(plan), rows)
             done += 1
             yield done, len(settings), setting
 
 
-def _store(plan: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    with written(results(plan)) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def _elsewhere(plan: str, settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """The rows of other plans with settings that a plan wants and lacks, measured at its steps."""
+    """The rows of other plans with settings that a plan wants and lacks, trained as long, at its steps."""
     at = PLANS[plan][1]
     wanted = {_key(asdict(setting)) for setting in settings} - {_key(row) for row in stored(plan)}
-    rows = [row for other in PLANS if PLANS[other][1] == at for row in stored(other) if _key(row) in wanted]
+    alike = [other for other, (_, steps) in PLANS.items() if max(steps) == max(at) and set(at) <= set(steps)]
+    rows = [row for other in alike for row in stored(other) if _key(row) in wanted and row["step"] in at]
     return list({(*_key(row), row["step"]): row for row in rows}.values())
 
 
