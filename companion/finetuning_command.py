@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -60,7 +62,13 @@ def train(
     accumulate: Annotated[int, typer.Option(min=1, help="Steps whose gradients are added up.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="Of LoRA.")] = 4,
     blocks: Annotated[int, typer.Option(min=1, help="Of OFT's rotations.")] = 4,
-    text_encoder: Annotated[bool, typer.Option("--text-encoder", help="Let the text encoder learn too.")] = False,
+    text_encoder: Annotated[bool, typer.Option("--text-encoder", help="Let it learn too (dreambooth, lora).")] = False,
+    average: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Keep a moving average of the weights: its decay, as 0.999.")
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Also write a whole pipeline, which any diffusers loads.")
+    ] = False,
     token: Annotated[str, typer.Option(help="The new word of textual inversion.")] = "<mine>",
     initial: Annotated[str, typer.Option(help="The known word that it starts from.")] = "",
     condition: Annotated[str, typer.Option(help="What a ControlNet follows, such as canny.")] = "",
@@ -81,7 +89,8 @@ def train(
     """
     from rich.progress import Progress as Bar
 
-    from companion.finetuning import attach
+    from companion.files import written_folder
+    from companion.finetuning import accelerator_for, attach, merged
     from companion.finetuning_run import Folder
     from companion.models import find, load
 
@@ -92,15 +101,22 @@ def train(
             if learns_control
             else f"--condition and --maps are for a ControlNet; train {what} does not use them"
         )
+    if text_encoder and what not in (Name.dreambooth, Name.lora):
+        raise ValueError(f"--text-encoder is for dreambooth and lora; train {what} does not use it")
+    if merge and learns_control:
+        raise ValueError(f"--merge is for what changes the pipeline; train {what} makes a network beside it")
     if not (prompt or learns_control):
         raise ValueError("The pictures need a --prompt, such as --prompt 'a photo of sks dog'")
     if what == Name.textual_inversion and (token not in prompt or not initial):
         raise ValueError(f"textual inversion needs --initial, a known word, and a prompt with {token!r} in it")
 
-    if device is None and "LOCAL_RANK" in os.environ:  # each process of `accelerate launch` has a GPU of its own
+    if "LOCAL_RANK" in os.environ:  # each process of `accelerate launch` has a GPU of its own
+        import torch
         from accelerate import PartialState
 
-        device = str(PartialState().device)
+        # Processes find each other on a CPU only if they are told that it is one; else each would train alone.
+        state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+        device = device or str(state.device)
     known = find(model)
     if known.base:
         raise ValueError(
@@ -109,18 +125,25 @@ def train(
     pipe = load(model, device=device)
     method = _method(what, rank, blocks, text_encoder, token, initial)
     sets = [_pictures(pipe, photos, known.size, prompt, condition, maps)]
+    several = accelerator_for(pipe)
     if class_prompt:
-        sets.append(_class(pipe, out, class_prompt, class_pictures, class_count, class_weight, known, seed))
+        with several.main_process_first():  # one draws, and the others find what it drew
+            sets.append(_class(pipe, out, class_prompt, class_pictures, class_count, class_weight, known, seed))
     elif class_pictures:
         raise ValueError("--class-pictures need a --class-prompt, such as 'a photo of a dog'")
 
     total = steps or STEPS[what]
     training: dict[str, Any] = {"lr": lr or method.lr, "batch": batch, "accumulate": accumulate, "min_snr": min_snr}
     training |= {"drop": 0.5 if learns_control else 0.0, "bits": 8 if eight_bit else 32, "seed": seed}
+    training |= {"averaged": average}
     told = {"what": str(what), "model": model, "method": repr(method), "steps": total, "prompt": prompt}
     told |= {"class_prompt": class_prompt, "condition": condition, "show": show or [], "show_every": show_every}
+    told |= {"class_weight": class_weight, "checkpointing": checkpointing}
+    told |= {"processes": several.num_processes, "precision": several.mixed_precision}
+    source = {"photos": str(photos), "class_pictures": str(class_pictures or f"{class_count} drawn")}
+    source |= {"maps": str(maps or ""), "command": shlex.join(sys.argv)}
     tuned = attach(pipe, method, seed, checkpointing=checkpointing)
-    run = Folder(out, told | training).run(
+    run = Folder(out, told | training, source).run(
         tuned,
         sets,
         total,
@@ -130,12 +153,18 @@ def train(
         every=save_every,
         **training,
     )
-    with Bar() as bar:
+    with Bar(disable=_one_of_many()) as bar:
         task = bar.add_task(f"training {what}", total=total)
         for progress in run:
             bar.update(task, completed=progress.step, description=f"training {what}, loss {progress.loss:.3f}")
+    several.end_training()
+    if _one_of_many():
+        return
     if what == Name.lora:
         _card(out / "learned", known, prompt)
+    if merge and not (out / "merged").exists():  # else the run was finished before
+        with written_folder(out / "merged") as folder:
+            merged(tuned).save_pretrained(folder, safe_serialization=True)
     typer.echo(f"What was learned is in {out / 'learned'}; look at {out / 'report.html'}.")
 
 
@@ -183,7 +212,8 @@ def _pictures(pipe: Any, photos: Path, size: int, prompt: str, condition: str, m
 
     found = select(photos, size, keep_alike=bool(condition or maps), watch=_watch)
     for name, reason in ((p.name, p.reason) for p in found.left_out if not p.name.endswith(".txt")):
-        typer.echo(f"left out: {name} {reason}", err=True)
+        if not _one_of_many():
+            typer.echo(f"left out: {name} {reason}", err=True)
     pictures, names = [_opened(p.jpeg) for p in found.kept], [p.name for p in found.kept]
     prompts = [_caption(photos, name, prompt) for name in names]
     controls = None
@@ -223,8 +253,6 @@ def _class(
     pipe: Any, folder: Path, prompt: str, pictures: Path | None, count: int, weight: float, model: Model, seed: int
 ) -> Examples:
     """The set of the class: given pictures, or ones that the model draws now, which a run that goes on finds again."""
-    from rich.progress import track
-
     from companion.class_images import class_images
     from companion.finetuning import examples
     from companion.photographs import select
@@ -235,14 +263,19 @@ def _class(
     place = folder.with_name(f"{folder.name}-class")
     sampling = {"steps": model.steps, "guidance_scale": model.guidance}
     drawing = class_images(pipe, prompt, count, place, seed, **sampling)
-    paths = list(track(drawing, "class images", count, transient=True))
+    paths = list(_watch(drawing, count, "class images"))
     return examples(pipe, [_opened(path.read_bytes()) for path in paths], prompt, weight=weight)
 
 
 def _watch(things: Any, total: int, doing: str = "reading") -> Any:
     from rich.progress import track
 
-    return track(things, doing, total, transient=True)
+    return track(things, doing, total, transient=True, disable=_one_of_many())
+
+
+def _one_of_many() -> bool:
+    """Whether this is another than the first of several processes, so that it should print nothing."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _opened(data: bytes) -> Image.Image:

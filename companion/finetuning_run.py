@@ -21,7 +21,7 @@ import io
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,13 @@ class Folder:
     Attributes:
         path: a new folder, or one of the same run, which then goes on.
         settings: what was asked for, as JSON can hold it.
+        source: where it came from, such as the photographs' folder; noted beside the settings. It may differ when the
+            run goes on, since folders may be moved; what the examples are may not.
     """
 
     path: Path
     settings: Mapping[str, Any]
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self, sets: Sequence[Examples]) -> None:
         """Make the folder, or check that it is of this run.
@@ -84,7 +87,8 @@ class Folder:
         versions = {name: installed.version(name) for name in LIBRARIES}
         versions |= {"companion": __version__, "python": platform.python_version()}
         with written(target) as temporary:
-            text = json.dumps({"settings": wanted, "versions": versions}, indent=1, ensure_ascii=False)
+            told = {"settings": wanted, "source": dict(self.source), "versions": versions}
+            text = json.dumps(told, indent=1, ensure_ascii=False)
             temporary.write_text(text + "\n", encoding="utf-8")
 
     def run(
@@ -142,7 +146,7 @@ class Folder:
         stored = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
         rows = "".join(
             f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>"
-            for part in ("settings", "versions")
+            for part in ("settings", "source", "versions")
             for k, v in stored[part].items()
         )
         shown = "".join(
@@ -156,7 +160,7 @@ td {{ padding-right: 2em; vertical-align: top }} img {{ max-width: 100% }} figur
 <h1>{html.escape(self.path.name)}</h1>
 <h2>The same prompts and seeds, as training goes on</h2>{shown or "<p>None were drawn.</p>"}
 <h2>Loss</h2><p>It hardly falls in a good run: look at the pictures.</p>{_embedded(self._curve())}
-<h2>Settings</h2><table>{rows}</table>
+<h2>Settings, source and versions</h2><table>{rows}</table>
 </html>
 """
 

@@ -162,9 +162,18 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module | None, optimiz
     with safe_open(path, "pt") as f:
         for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
             state = {k.split(".", 2)[2]: f.get_tensor(k) for k in f.keys() if k.startswith(f"optimizer.{i}.")}
-            if state:  # step counters stay on the CPU, where torch's optimisers keep them
-                optimizer.state[p] = {k: v if v.ndim == 0 else v.to(p.device) for k, v in state.items()}
+            if state:
+                optimizer.state[p] = {k: _placed(v, p.device) for k, v in state.items()}
         return json.loads(f.metadata()["meta"])
+
+
+def _placed(value: Tensor, device: torch.device) -> Tensor | int:
+    """A value of an optimiser's state as it was: step counters stay on the CPU, where torch's optimisers keep them, and
+    bitsandbytes counts in plain integers.
+    """
+    if value.ndim:
+        return value.to(device)
+    return value if value.is_floating_point() else int(value)
 
 
 # ---- The loop --------------------------------------------------------------------------------------------------------
@@ -243,6 +252,8 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         meta = load_checkpoint(checkpoint, model, ema, optimizer)
         start, spent = meta["step"], meta["seconds"]
+        if accelerator.scaler is not None and "scaler" in meta:
+            accelerator.scaler.load_state_dict(meta["scaler"])
     first = accelerator.is_main_process
     if first and log is not None and log.exists():
         kept = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= start]
@@ -287,7 +298,10 @@ def train(
                     f.write(json.dumps({**asdict(progress), "loss": sum(recent) / len(recent)}) + "\n")
                 recent.clear()
             if first and checkpoint is not None and (now - saved > every or step + 1 == steps):
-                save_checkpoint(checkpoint, model, ema, optimizer, {"step": step + 1, "seconds": progress.seconds})
+                meta = {"step": step + 1, "seconds": progress.seconds}
+                if accelerator.scaler is not None:  # of half precision: by what the loss is multiplied
+                    meta["scaler"] = accelerator.scaler.state_dict()
+                save_checkpoint(checkpoint, model, ema, optimizer, meta)
                 saved = now
             yield progress
         accelerator.wait_for_everyone()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionPipeline
@@ -271,15 +273,30 @@ def test_what_stays_near_does(pipe):
     assert {n.removesuffix(".weight"): share for n, share in moved(each).items()} == pytest.approx(radii, rel=1e-3)
 
 
-def test_half_precision_learns_in_single(tiny):
+@pytest.mark.parametrize("method", [METHODS[name] for name in ("full", "lora", "oft", "textual inversion")])
+def test_half_precision_learns_in_single(tiny, method, tmp_path):
     half = companion.load(tiny, device="cpu", dtype=torch.bfloat16)
-    tuned = attach(half, Lora(rank=2))
+    tuned = attach(half, method)
     assert all(p.dtype == torch.float32 for p in tuned.parameters)
-    assert tuned.pipe.unet.conv_in.weight.dtype == torch.bfloat16
-    losses = [p.loss for p in finetune(tuned, [a_set(half, 1)], 3, lr=0.01)]
+    assert tuned.pipe.unet.conv_in.weight.dtype == (torch.float32 if isinstance(method, Full) else torch.bfloat16)
+    some = [a_set(half, 1, method=method)]
+    losses = [p.loss for p in finetune(tuned, some, 3, lr=0.01)]
     assert all(0 < x < 10 for x in losses)
-    single = attach(companion.load(tiny, device="cpu"), Lora(rank=2))  # in the same process
-    assert len(list(finetune(single, [a_set(half, 1)], 2, lr=0.01))) == 2
+    assert torch.isfinite(diffusion.draw(tuned.pipe, "a ball", 0, steps=2, guidance_scale=2.0)).all()
+    assert save_learned(tuned, tmp_path / "learned")
+    single = attach(companion.load(tiny, device="cpu"), method)  # in the same process
+    assert len(list(finetune(single, some, 2, lr=0.01))) == 2
+
+
+@pytest.mark.parametrize("method", [METHODS[name] for name in ("full", "lora", "oft")])
+def test_less_memory_gives_the_same_weights(tiny, method):
+    """Gradient checkpointing computes again what it did not keep."""
+    learned = []
+    for checkpointing in (False, True):
+        tuned = attach(companion.load(tiny, device="cpu"), method, checkpointing=checkpointing)
+        list(finetune(tuned, [a_set(tuned.pipe, 2)], 3, lr=0.01))
+        learned.append(tuned.parameters)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*learned, strict=True))
 
 
 def test_pictures_become_examples(pipe):
@@ -312,6 +329,7 @@ def test_what_does_not_fit_is_refused(pipe, wrong, sentence):
         wrong(pipe)
 
 
-def test_eight_bits_need_their_library(pipe):
+def test_eight_bits_need_their_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as if it were not there
     with pytest.raises(ModuleNotFoundError, match="pip install bitsandbytes"):
         adamw([torch.nn.Parameter(torch.zeros(1))], 1e-3, bits=8)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from PIL import Image
+from processes import forked, free_port, kill_all
 from safetensors.torch import load_file
 
 import companion
@@ -24,7 +25,7 @@ from companion.finetuning_run import Folder
 from companion.models import seeded
 from companion.training import read_meta
 
-KILLS = 3  # ten take minutes, since each begins by importing torch; ten passed when this was written
+KILLS = 10
 SAMPLING = {"steps": 2, "guidance_scale": 2.0}
 
 
@@ -84,16 +85,16 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(pipe, tmp_path):
     assert list(run(tmp_path / "run", pipe)[2]) == []
 
 
-def command(*arguments, **options) -> subprocess.Popen:
+def command(*arguments, processes: int = 1) -> subprocess.Popen:
+    how = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
     path = os.pathsep.join(filter(None, (str(companion.ROOT), os.environ.get("PYTHONPATH", ""))))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "companion.cli", "train", *map(str, arguments)],
+        [sys.executable, *(how if processes > 1 else ()), "-m", "companion.cli", "train", *map(str, arguments)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -111,17 +112,20 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tiny, p
     common += ("--class-count", 3, "--lr", 0.01, "--show-every", 1000, "--save-every", 0)
     assert "report.html" in finished(command(*common, "--out", tmp_path / "whole"))
     state, rng, killed = tmp_path / "broken" / "run.safetensors", np.random.default_rng(0), []
+    drawn = tmp_path / "broken-class"
     while len(killed) < KILLS:
-        process = command(*common, "--out", tmp_path / "broken")
-        before, aim = killed[-1] if killed else 0, int(rng.integers(1, 25))
-        while process.poll() is None:
-            if state.exists() and read_meta(state)["step"] >= before + aim:
-                process.send_signal(signal.SIGKILL)
+        process = forked("train", *common, "--out", tmp_path / "broken")
+        before, aim = killed[-1] if killed else 0, int(rng.integers(0, 25))
+        while process.is_alive():  # the first while class pictures are drawn, the others a few steps further on
+            if drawn.exists() if not killed else state.exists() and read_meta(state)["step"] >= before + aim:
+                time.sleep(rng.uniform(0, 0.02))
+                os.kill(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.002)
-        process.communicate()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         killed.append(read_meta(state)["step"] if state.exists() else 0)
-    assert killed == sorted(killed) and 0 < killed[0] and killed[-1] < steps
+    assert killed == sorted(killed) and killed[0] == 0 < killed[1] and killed[-1] < steps
     finished(command(*common, "--out", tmp_path / "broken"))
     whole, broken = (
         load_file(tmp_path / name / "learned" / "pytorch_lora_weights.safetensors") for name in ("whole", "broken")
@@ -132,11 +136,38 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tiny, p
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_two_processes_that_are_killed_go_on_to_the_same_weights(tiny, pipe, photos, tmp_path):
+    """As `accelerate launch` starts them for two GPUs, here on the CPU."""
+    common = ("lora", photos, "--model", tiny, "--prompt", "a mine ball", "--class-prompt", "a ball", "--steps", 30)
+    common += ("--class-count", 3, "--lr", 0.01, "--show-every", 1000, "--save-every", 0)
+    printed = finished(command(*common, "--out", tmp_path / "whole", processes=2))
+    assert printed.count("What was learned is in") == 1, "one of them speaks"
+    state = tmp_path / "broken" / "run.safetensors"
+    process = command(*common, "--out", tmp_path / "broken", processes=2)
+    while process.poll() is None and not (state.exists() and read_meta(state)["step"] >= 8):
+        time.sleep(0.002)
+    kill_all(process)
+    assert 8 <= read_meta(state)["step"] < 30
+    finished(command(*common, "--out", tmp_path / "broken", processes=2))
+    files = [tmp_path / name / "learned" / "pytorch_lora_weights.safetensors" for name in ("whole", "broken")]
+    whole, broken = map(load_file, files)
+    assert whole.keys() == broken.keys() and all(torch.equal(v, broken[k]) for k, v in whole.items())
+    lines = (tmp_path / "broken" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20, 30], "one of them writes"
+    stock = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+    stock.load_lora_weights(files[0].parent, weight_name=files[0].name, local_files_only=True)
+    with pytest.raises(AssertionError, match="with processes 2, and this one has 1"):
+        finished(command(*common, "--out", tmp_path / "whole"))
+
+
+@pytest.mark.slow
 def test_every_method_runs_from_the_command_line(tiny, photos, tmp_path):
     common = (photos, "--model", tiny, "--steps", 2, "--lr", 0.01)
     words = ("--prompt", "a mine ball", "--show", "a ball")
     runs = {
-        "dreambooth": words,
+        "dreambooth": (*words, "--average", "0.5"),
+        "oft": (*words, "--merge"),
         "textual-inversion": ("--prompt", "a <mine> ball", "--initial", "a"),
         "controlnet": ("--condition", "canny", "--prompt", "a ball"),
         "t2i-adapter": ("--maps", photos),
@@ -145,6 +176,13 @@ def test_every_method_runs_from_the_command_line(tiny, photos, tmp_path):
     for process in processes.values():
         assert "What was learned is in" in finished(process)
     StableDiffusionPipeline.from_pretrained(tmp_path / "dreambooth" / "learned", safety_checker=None)
+    turned = StableDiffusionPipeline.from_pretrained(tmp_path / "oft" / "merged", safety_checker=None)
+    before = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+    a, b = (dict(p.unet.named_parameters()) for p in (turned, before))
+    assert a.keys() == b.keys() and any(not torch.equal(a[name], b[name]) for name in a)
+    told = json.loads((tmp_path / "dreambooth" / "settings.json").read_text(encoding="utf-8"))
+    assert told["settings"]["averaged"] == 0.5 and told["source"]["photos"] == str(photos)
+    assert "train dreambooth" in told["source"]["command"]
     row = load_file(tmp_path / "textual-inversion" / "learned" / "learned_embeds.safetensors")
     assert list(row) == ["<mine>"]
     ControlNetModel.from_pretrained(tmp_path / "controlnet" / "learned")
@@ -163,8 +201,10 @@ def test_every_method_runs_from_the_command_line(tiny, photos, tmp_path):
         (("controlnet", "--condition", "depth"), "No mirror gave 'depth'"),
         (("controlnet", "--condition", "seg"), "takes ready control pictures with --maps"),
         (("textual-inversion", "--prompt", "a ball"), "a prompt with '<mine>' in it"),
+        (("oft", "--prompt", "a", "--text-encoder"), "is for dreambooth and lora; train oft does not use it"),
+        (("t2i-adapter", "--condition", "canny", "--merge"), "train t2i-adapter makes a network beside it"),
     ],
-    ids=["prompt", "control", "no control", "condition", "no network", "maps", "token"],
+    ids=["prompt", "control", "no control", "condition", "no network", "maps", "token", "encoder", "merge"],
 )
 def test_what_cannot_be_is_said_in_a_sentence(tiny, photos, tmp_path, arguments, sentence):
     from typer.testing import CliRunner

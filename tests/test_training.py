@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,17 +10,29 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
+from processes import free_port, kill_all
 from safetensors.torch import load_file
 from torch import nn
 
 from companion import ROOT, exercises
 from companion.pretraining.report import load_tabletop
 from companion.pretraining.unet import SCHEDULE
-from companion.training import Progress, ema_copy, load_weights, lr_factor, min_snr_weight, noise_loss, read_meta, train
+from companion.training import (
+    Progress,
+    ema_copy,
+    load_checkpoint,
+    load_weights,
+    lr_factor,
+    min_snr_weight,
+    noise_loss,
+    read_meta,
+    save_checkpoint,
+    train,
+)
 
 
 def line() -> tuple[nn.Module, nn.Module]:
@@ -57,6 +68,38 @@ def test_training_broken_off_and_resumed_is_the_same_to_the_bit(tmp_path):
     resumed = [p.loss for p in fit_line(again, ema_again, 60, checkpoint=path, every=0.0)]
     assert len(resumed) == 37 and resumed == whole[23:]
     assert torch.equal(model.weight, again.weight) and torch.equal(ema.weight, ema_again.weight)
+
+
+def test_a_resumed_run_of_half_precision_keeps_its_scale(tmp_path):
+    """Half precision multiplies the loss, so that small gradients do not vanish, by a factor that training finds."""
+
+    def run(steps: int, **options):
+        accelerator, (model, ema) = Accelerator(cpu=True), line()
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        for progress in fit_line(model, ema, 12, accelerator=accelerator, **options):
+            if progress.step == steps:
+                break
+        return accelerator.scaler.get_scale(), model
+
+    whole, expected = run(12)
+    assert whole == 4.0 * 2**4
+    assert run(7, checkpoint=tmp_path / "run.safetensors", every=0.0)[0] == 4.0 * 2**2
+    again, model = run(12, checkpoint=tmp_path / "run.safetensors")
+    assert again == whole and torch.equal(model.weight, expected.weight)
+
+
+def test_whole_numbers_of_an_optimiser_come_back_as_such(tmp_path):
+    """bitsandbytes counts its steps in Python's integers, and keeps its moments in bytes."""
+    model, _ = line()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for p in model.parameters():
+        optimizer.state[p] = {"step": 5, "state1": torch.arange(3, dtype=torch.uint8), "loss": torch.tensor(0.5)}
+    save_checkpoint(tmp_path / "run.safetensors", model, None, optimizer, {"step": 5})
+    fresh = torch.optim.AdamW(model.parameters())
+    assert load_checkpoint(tmp_path / "run.safetensors", model, None, fresh) == {"step": 5}
+    for kept in fresh.state.values():
+        assert kept["step"] == 5 and isinstance(kept["step"], int)
+        assert torch.equal(kept["state1"], torch.arange(3, dtype=torch.uint8)) and kept["loss"] == torch.tensor(0.5)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step():
@@ -227,21 +270,6 @@ assert torch.equal(*weights.chunk(2)) if accelerator.num_processes == 2 else Tru
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()  # else its threads may end the process with an error
 """
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """Kill a process and all that it started, without any warning."""
-    started = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in started:
-        one.kill()
-    psutil.wait_procs(started, timeout=60)
-    process.communicate()  # closes its pipes
 
 
 def launch(script: Path, path: Path, steps: int, accumulate: int, processes: int) -> subprocess.Popen:
