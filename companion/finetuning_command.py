@@ -218,15 +218,40 @@ def _pictures(pipe: Any, photos: Path, size: int, prompt: str, condition: str, m
     prompts = [_caption(photos, name, prompt) for name in names]
     controls = None
     if maps is not None:
-        shown = {Path(p.name).stem: p for p in select(maps, size, keep_alike=True, least=1).kept}
+        shown = _maps(maps, size)
         if missing := [name for name in names if Path(name).stem not in shown]:
             raise ValueError(f"{maps} has no control picture for {missing[0]} ({len(missing)} are missing)")
-        controls = as_controls([_opened(shown[Path(name).stem].jpeg) for name in names], size)
+        controls = as_controls([shown[Path(name).stem] for name in names], size)
     elif condition:
         show = _annotator(pipe, condition)
         shown = [show(np.asarray(p)[None])[0] for p in _watch(pictures, len(pictures), f"finding {condition}")]
         controls = as_controls(shown, size)
     return examples(pipe, pictures, prompts, controls=controls)
+
+
+def _maps(folder: Path, size: int) -> dict[str, Image.Image]:
+    """Control pictures by their name without its ending, cut and resized as the pictures are that they belong to.
+
+    Colours that stand for something must not be mixed: a picture in few colours keeps them.
+    """
+    from PIL import Image
+
+    from companion.photographs import centre, files_of, upright
+    from companion.pictures import PictureError
+
+    found = {}
+    with files_of(folder) as files:
+        for name, read in _watch(files, len(files)):
+            try:
+                picture, _ = upright(name, read())
+            except PictureError:  # a caption, say
+                continue
+            colours = picture.getcolors(256) or []
+            labels = any(len({*colour}) > 1 for _, colour in colours)  # and not shades of grey
+            how = Image.Resampling.NEAREST if labels else Image.Resampling.LANCZOS
+            left, top, side = centre(picture)
+            found[Path(name).stem] = picture.resize((size, size), how, box=(left, top, left + side, top + side))
+    return found
 
 
 def _annotator(pipe: Any, condition: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -191,6 +191,23 @@ def test_every_method_runs_from_the_command_line(tiny, photos, tmp_path):
     assert len(list((tmp_path / "dreambooth" / "samples").iterdir())) == 2
 
 
+def test_maps_keep_the_colours_that_stand_for_something(tmp_path):
+    from companion.finetuning_command import _maps
+
+    labels = np.zeros((60, 90, 3), np.uint8)
+    labels[:, 40:], labels[31:, :70] = (120, 120, 180), (4, 250, 7)
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    Image.fromarray(labels).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "b.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(tmp_path / "c.png")
+    (tmp_path / "a.txt").write_text("a caption", encoding="utf-8")
+    found = _maps(tmp_path, 32)
+    assert list(found) == ["a", "b", "c"] and {picture.size for picture in found.values()} == {(32, 32)}
+    for name in ("a", "b"):
+        colours = {colour for _, colour in found[name].getcolors()}
+        assert colours == {(0, 0, 0), (120, 120, 180), (4, 250, 7)}
+    assert found["a"].getpixel((31, 0)) == (120, 120, 180), "the middle square"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
