@@ -59,9 +59,10 @@ def run(
 ) -> None:
     """Run the course's notebooks without a browser, and write an HTML report with their pictures."""
     with _sentences():
-        from companion.models import find
+        from companion.models import check_device, find
         from companion.run import run
 
+        check_device(device)
         path = find(model).path
         model = str(path) if path else model  # a notebook runs in another folder
         code = run(notebooks or None, model, device, out, timeout, _parameters(parameter or []))

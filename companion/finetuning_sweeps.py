@@ -261,7 +261,7 @@ def teach_and_measure(
         numbers = sum(p.numel() for p in now.tuned.parameters)
         about = {"step": now.progress.step, "loss": float(np.mean(losses)), "seconds": seconds, "parameters": numbers}
         found |= limits | {"way": share(found["likeness"], limits["floor"], limits["ceiling"])}
-        yield asdict(setting) | about | {key: round(value, 9) for key, value in found.items()}
+        yield asdict(setting) | about | {key: float(f"{value:.6g}") for key, value in found.items()}
         losses, begin = [], time.perf_counter()
 
 

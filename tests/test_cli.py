@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_run_with_everything(runner, tiny, monkeypatch):
     ("words", "sentence"),
     [
         (["--model", "tabeltop"], "did you mean 'tabletop'"),
+        (["--device", "gpu"], "device='gpu' is unknown; known are"),
         (["-p", "SEED"], "'SEED' is not NAME=VALUE"),
         (["-p", "=3"], "'=3' is not NAME=VALUE"),
     ],
@@ -148,3 +150,14 @@ def test_build_without_the_renderer(monkeypatch):
     result = call("build", "renders")
     assert result.exit_code == 2
     assert result.output.strip() == "mitsuba is not installed: run `pip install -e '.[build]'` in the clone."
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "run", "train", "finetunings", "samplers", "build unet", "build controlnet", "space run", "replicate train"],
+)
+def test_help_is_readable_at_80_columns(monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = re.sub(r"\x1b[^m]*m", "", call(*words.split(), "--help").output)
+    assert len(shown.splitlines()) > 10 and max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"…\s*│", shown), "nothing is cut off"

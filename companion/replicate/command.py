@@ -43,20 +43,20 @@ def _zip(
 
 @app.command("train")
 def _train(
-    trainer: Annotated[str, typer.Option(help="owner/name:version, from the trainer's page.")],
+    trainer: Annotated[str, typer.Option(help="Its owner/name:version, from its page.")],
     destination: Annotated[str, typer.Option(help="owner/name of your model; it is made if it is not there.")],
     instance_data: Annotated[Path, typer.Option(help="Zip of your subject (see `companion replicate zip`).")],
     instance_prompt: Annotated[str, typer.Option(help="Such as 'a photo of an oscvtr doctor'.")],
     class_prompt: Annotated[str, typer.Option(help="The same without the rare word: 'a photo of a doctor'.")],
     class_data: Annotated[Path | None, typer.Option(help="Zip of others of its class.")] = None,
-    max_train_steps: Annotated[int, typer.Option(min=1)] = 1000,
-    num_class_images: Annotated[int | None, typer.Option(min=0)] = None,
+    max_train_steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 1000,
+    num_class_images: Annotated[int | None, typer.Option(min=0, help="That the trainer draws.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other field.")] = None,
     webhook: Annotated[str, typer.Option(help="An https address to call when it is over.")] = "",
     hardware: Annotated[str, typer.Option(help="What a new destination runs on.")] = "gpu-t4",
-    again: Annotated[bool, typer.Option(help="Start it although an equal one was started.")] = False,
-    yes: Annotated[bool, typer.Option(help="Do not ask before spending money.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Show each request, and send none.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start it although an equal one was started.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before spending money.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show each request, and send none.")] = False,
 ) -> None:
     """Start a training, once, and follow it to its end."""
     fields: dict[str, Any] = {"instance_prompt": instance_prompt, "class_prompt": class_prompt}
