@@ -234,6 +234,7 @@ def _maps(folder: Path, size: int) -> dict[str, Image.Image]:
 
     Colours that stand for something must not be mixed: a picture in few colours keeps them.
     """
+    import numpy as np
     from PIL import Image
 
     from companion.photographs import centre, files_of, upright
@@ -246,8 +247,8 @@ def _maps(folder: Path, size: int) -> dict[str, Image.Image]:
                 picture, _ = upright(name, read())
             except PictureError:  # a caption, say
                 continue
-            colours = picture.getcolors(256) or []
-            labels = any(len({*colour}) > 1 for _, colour in colours)  # and not shades of grey
+            grey = not np.ptp(np.asarray(picture), axis=2).any()
+            labels = not grey and picture.getcolors(256) is not None
             how = Image.Resampling.NEAREST if labels else Image.Resampling.LANCZOS
             left, top, side = centre(picture)
             found[Path(name).stem] = picture.resize((size, size), how, box=(left, top, left + side, top + side))

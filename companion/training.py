@@ -245,6 +245,7 @@ def train(
 
         accelerator = Accelerator()
     optimizer = accelerator.prepare(optimizer)
+    scaler: Any = accelerator.scaler  # of half precision: by what the loss is multiplied
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -252,8 +253,8 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         meta = load_checkpoint(checkpoint, model, ema, optimizer)
         start, spent = meta["step"], meta["seconds"]
-        if accelerator.scaler is not None and "scaler" in meta:
-            accelerator.scaler.load_state_dict(meta["scaler"])
+        if scaler is not None and "scaler" in meta:
+            scaler.load_state_dict(meta["scaler"])
     first = accelerator.is_main_process
     if first and log is not None and log.exists():
         kept = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= start]
@@ -299,8 +300,8 @@ def train(
                 recent.clear()
             if first and checkpoint is not None and (now - saved > every or step + 1 == steps):
                 meta = {"step": step + 1, "seconds": progress.seconds}
-                if accelerator.scaler is not None:  # of half precision: by what the loss is multiplied
-                    meta["scaler"] = accelerator.scaler.state_dict()
+                if scaler is not None:
+                    meta["scaler"] = scaler.state_dict()
                 save_checkpoint(checkpoint, model, ema, optimizer, meta)
                 saved = now
             yield progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 
 import diffusers
@@ -55,6 +56,11 @@ def quantiles(n: int = 201) -> Tensor:
 def last(model, x: Tensor, sigmas: Tensor, name, **options) -> Tensor:
     *_, step = sm.solve(model, x, sigmas, name, **options)
     return step.x
+
+
+def fixed_noise(generator: torch.Generator, like: Tensor):
+    """A source of noise that draws from one generator, as diffusers does."""
+    return lambda s, t: torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 
 # ---- Against diffusers -----------------------------------------------------------------------------------------------
@@ -359,6 +365,62 @@ class TestNoise:
             x = mean + deviation * table[i] if i + 1 < len(steps) else mean
         assert torch.allclose(ours, x, atol=1e-6)
 
+    def test_ddpm_is_the_librarys(self):
+        """Its own scheduler, on its own timesteps, with the same noise: the step's mean and deviation are ours."""
+        scheduler = sm.NEWER["DDPM"].stock(BETAS | {"num_train_timesteps": 1000})
+        scheduler.set_timesteps(10)
+        sigmas = sm.sigmas_for("DDPM", LEVELS, 10)
+        alphas = scheduler.alphas_cumprod.double()
+        wanted = [((1 - alphas[t]) / alphas[t]) ** 0.5 for t in scheduler.timesteps]
+        assert torch.allclose(sigmas[:-1], torch.stack(wanted), rtol=1e-5) and sigmas[-1] == 0
+        start = torch.randn(1, 200, generator=seeded(0), dtype=torch.float64) * sigmas[0]
+        ours = last(MIXTURE, start, sigmas, "DDPM", noise=fixed_noise(seeded(1), start))
+        generator, x = seeded(1), start * alphas[scheduler.timesteps[0]] ** 0.5
+        for s, t in zip(sigmas, scheduler.timesteps, strict=False):
+            x0 = MIXTURE(x / alphas[t] ** 0.5, float(s))
+            noise = (x - alphas[t] ** 0.5 * x0) / (1 - alphas[t]) ** 0.5
+            x = scheduler.step(noise, t, x, generator=generator).prev_sample
+        assert torch.allclose(ours, x, atol=1e-4)
+
+    def test_lcm_forgets_all_but_x0(self):
+        sigmas, start = schedule("karras", LEVELS, 4), torch.randn(3, 5, generator=seeded(0), dtype=torch.float64)
+        seen = list(sm.solve(lambda x, s: 0 * x + s, start, sigmas, "LCM", noise=lambda s, t: torch.ones_like(start)))
+        assert [float(step.x[0, 0]) for step in seen] == pytest.approx(
+            [float(s + t) for s, t in itertools.pairwise(sigmas)]
+        ), "x0, which this model says is s, and t times the noise"
+        assert torch.equal(seen[-1].x, seen[-1].x0)
+
+    def test_restart_without_its_noise_is_heun(self):
+        sigmas, start = schedule("karras", LEVELS, 9), torch.randn(8, 1, generator=seeded(0), dtype=torch.float64) * 14
+        heun = last(MIXTURE, start, sigmas, "Heun")
+        for options in ({"eta": 0.0}, {"times": 0}, {"low": 1e-9}):
+            assert torch.equal(last(MIXTURE, start, sigmas, "Restart", **options), heun)
+        model = Counted(MIXTURE)
+        *_, end = steps = list(sm.solve(model, start, sigmas, "Restart", seeds=range(8), times=2))
+        there = next(float(s) for s in sigmas if s <= 0.1)
+        assert [step.index for step in steps] == list(range(len(steps))) and end.sigma == 0
+        assert [step.sigma for step in steps].count(there) == 3, "once, and twice again"
+        inner = (len(steps) - 9) // 2
+        assert inner == max(3, sum(there < float(s) <= 2.0 for s in sigmas))
+        assert model.count == 2 * len(steps) - 1
+
+    @pytest.mark.parametrize(("name", "steps"), [("Restart", 40), ("DDPM", 500)])
+    def test_what_they_draw_has_the_distribution(self, name, steps):
+        """With the exact denoiser of a normal distribution they end in that distribution, and LCM does not."""
+        deviation = 0.5
+
+        def exact(x, s):
+            return x * deviation**2 / (deviation**2 + s**2)
+
+        def drawn(name):
+            sigmas = sm.sigmas_for(name, LEVELS, steps)
+            start = torch.randn(4000, 1, generator=seeded(0), dtype=torch.float64) * (sigmas[0] ** 2 + 0.25) ** 0.5
+            noise = fixed_noise(seeded(1), start)
+            return float(last(exact, start, sigmas, name, noise=noise).std())
+
+        assert drawn(name) == pytest.approx(deviation, rel=0.06)
+        assert drawn("LCM") < 0.8 * deviation
+
     def test_a_seed_is_a_picture_whatever_the_batch(self):
         x = torch.randn(3, 2, 4, 4, generator=seeded(0), dtype=torch.float64) * 14
         sigmas = schedule("karras", LEVELS, 6)
@@ -451,6 +513,8 @@ class TestDenoiser:
 class TestCatalogue:
     def test_it_has_every_name_of_the_guide(self):
         assert list(sm.SAMPLERS) == GUIDE
+        assert not sm.NEWER.keys() & sm.SAMPLERS.keys()
+        assert all(sm.find_sampler(name) is sampler for name, sampler in sm.NEWER.items())
 
     @pytest.mark.parametrize("name", GUIDE)
     def test_each_yields_its_steps_and_costs_what_it_says(self, name):
