@@ -19,7 +19,7 @@ from companion import samplers as sm
 from companion.mixture import Mixture, slope
 from companion.models import seeded
 from companion.run import run
-from companion.schedules import schedule
+from companion.schedules import SCHEDULES, schedule
 from companion.tabletop import measures
 from companion.widgets import SamplerComparison, ScheduleExplorer
 
@@ -515,6 +515,21 @@ class TestCatalogue:
         assert list(sm.SAMPLERS) == GUIDE
         assert not sm.NEWER.keys() & sm.SAMPLERS.keys()
         assert all(sm.find_sampler(name) is sampler for name, sampler in sm.NEWER.items())
+
+    def test_the_menus_names_are_here_where_it_says_so(self):
+        assert all(sm.find_sampler(here) for _, here, _, _ in sm.MENU if here)
+        assert {here for _, here, _, _ in sm.MENU} >= sm.NEWER.keys()
+        assert {here for _, here, _, _ in sm.SCHEDULE_MENU if here} == SCHEDULES.keys()
+        # By ComfyUI's rules, as whole timesteps.
+        n, total = 20, 1000
+        rules = {
+            "linspace": torch.linspace(999, 0, n),
+            "open linspace": torch.linspace(999, 0, n + 1)[:-1].round(),
+            "trailing": torch.tensor([total - 1 - int(i * total / n) for i in range(n)]),
+            "leading": torch.tensor([1 + i * (total // n) for i in range(n)][::-1]),
+        }
+        for name, timesteps in rules.items():
+            assert torch.allclose(schedule(name, LEVELS, n, None), LEVELS.sigma(timesteps), rtol=1e-5), name
 
     @pytest.mark.parametrize("name", GUIDE)
     def test_each_yields_its_steps_and_costs_what_it_says(self, name):
