@@ -319,6 +319,7 @@ _LOWEST |= dict.fromkeys(("OFT", "COFT", "OFT, re-scaled"), 3e-3)
 #: The learning rates that are tried with each method first, two in each decade; `rates_of` goes on where these are few.
 RATES = {method: _half_decades(_LOWEST.get(method, 1e-4)) for method in METHODS}
 FEW = ("duck", "cactus")  # subjects on which learning rates are chosen; all others are measured with what was chosen
+WRONG = "a wrong one"  # stands for another noun than the subject's
 SOME = ("rocket", "windmill", "lighthouse", "die", "fire engine")  # on which all of DreamBooth is questioned
 COMPARED = ("full", "same layers, near", "LoRA", "OFT", "COFT")  # who is trained far too long
 STEPS = (50, 100, 200)
@@ -398,6 +399,11 @@ def _plain(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
     return [Setting(subject, DREAMBOOTH, lr, seed) for seed in range(seeds) for subject in untried()]
 
 
+def wrong_noun(subject: str) -> str:
+    """A noun that is not the subject's."""
+    return "car" if SUBJECTS[subject].noun != "car" else "tree"
+
+
 def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
     """DreamBooth's own questions: without the second set, on all subjects; and on `SOME`, with the class alone in it;
     captions without scenes; a wrong noun or none; a rare word that was not learned first, or none; fewer photographs;
@@ -407,7 +413,7 @@ def ablations(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting
     for s in _plain(rows, seeds):
         found += [s, replace(s, prior=False)]
         if s.subject in SOME:
-            wrong = "car" if SUBJECTS[s.subject].noun != "car" else "tree"
+            wrong = wrong_noun(s.subject)
             found += [replace(s, others=False), replace(s, scenes=False)]
             found += [replace(s, noun=wrong), replace(s, noun=""), replace(s, word=RARE_WORD), replace(s, word="")]
             found += [replace(s, photographs=n) for n in (1, 3)] + [replace(s, latest=500)]
@@ -640,11 +646,17 @@ def by_setting(rows: Sequence[Mapping[str, Any]], key: str, step: int, change: M
     """A measure for each subject in stored rows of `ablations` or `advice`, the mean over seeds.
 
     Args:
-        change: fields of `Setting` that differ from DreamBooth as it is, such as {"prior": False}; {} for none.
+        change: fields of `Setting` that differ from DreamBooth as it is, such as {"prior": False}; {} for none. The
+            noun `WRONG` stands for each subject's `wrong_noun`.
     """
     usual = asdict(Setting("", DREAMBOOTH, 0.0))
     wanted: dict[str, Any] = {k: v for k, v in usual.items() if k not in ("subject", "lr", "seed")} | dict(change)
-    alike = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+
+    def fits(row: Mapping[str, Any]) -> bool:
+        own = wanted | ({"noun": wrong_noun(row["subject"])} if wanted["noun"] == WRONG else {})
+        return all(row[k] == v for k, v in own.items())
+
+    alike = [row for row in rows if fits(row)]
     return by_subject(alike, key, wanted["method"], step)
 
 
@@ -662,7 +674,8 @@ def changed(
 # ---- Pictures of every subject ---------------------------------------------------------------------------------------
 
 #: What stands in a subject's row, from the left.
-SHOWN = ("photograph", "class noun alone", "taught", "taught", "taught", "taught, beside another")
+SHOWN = ("photograph", "class noun alone", "full", "full, beside another", "LoRA", "LoRA, beside another")
+BY = (DREAMBOOTH, "LoRA")  # who taught what is shown
 
 
 def sheet(subject: str) -> Path:
@@ -682,21 +695,24 @@ def sheets() -> dict[str, Image.Image]:
 
 
 def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple[int, int, str]]:
-    """Teach every subject by DreamBooth with prior preservation, at the rate and for the steps that `rates` found
-    best, and store a row of pictures of each for an eye; yields how many are done, of how many, and which. Rows that
-    are there stay. `options` are those of `diffusion.draw`. Raises ValueError when there are no `rates` yet.
+    """Teach every subject by `BY`, with prior preservation, at the rate and for the steps that `rates` found best, and
+    store a row of pictures of each for an eye; yields how many are done, of how many, and which. Rows that are there
+    stay. `options` are those of `diffusion.draw`. Raises ValueError when there are no `rates` yet.
     """
-    lr, steps = best(stored("rates"), DREAMBOOTH)
-    there = sheets()
+    chosen, there = {method: best(stored("rates"), method) for method in BY}, sheets()
     for done, (name, subject) in enumerate(SUBJECTS.items(), 1):
         if name not in there:
-            *_, last = taught(pipe, Setting(name, DREAMBOOTH, lr), steps, **options)
             scenes, (photographs, _) = subject.tests()[1], subject.photographs()
             # Every other scene has a neighbour, as 0 has.
-            prompts = [subject.prompt(scenes[i], WORD) for i in (1, 3, 5, 0)]
-            before = diffusion.draw(pipe, subject.prompt(scenes[1], ""), 0, **options)
-            drawn = torch.cat([before, diffusion.draw(last.tuned.pipe, prompts, range(4), **options)])
-            row = np.concatenate([photographs[0], *tensor_to_bytes(drawn).numpy()], 1)
+            drawn = [diffusion.draw(pipe, subject.prompt(scenes[1], ""), 0, **options)]
+            for method, (lr, steps) in chosen.items():
+                *_, last = taught(pipe, Setting(name, method, lr), steps, **options)
+                drawn.append(
+                    diffusion.draw(
+                        last.tuned.pipe, [subject.prompt(scenes[i], WORD) for i in (1, 0)], [0, 1], **options
+                    )
+                )
+            row = np.concatenate([photographs[0], *tensor_to_bytes(torch.cat(drawn)).numpy()], 1)
             with written(sheet(name)) as temporary:
                 Image.fromarray(row).save(temporary, "JPEG", quality=85, subsampling=0, comment=_weights())
         yield done, len(SUBJECTS), name

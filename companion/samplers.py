@@ -195,8 +195,8 @@ def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, chur
 
 def lcm(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 1.0) -> Iterator[SolverStep]:
     """Go to x0 in each step, and add all the noise of the next level anew: how consistency models draw (arXiv
-    2303.01469, algorithm 1; LCM, 2310.04378). They were trained so that x0 is a picture from the first step on; with
-    another network x0 is a blurred mean at first, and what a step has found is lost again in the noise.
+    2303.01469, algorithm 1; LCM, 2310.04378). They were trained so that x0 is a picture from the first step on; of
+    another network x0 is a mean of what is possible, so that normally distributed data come out too near their mean.
     """
     for i, (s, t) in _steps(sigmas):
         x = x0 = model(x, s)

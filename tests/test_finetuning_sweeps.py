@@ -213,6 +213,10 @@ def test_a_changed_setting_is_compared_subject_by_subject():
     assert found.difference == pytest.approx(-0.1) and found.verdict == "lower" and found.subjects == 3
     small = sweeps.changed(rows, "likeness", 100, *sweeps.ADVICE["small photographs as they are"])
     assert small.difference == pytest.approx(0) and small.verdict == "not told apart"
+    wrong = [stored(s, v - 0.2, noun=sweeps.wrong_noun(s)) for s, v in easy.items()]
+    wrong += [stored("fire engine", 0.9), stored("fire engine", 0.1, noun="tree"), stored("fire engine", 9, noun="car")]
+    found = sweeps.changed(rows + wrong, "likeness", 100, {"noun": sweeps.WRONG}, {})
+    assert found.subjects == 4 and found.difference == pytest.approx((3 * -0.2 - 0.8) / 4)
     with pytest.raises(ValueError, match="0 subjects were measured by {'noun': 'car'} and DreamBooth as it is"):
         sweeps.changed(rows, "likeness", 100, {"noun": "car"}, {})
 
@@ -223,17 +227,18 @@ def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkey
     monkeypatch.setattr(sweeps, "best", lambda rows, method: (1e-4, 2))
     monkeypatch.setattr(sweeps, "stored", lambda plan: [])
     monkeypatch.setattr(sweeps, "sheet", lambda subject: tmp_path / f"{subject}.jpg")
-    grey = {True: torch.zeros(4, 3, 128, 128), False: torch.zeros(1, 3, 128, 128)}
+    grey = {True: torch.zeros(2, 3, 128, 128), False: torch.zeros(1, 3, 128, 128)}
     monkeypatch.setattr(sweeps.diffusion, "draw", lambda p, prompts, seeds, **o: grey[isinstance(prompts, list)])
 
     def teach(pipe, setting, training, **options):
-        assert (setting, training) == (Setting(setting.subject, "full", 1e-4), 2)
-        taught.append(setting.subject)
+        assert (setting, training) == (Setting(setting.subject, setting.method, 1e-4), 2)
+        taught.append((setting.subject, setting.method))
         yield type("Taught", (), {"tuned": type("Tuned", (), {"pipe": pipe})})
 
     monkeypatch.setattr(sweeps, "taught", teach)
-    assert [name for _, _, name in sweeps.draw_sheets(pipe)] == list(SUBJECTS) == taught
-    assert len(list(sweeps.draw_sheets(pipe))) == len(taught) == 12
+    assert [name for _, _, name in sweeps.draw_sheets(pipe)] == list(SUBJECTS)
+    assert taught == [(name, method) for name in SUBJECTS for method in ("full", "LoRA")]
+    assert len(list(sweeps.draw_sheets(pipe))) == 12 and len(taught) == 24
     rows = sweeps.sheets()
     assert list(rows) == list(SUBJECTS) and {row.size for row in rows.values()} == {(128 * len(sweeps.SHOWN), 128)}
     monkeypatch.setattr(sweeps, "_weights", lambda: "others")
