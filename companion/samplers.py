@@ -193,7 +193,7 @@ def heun(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, chur
         yield SolverStep(i, t, x, x0)
 
 
-def lcm(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: float = 1.0) -> Iterator[SolverStep]:
+def lcm(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent) -> Iterator[SolverStep]:
     """Go to x0 in each step, and add all the noise of the next level anew: how consistency models draw (arXiv
     2303.01469, algorithm 1; LCM, 2310.04378). They were trained so that x0 is a picture from the first step on; of
     another network x0 is a mean of what is possible, so that normally distributed data come out too near their mean.
@@ -201,7 +201,7 @@ def lcm(model: Model, x: Tensor, sigmas: Tensor, noise: Noise = silent, *, eta: 
     for i, (s, t) in _steps(sigmas):
         x = x0 = model(x, s)
         if t:
-            x = x0 + eta * t * noise(s, t)
+            x = x0 + t * noise(s, t)
         yield SolverStep(i, t, x, x0)
 
 
@@ -211,7 +211,6 @@ def restart(
     sigmas: Tensor,
     noise: Noise = silent,
     *,
-    eta: float = 1.0,
     low: float = 0.1,
     high: float = 2.0,
     times: int = 1,
@@ -220,7 +219,7 @@ def restart(
     again, `times` over (Restart, arXiv 2306.14878, algorithm 2). The noise forgets errors that were made before.
 
     The part that is gone again has as many steps as the schedule has there, three at least, on Karras' levels. Its
-    levels rise once each time. `eta` = 0 leaves the restarts out.
+    levels rise once each time.
     """
     levels = check_sigmas(sigmas)
     at = next((i for i, t in enumerate(levels) if 0 < t <= low and i), None)
@@ -230,7 +229,7 @@ def restart(
         for step in heun(model, x, part_of):
             yield step._replace(index=next(index))
 
-    if not eta or at is None or levels[0] <= high:
+    if at is None or levels[0] <= high:
         yield from part(x, sigmas)
         return
     for step in part(x, sigmas[: at + 1]):
@@ -238,7 +237,7 @@ def restart(
         yield step
     again = karras(levels[at], high, max(3, sum(levels[at] < s <= high for s in levels)) + 1).to(sigmas)
     for _ in range(times):
-        x = x + eta * (high**2 - levels[at] ** 2) ** 0.5 * noise(high, levels[at])
+        x = x + (high**2 - levels[at] ** 2) ** 0.5 * noise(high, levels[at])
         for step in part(x, again):
             x = step.x
             yield step
@@ -834,7 +833,6 @@ NEWER: dict[str, Sampler] = {
             "straight to x0, and all the noise of the next level anew",
             "Luo et al. 2023, arXiv 2310.04378",
             stochastic=True,
-            options={"eta": 1.0},
         ),
         Sampler(
             "Restart",
@@ -845,7 +843,6 @@ NEWER: dict[str, Sampler] = {
             0,
             stochastic=True,
             levels="karras",
-            options={"eta": 1.0},
         ),
     ]
 }
@@ -897,13 +894,14 @@ def find_sampler(name: str | Sampler) -> Sampler:
     """
     if isinstance(name, Sampler):
         return name
-    if name in SAMPLERS or name in NEWER:
-        return SAMPLERS[name] if name in SAMPLERS else NEWER[name]
+    known = SAMPLERS | NEWER
+    if name in known:
+        return known[name]
     base, _, tail = name.rpartition(" ")
-    if tail == "Karras" and base in SAMPLERS and SAMPLERS[base].levels != "karras":
-        _check_karras(SAMPLERS[base])
-        return _with_karras(SAMPLERS[base])
-    raise ValueError(f"there is no sampler {name!r}; {nearest(name, [*SAMPLERS, *NEWER])}")
+    if tail == "Karras" and base in known and known[base].levels != "karras":
+        _check_karras(known[base])
+        return _with_karras(known[base])
+    raise ValueError(f"there is no sampler {name!r}; {nearest(name, known)}")
 
 
 def _check_karras(sampler: Sampler) -> None:
@@ -954,7 +952,8 @@ def solve(
     if unknown := options.keys() - known.keys():
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise ValueError(f"{sampler.name} has no option {', '.join(sorted(unknown))}; {has}")
-    if noise is silent and any(options.get(name, known.get(name, 0.0)) for name in ("eta", "churn")):
+    noisy = any(options.get(name, known.get(name, 0.0)) for name in ("eta", "churn"))
+    if noise is silent and (noisy or (sampler.stochastic and "eta" not in known)):
         kind = Brownian if sampler.brownian else Independent
         noise = kind(x, range(len(x)) if seeds is None else seeds)
     done = 0

@@ -294,6 +294,7 @@ def test_less_memory_gives_the_same_weights(tiny, method):
     learned = []
     for checkpointing in (False, True):
         tuned = attach(companion.load(tiny, device="cpu"), method, checkpointing=checkpointing)
+        assert tuned.pipe.unet.is_gradient_checkpointing == checkpointing
         list(finetune(tuned, [a_set(tuned.pipe, 2)], 3, lr=0.01))
         learned.append(tuned.parameters)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*learned, strict=True))
