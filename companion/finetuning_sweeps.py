@@ -703,15 +703,11 @@ def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple
     for done, (name, subject) in enumerate(SUBJECTS.items(), 1):
         if name not in there:
             scenes, (photographs, _) = subject.tests()[1], subject.photographs()
-            # Every other scene has a neighbour, as 0 has.
+            prompts = [subject.prompt(scenes[i], WORD) for i in (1, 0)]  # every other scene has a neighbour, as 0 has
             drawn = [diffusion.draw(pipe, subject.prompt(scenes[1], ""), 0, **options)]
             for method, (lr, steps) in chosen.items():
                 *_, last = taught(pipe, Setting(name, method, lr), steps, **options)
-                drawn.append(
-                    diffusion.draw(
-                        last.tuned.pipe, [subject.prompt(scenes[i], WORD) for i in (1, 0)], [0, 1], **options
-                    )
-                )
+                drawn.append(diffusion.draw(last.tuned.pipe, prompts, [0, 1], **options))
             row = np.concatenate([photographs[0], *tensor_to_bytes(torch.cat(drawn)).numpy()], 1)
             with written(sheet(name)) as temporary:
                 Image.fromarray(row).save(temporary, "JPEG", quality=85, subsampling=0, comment=_weights())
