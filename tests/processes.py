@@ -35,8 +35,9 @@ def companion(*arguments: str) -> None:
 
 
 def forked(*arguments: str) -> multiprocessing.Process:
-    """The command `companion` in a process of its own, forked from one that has imported torch already."""
-    context = multiprocessing.get_context("forkserver")
+    """The command `companion` in a process of its own; forked, where possible, from one that has torch already."""
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
     context.set_forkserver_preload(["companion.cli", "companion.finetuning_run", "peft", "transformers", "diffusers"])
     process = context.Process(target=companion, args=tuple(map(str, arguments)))
     process.start()

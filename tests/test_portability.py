@@ -98,7 +98,9 @@ def _processes(node: ast.AST) -> Iterator[str]:
         return
     name = _name(node.func).rpartition(".")
     if name[2] in ("get_context", "set_start_method"):
-        if not node.args or getattr(node.args[0], "value", "") != "spawn":
+        # a faster way may be taken where there is one: "..." if ... in get_all_start_methods() else "spawn"
+        last = getattr(node.args[0], "orelse", node.args[0]) if node.args else None
+        if getattr(last, "value", "") != "spawn":
             yield f"{name[2]} without 'spawn'"
     elif name[0] in ("multiprocessing", "mp") and name[2] in PROCESSES:
         yield f"multiprocessing.{name[2]}: use get_context('spawn')"
@@ -203,6 +205,7 @@ BAD = {
     "fcntl is not there": "import fcntl",
     "resource is not there": "def peak():\n    from resource import getrusage",
     "get_context without": "multiprocessing.get_context('fork').Pool()",
+    "get_context without 'spawn'": "get_context('spawn' if windows else 'fork').Pool()",
     "set_start_method without": "import multiprocessing as mp\nmp.set_start_method('fork')",
     "multiprocessing.Pool:": "multiprocessing.Pool(2)",
     "ProcessPoolExecutor without": "ProcessPoolExecutor(2)",
@@ -226,6 +229,7 @@ GOOD = (
     "@pytest.mark.skipif(sys.platform == 'win32', reason='-')\ndef test():\n    os.kill(1, signal.SIGKILL)",
     "cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()",
     "multiprocessing.get_context('spawn').Pool(2)",
+    "get_context('forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn').Pool(2)",
     "f'{url}/x'; url + '/x'; name.split('/'); 'data/tmp'; path / 'a/b'; path.relative_to(ROOT).as_posix()",
     "with written(path) as temporary:\n    pass\nos.replace(a, b); text.replace('a', 'b')",
 )
