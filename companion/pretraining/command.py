@@ -648,6 +648,9 @@ def eye(
         ),
     ] = None,
     by: Annotated[str, typer.Option(help="Who looked, and when.")] = "",
+    control: Annotated[
+        str, typer.Option(help="Look at 80 held-out scenes drawn with this condition's ControlNet instead.")
+    ] = "",
 ) -> None:
     """Draw the pictures that an eye judges, as sheets without their prompts: 120 that the model draws and, among them,
     40 rebuilt renders as a control. Or keep the eye's verdicts on them.
@@ -657,13 +660,15 @@ def eye(
     from companion.metrics import tensor_to_bytes
     from companion.pretraining import eye, report
     from companion.pretraining.vae import rebuild
-    from companion.tabletop.caption import caption
     from companion.tabletop.samples import held_out
 
-    pipe, prompts, (renders, scenes) = report.load_tabletop(), eye.load_prompts(), held_out(eye.CONTROLS)
-    drawn = report.drawn_bytes(pipe, [asked.prompt for asked in prompts])
-    pictures = [*drawn, *tensor_to_bytes(rebuild(pipe.vae, renders)).numpy()]
-    controls = [eye.Asked(caption(s), s.seed, tuple(t.kind for t in s.things)) for s in scenes]
+    if control:
+        _condition(control)
+    pipe, (renders, scenes) = report.load_tabletop(), held_out()
+    part = slice(-eye.CONTROLS, None) if control else slice(eye.CONTROLS)
+    prompts, drawn = report.steered(pipe, control) if control else report.unsteered(pipe)
+    pictures = [*drawn, *tensor_to_bytes(rebuild(pipe.vae, renders[part])).numpy()]
+    controls, path = eye.of_scenes(scenes[part]), eye.verdicts_with(control)
     order = eye.order(len(pictures))
     shown = [pictures[i] for i in order]
     if verdicts is not None:
@@ -672,15 +677,16 @@ def eye(
         given = sorted((replace(v, prompt=order[v.prompt]) for v in given), key=lambda v: (v.prompt, v.thing))
         said = Counter(v.word for v in given if v.prompt >= len(prompts))
         given = [v for v in given if v.prompt < len(prompts)]
-        eye.save_verdicts(given, {"by": by, "controls": {word: said[word] for word in eye.WORDS}})
+        eye.save_verdicts(given, {"by": by, "controls": {word: said[word] for word in eye.WORDS}}, path)
         rebuilt = f"{said['clear']} of the {said.total()} things in rebuilt renders are clear"
-        typer.echo(f"{len(given)} verdicts in {eye.VERDICTS}; {rebuilt}")
+        typer.echo(f"{len(given)} verdicts in {path}; {rebuilt}")
         return
-    (folder / "eye").mkdir(parents=True, exist_ok=True)
+    room = folder / "eye" / control
+    room.mkdir(parents=True, exist_ok=True)
     for i, sheet in enumerate(eye.sheets(shown)):
-        with written(folder / "eye" / f"{i:02d}.png") as image:
+        with written(room / f"{i:02d}.png") as image:
             sheet.save(image, "PNG")
-    typer.echo(f"{len(shown)} pictures in {folder / 'eye'}; look at them, then give your verdicts to this command")
+    typer.echo(f"{len(shown)} pictures in {room}; look at them, then give your verdicts to this command")
 
 
 @app.command()

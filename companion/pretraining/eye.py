@@ -28,6 +28,7 @@ PROMPTS = DATA / "results" / "eye_prompts.json"
 VERDICTS = DATA / "results" / "eye_verdicts.json"
 SINGLE, PAIRS = 80, 40  # prompts with one thing, and with two: 16 things of each kind
 CONTROLS = 40  # rebuilt renders that are shown among the drawn pictures: what does the eye say of what is right?
+STEERED = 80  # held-out scenes that are drawn with a ControlNet, where an eye looks at such pictures
 ENLARGED = 4
 WORDS = ("clear", "doubtful", "wrong")
 #: What is asked of a thing: only its shape. The judge handles colour, place and time.
@@ -91,6 +92,16 @@ def made_prompts(seed: int = 20) -> list[Asked]:
         found.append(Asked(caption(scene), number, tuple(t.kind for t in things)))
         at += count
     return found
+
+
+def of_scenes(scenes: Sequence[Scene]) -> list[Asked]:
+    """What pictures of scenes are asked for; picture i is drawn from seed i."""
+    return [Asked(caption(s), i, tuple(t.kind for t in s.things)) for i, s in enumerate(scenes)]
+
+
+def verdicts_with(condition: str = "") -> Path:
+    """Where the verdicts on pictures that follow a condition are stored; without one, on those that follow none."""
+    return VERDICTS.with_stem(f"{VERDICTS.stem}_{condition}") if condition else VERDICTS
 
 
 def save_prompts(prompts: Sequence[Asked], path: Path = PROMPTS) -> None:

@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from companion.pretraining.examination import Spoilable
+    from companion.pretraining.eye import Asked
 
 MODELS = DATA / "models"
+#: Conditions whose drawn pictures an eye has looked at, and what they are called in the table.
+LOOKED_AT = {"depth": "a depth map", "canny": "Canny edges"}
 #: key: (description, number format, goal, the least it must reach, whether more is better)
 BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "vae_psnr_db": ("VAE: PSNR on 256 held-out renders", "{:.2f} dB", 34.0, 32.0, True),
@@ -89,6 +92,14 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
         )
     },
     "control_prompts": ("... prompts met with the worst of them, of those met without", "{:.1%}", 0.95, 0.90, True),
+    **{
+        key: (what.format(title), "{:.0%}", goal, least, True)
+        for name, title in LOOKED_AT.items()
+        for key, what, goal, least in (
+            (f"eye_{name}_clear", "An eye: things drawn with {} that are clear", 0.95, 0.88),
+            (f"eye_{name}_cube", "... cubes", 0.90, 0.80),
+        )
+    },
     "controlled_picture_ratio": ("... a fast picture with one, in times of one without", "{:.2f}", None, 1.6, False),
     "picture_seconds": ("A warm picture, stock pipeline", "{:.2f} s", None, 1.0, False),
     "fast_picture_seconds": ("A warm picture, `companion.fast`", "{:.2f} s", 0.5, 0.8, False),
@@ -251,7 +262,7 @@ def measure(folder: Path, share: float = 1.0, say: Callable[[str], None] = print
         errors = halfway.errors(model, pipe.vae, pipe.tokenizer, seen["picture"], asked, seen["segments"])
         note(**{f"{k}{name}": errors[k] for k in ("error_things_50", "error_things_100")})
     note(**controls(pipe, folder, take(96, 5)))
-    note(**eye_and_judge(pipe))
+    note(**eye_and_judge(pipe), **eye_and_controls(pipe))
 
     prompt, settings = "a red ball on grass by day", find("tabletop").settings
     fast = Fast(pipe)
@@ -328,26 +339,73 @@ def controls(pipe: StableDiffusionPipeline, folder: Path, count: int) -> dict[st
     return found | ({"control_prompts": min(kept.values())} if kept else {})
 
 
+def unsteered(pipe: StableDiffusionPipeline) -> tuple[list[Asked], np.ndarray]:
+    """The prompts that an eye judges, and what `pipe` draws for them, uint8 (N, 128, 128, 3)."""
+    from companion.pretraining import eye
+
+    prompts = eye.load_prompts()
+    return prompts, drawn_bytes(pipe, [asked.prompt for asked in prompts])
+
+
+def steered(pipe: StableDiffusionPipeline, condition: str) -> tuple[list[Asked], np.ndarray]:
+    """Held-out scenes, and what `pipe` draws of them with the ControlNet of a condition, uint8 (N, 128, 128, 3)."""
+    from companion.controlnet import asked, drawn_with
+    from companion.models import load_controlnet
+    from companion.pretraining import eye
+
+    held, entry = asked(pipe, condition, eye.STEERED), find("tabletop")
+    settings = {"steps": entry.steps, "guidance_scale": entry.guidance}
+    net = load_controlnet(condition, device="cpu")
+    drawn = drawn_with(pipe, net, held.controls, held.prompts, held.seeds, **settings)
+    return eye.of_scenes(held.scenes), tensor_to_bytes(drawn).numpy()
+
+
+def judged_by_eye(condition: str, pictures: np.ndarray) -> bool:
+    """Whether the stored verdicts are about these pictures. A tenth may differ, since with another number of threads
+    single pixels are rounded otherwise.
+    """
+    from companion.pretraining import eye
+
+    path = eye.verdicts_with(condition)
+    known = {v.picture for v in eye.load_verdicts(path)} if path.exists() else set()
+    return sum(eye.fingerprint(x) in known for x in pictures) >= 0.9 * len(pictures)
+
+
+def eye_and_controls(pipe: StableDiffusionPipeline) -> dict[str, float]:
+    """What an eye said of pictures drawn with a ControlNet, for each condition where one has judged them."""
+    from companion.pretraining import eye
+
+    found = {}
+    for name in LOOKED_AT:
+        if not eye.verdicts_with(name).exists():
+            continue
+        prompts, pictures = steered(pipe, name)
+        if not judged_by_eye(name, pictures):
+            continue
+        verdicts = eye.load_verdicts(eye.verdicts_with(name))
+        clear, n = eye.by_kind(verdicts, prompts)["cube"]
+        share = sum(v.word == "clear" for v in verdicts) / len(verdicts)
+        found |= {f"eye_{name}_clear": share, f"eye_{name}_cube": clear / n}
+    return found
+
+
 def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
     """What an eye said of the pictures that `pipe` draws, and how the judge compares. Empty where no eye has judged
-    them: a tenth may differ, since with another number of threads single pixels are rounded otherwise.
+    them.
     """
     from companion.pretraining import eye
     from companion.tabletop.measures import read
 
-    if not eye.VERDICTS.exists():
+    prompts, pictures = unsteered(pipe)
+    if not judged_by_eye("", pictures):
         return {}
-    prompts, verdicts = eye.load_prompts(), eye.load_verdicts()
-    pictures = drawn_bytes(pipe, [asked.prompt for asked in prompts])
-    judged = {v.picture for v in verdicts}
-    if sum(eye.fingerprint(x) in judged for x in pictures) < 0.9 * len(pictures):
-        return {}
+    verdicts = eye.load_verdicts(eye.verdicts_with())
     kinds = {kind: clear / n for kind, (clear, n) in eye.by_kind(verdicts, prompts).items()}
     clear = sum(v.word == "clear" for v in verdicts) / len(verdicts)
     readings = read(pictures)
     found = {f"eye_{kind}": share for kind, share in kinds.items()}
     found |= {"eye_clear": clear, "eye_worst_kind": min(kinds.values())}
-    if controls := eye.load_controls():
+    if controls := eye.load_controls(eye.verdicts_with()):
         found["eye_clear_rebuilt"] = controls["clear"] / sum(controls.values())
     found |= {f"eye_judge_{kind}": right / n for kind, (right, n) in eye.by_judge(prompts, readings).items()}
     compared = eye.agreement(verdicts, prompts, readings)

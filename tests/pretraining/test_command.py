@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,6 @@ def test_an_eye_s_sheets_and_verdicts(tmp_path, monkeypatch):
     pictures = np.zeros((120, 128, 128, 3), np.uint8)
     monkeypatch.setattr(report, "drawn_bytes", lambda pipe, texts: pictures[: len(texts)])
     monkeypatch.setattr(eye, "VERDICTS", tmp_path / "verdicts.json")
-    monkeypatch.setattr(eye, "save_verdicts", partial(eye.save_verdicts, path=tmp_path / "verdicts.json"))
     drawn = CliRunner().invoke(app, ["eye", "--folder", str(tmp_path)])
     assert drawn.exit_code == 0 and len(list((tmp_path / "eye").glob("*.png"))) == 14
     # A viewer who sees cubes everywhere, and nothing else.
@@ -82,6 +80,23 @@ def test_an_eye_s_sheets_and_verdicts(tmp_path, monkeypatch):
     cubes = sum(t.kind == "cube" for s in scenes for t in s.things)
     controls = eye.load_controls(tmp_path / "verdicts.json")
     assert controls["clear"] == cubes and sum(controls.values()) == sum(len(s.things) for s in scenes)
+
+
+def test_an_eye_looks_at_pictures_that_follow_a_control(tmp_path, monkeypatch):
+    monkeypatch.setattr(eye, "STEERED", 3)
+    monkeypatch.setattr(eye, "VERDICTS", tmp_path / "verdicts.json")
+    drawn = CliRunner().invoke(app, ["eye", "--control", "depth", "--folder", str(tmp_path)])
+    assert drawn.exit_code == 0 and len(list((tmp_path / "eye" / "depth").glob("*.png"))) == 4
+    given = tmp_path / "given.txt"
+    given.write_text("\n".join(f"{i} tree clear; cube doubtful" for i in range(43)), encoding="utf-8")
+    kept = CliRunner().invoke(app, ["eye", str(given), "--control", "depth", "--folder", str(tmp_path)])
+    assert kept.exit_code == 0 and not eye.VERDICTS.exists()
+    prompts, pictures = report.steered(report.load_tabletop(), "depth")
+    found = eye.load_verdicts(eye.verdicts_with("depth"))
+    assert len(found) == sum(len(p.kinds) for p in prompts)
+    assert {v.picture for v in found} == {eye.fingerprint(x) for x in pictures}
+    unknown = CliRunner().invoke(app, ["eye", "--control", "smell", "--folder", str(tmp_path)])
+    assert unknown.exit_code == 2 and "'smell' is no condition" in unknown.output.replace("\n", "")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,8 +61,6 @@ def test_an_eye_s_verdicts_count_for_the_pictures_that_it_saw(monkeypatch, tmp_p
     text = "\n".join(f"{i} {words[asked.kinds]}" for i, asked in enumerate(prompts))
     about = {"by": "a test", "controls": {"clear": 3, "doubtful": 1}}
     eye.save_verdicts(eye.parse_verdicts(text, prompts, list(pictures)), about, eye.VERDICTS)
-    for name in ("load_verdicts", "load_controls"):
-        monkeypatch.setattr(eye, name, partial(getattr(eye, name), eye.VERDICTS))
     found = report.eye_and_judge(None)
     assert found["eye_clear"] == pytest.approx(0.9) and found["eye_worst_kind"] == found["eye_cube"] == 0
     assert found["eye_clear_rebuilt"] == 0.75
@@ -75,6 +72,21 @@ def test_an_eye_s_verdicts_count_for_the_pictures_that_it_saw(monkeypatch, tmp_p
     assert report.eye_and_judge(None) == {}
 
 
+def test_an_eye_s_verdicts_with_a_control_have_lines_of_their_own(monkeypatch, tmp_path):
+    asked = [eye.Asked("a cube and a ball", i, ("cube", "ball")) for i in range(4)]
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 128, 128, 3), np.uint8)
+    monkeypatch.setattr(report, "steered", lambda pipe, condition: (asked, pictures))
+    monkeypatch.setattr(eye, "VERDICTS", tmp_path / "verdicts.json")
+    assert report.eye_and_controls(None) == {}, "no eye has looked"
+    text = "0 cube clear; ball clear\n1 cube doubtful; ball clear\n2 ball clear\n3 cube clear; ball wrong"
+    eye.save_verdicts(eye.parse_verdicts(text, asked, list(pictures)), {"by": "a test"}, eye.verdicts_with("depth"))
+    found = report.eye_and_controls(None)
+    assert found == {"eye_depth_clear": 5 / 8, "eye_depth_cube": 2 / 4}
+    assert "An eye: things drawn with a depth map that are clear | 62%" in report.table(found)
+    pictures[0, 0, 0, 0] ^= 1  # one in four differs: other weights have drawn them
+    assert report.eye_and_controls(None) == {}
+
+
 def test_a_strip_needs_the_weights_of_its_commits():
     with pytest.raises(ValueError, match="git has no data/models/tabletop of commit 'nowhere'"):
         strip({"first": "nowhere"})
@@ -83,6 +95,7 @@ def test_a_strip_needs_the_weights_of_its_commits():
 #: What is measured only once there are such weights, renders to train on, earlier weights, and an eye's verdicts.
 LATER = {"error_things_50_train", "error_things_100_train", "judge_calibration"}
 LATER |= {"shape_error_px", "shape_scale_error", "shape_error_px_before"}
+LATER |= {f"eye_{name}_{what}" for name in report.LOOKED_AT for what in ("clear", "cube")}
 LATER |= {"eye_clear", "eye_worst_kind", "eye_clear_rebuilt", "judge_accepts_wrong", "judge_rejects_clear"}
 LATER |= {f"control_{name}" for name in CONDITIONS} | {"control_prompts", "controlled_picture_ratio"}
 
