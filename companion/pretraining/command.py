@@ -706,13 +706,13 @@ def strip(
     names: Annotated[str, typer.Option(help="What to call them, with commas between.")] = "",
 ) -> None:
     """Draw the same prompts with the weights of several commits: what training changed, as data/models/strip.png."""
-    from companion.pretraining import report
+    from companion.pretraining import report, report_pictures
 
     called = [name.strip() for name in names.split(",")] if names else stages
     if len(called) != len(stages):
         raise typer.BadParameter(f"{len(called)} names for {len(stages)} commits; give one for each")
     with written(report.MODELS / "strip.png") as image:
-        report.strip(dict(zip(called, stages, strict=True))).save(image, "PNG", optimize=True)
+        report_pictures.strip(dict(zip(called, stages, strict=True))).save(image, "PNG", optimize=True)
 
 
 @app.command()
@@ -720,13 +720,20 @@ def report(
     folder: Folder = BUILD,
     quick: Annotated[bool, typer.Option(help="A tenth of the pictures, nothing written.")] = False,
     before: Annotated[str, typer.Option(help="The commit of earlier weights, to compare with.")] = "",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure this part again, and keep the others as they are stored; may be given again."),
+    ] = None,
 ) -> None:
     """Measure what is published: writes data/models/report.json, the table in README.md and the sheet of 40 prompts."""
-    from companion.pretraining.report import measure, write
+    from companion.pretraining.report import PARTS, measure, stored, write
 
-    found = measure(folder, 0.1 if quick else 1.0, typer.echo, before)
+    try:
+        found = measure(folder, 0.1 if quick else 1.0, typer.echo, before, only or PARTS)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     if not quick:
-        write(found, folder, before)
+        write((stored() if only else {}) | found, folder, before)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ import pytest
 import companion
 from companion.conditions import CONDITIONS
 from companion.controlnet import controlnet_of
-from companion.pretraining import eye, report
+from companion.pretraining import eye, report, report_pictures
 from companion.pretraining.publishing import save_net
-from companion.pretraining.report import BARS, curves, load_tabletop, strip, table
+from companion.pretraining.report import BARS, load_tabletop, table
+from companion.pretraining.report_pictures import curves, strip
 from companion.tabletop import dataset
 from companion.tabletop.samples import held_out
 
@@ -87,6 +88,32 @@ def test_an_eye_s_verdicts_with_a_control_have_lines_of_their_own(monkeypatch, t
     assert report.eye_and_controls(None) == {}
 
 
+def test_a_part_of_the_report_is_measured_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(report.dataset, "build", lambda *_: iter(()))
+    found = report.measure(tmp_path, only=["sizes"], say=lambda _: None)
+    assert found["weights_mb"] < found["all_weights_mb"] < 120 and len(found) == 3
+    with pytest.raises(ValueError, match="'smell' is no part of the report; they are autoencoder, judge"):
+        report.measure(tmp_path, only=["smell"])
+
+
+def test_an_eye_s_sheet_frames_each_picture_with_its_worst_verdict():
+    asked = [eye.Asked("a cube and a ball", i, ("cube", "ball")) for i in range(3)]
+    words = [("clear", "clear"), ("clear", "doubtful"), ("wrong", "doubtful")]
+    verdicts = [eye.Verdict(i, j, w, "") for i, pair in enumerate(words) for j, w in enumerate(pair)]
+    a = np.asarray(report_pictures.eye_sheet(asked, np.full((3, 8, 8, 3), 7, np.uint8), verdicts, columns=2))
+    assert a.shape == (28, 28, 3) and (a[3:11, 3:11] == 7).all()
+    corners = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in (a[0, 0], a[0, 14], a[14, 0])]
+    assert corners == [report_pictures.FRAMES[w] for w in ("clear", "doubtful", "wrong")]
+
+
+def test_the_reliability_that_was_measured_is_drawn():
+    found = {f"judge_{what}_{i}": v for i, v in ((2, 0.25), (9, 0.95)) for what in ("confidence", "right")}
+    (axes,) = report_pictures.reliability(found)["reliability"].axes
+    measured, diagonal = (line.get_xydata().tolist() for line in axes.lines[:2])
+    assert measured == [[0.25, 0.25], [0.95, 0.95]] and diagonal == [[0, 0], [1, 1]]
+    assert report_pictures.reliability({}) == {}
+
+
 def test_a_strip_needs_the_weights_of_its_commits():
     with pytest.raises(ValueError, match="git has no data/models/tabletop of commit 'nowhere'"):
         strip({"first": "nowhere"})
@@ -94,7 +121,8 @@ def test_a_strip_needs_the_weights_of_its_commits():
 
 #: What is measured only once there are such weights, renders to train on, earlier weights, and an eye's verdicts.
 LATER = {"error_things_50_train", "error_things_100_train", "judge_calibration"}
-LATER |= {"shape_error_px", "shape_scale_error", "shape_error_px_before"}
+LATER |= {"shape_error_px", "shape_scale_error", "shape_error_px_before", "shape_error_ratio"}
+LATER |= {"judge_before_accepts_spoiled", "eye_cube"}
 LATER |= {f"eye_{name}_{what}" for name in report.LOOKED_AT for what in ("clear", "cube")}
 LATER |= {"eye_clear", "eye_worst_kind", "eye_clear_rebuilt", "judge_accepts_wrong", "judge_rejects_clear"}
 LATER |= {f"control_{name}" for name in CONDITIONS} | {"control_prompts", "controlled_picture_ratio"}
