@@ -59,11 +59,12 @@ def run(
 ) -> None:
     """Run the course's notebooks without a browser, and write an HTML report with their pictures."""
     with _sentences():
-        from companion.models import check_device, find
+        from companion.models import check_device, check_room, find
         from companion.run import run
 
         check_device(device)
         path = find(model).path
+        check_room(find(model), device)
         model = str(path) if path else model  # a notebook runs in another folder
         code = run(notebooks or None, model, device, out, timeout, _parameters(parameter or []))
     raise typer.Exit(code)

@@ -111,16 +111,24 @@ def torchao() -> Check:
     return Check("torchao", OK, f"{version}, new enough for peft" if version else "not installed, which is fine")
 
 
-def memory() -> Check:
-    """Memory that is free now, within a container's limit where there is one."""
-    try:
-        import psutil
-    except ImportError:
-        return Check("memory", WARN, "not known without psutil", _pip("psutil"))
+def free_memory() -> tuple[int, int]:
+    """Bytes of memory that are free now, and of all, within a container's limit where there is one. Needs psutil."""
+    import psutil
+
     free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
     limit, used = _container()
     if limit is not None and limit < total:
-        free, total = min(free, limit - used), limit
+        return min(free, limit - used), limit
+    return free, total
+
+
+def memory() -> Check:
+    """Memory that is free now, within a container's limit where there is one."""
+    try:
+        import psutil  # noqa: F401
+    except ImportError:
+        return Check("memory", WARN, "not known without psutil", _pip("psutil"))
+    free, total = free_memory()
     detail = f"{free / GB:.1f} of {total / GB:.1f} GB free"
     if free < MEMORY[0] * GB:
         return Check("memory", FAIL, f"{detail}; a notebook needs {MEMORY[0]:g} GB", "shut down other kernels")

@@ -83,6 +83,7 @@ class Model:
         mirrors: repositories of the hub, in the order they are tried; none for one in the clone or a folder.
         path: its folder, when it was found by path.
         download: the size of the download from a mirror, in GB.
+        weights: how much memory its weights take in single precision, in GB; 0 when that is not worth a thought.
         options: given to `from_pretrained` unless the caller overrides them.
         base: of a LoRA, the model that it changes; None for a whole pipeline.
     """
@@ -95,6 +96,7 @@ class Model:
     mirrors: tuple[str, ...] = ()
     path: Path | None = None
     download: float = 0.0
+    weights: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     base: Model | None = None
 
@@ -135,6 +137,7 @@ CATALOGUE: dict[str, Model] = {
                 "botp/stable-diffusion-v1-5",
             ),
             download=2.7,
+            weights=5.5,
         ),
         Model(
             "lcm",
@@ -148,6 +151,7 @@ CATALOGUE: dict[str, Model] = {
                 "TobDeBer/lcm_dream7",
             ),
             download=5.5,
+            weights=5.5,
         ),
         Model(
             "sd-turbo",
@@ -157,6 +161,7 @@ CATALOGUE: dict[str, Model] = {
             guidance=0.0,
             mirrors=("stabilityai/sd-turbo", "thingthatis/sd-turbo"),
             download=2.6,
+            weights=5.2,
         ),
     )
 }
@@ -486,6 +491,29 @@ def check_device(device: str | torch.device | None) -> None:
         raise ValueError(f"device={str(device)!r} is unknown; known are {', '.join(DEVICES)}, and cuda:1 for a second.")
 
 
+def check_room(model: Model, device: str | torch.device | None = None) -> None:
+    """Check that a model's weights fit into memory: on a CPU in single precision, on a GPU in half.
+
+    Raises:
+        ValueError: when they do not, or for a GPU that torch does not see.
+    """
+    if not model.weights:
+        return
+    import torch
+
+    from companion.doctor import free_memory
+
+    where, dtype = _place(device)
+    on_gpu, needed = where.type == "cuda", model.weights * 1e9 * dtype.itemsize / 4
+    there = torch.cuda.get_device_properties(where).total_memory if on_gpu else free_memory()[0]
+    if needed > there:
+        raise ValueError(
+            f"{model.name!r} takes {needed / 1e9:.1f} GB for its weights alone, and {where} has {there / 1e9:.1f} GB "
+            f"{'in all' if on_gpu else 'free'}; {'use a larger GPU' if on_gpu else 'close other programs, use a GPU'}, "
+            "or the course's own model, 'tabletop'. Notebook 07 says where else it runs."
+        )
+
+
 def _settings(
     device: str | torch.device | None, dtype: torch.dtype | None, weights: Collection[str]
 ) -> tuple[torch.device, dict[str, Any]]:
@@ -493,6 +521,17 @@ def _settings(
 
     Raises ValueError for a GPU that torch does not see.
     """
+    device, dtype = _place(device, dtype)
+    return device, {
+        **precision(dtype),
+        "use_safetensors": True,
+        "local_files_only": True,
+        "variant": "fp16" if any(".fp16" in name for name in weights) else None,
+    }
+
+
+def _place(device: str | torch.device | None, dtype: torch.dtype | None = None) -> tuple[torch.device, torch.dtype]:
+    """Where a model goes, and in which precision. Raises ValueError for a GPU that torch does not see."""
     import torch
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -502,12 +541,7 @@ def _settings(
     if dtype is None:
         # GPUs compute fast in half precision; most CPUs only emulate it.
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-    return device, {
-        **precision(dtype),
-        "use_safetensors": True,
-        "local_files_only": True,
-        "variant": "fp16" if any(".fp16" in name for name in weights) else None,
-    }
+    return device, dtype
 
 
 def precision(dtype: torch.dtype) -> dict[str, torch.dtype]:
