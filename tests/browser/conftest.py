@@ -1,7 +1,7 @@
 """JupyterLab in a real Chromium: its own server, apart from the user's settings, and a page that opens notebooks.
 
 Without Chromium or playwright these tests are skipped, or fail when COMPANION_REQUIRE_BROWSER=1. If
-COMPANION_SCREENSHOTS names a folder, they save screenshots there.
+COMPANION_SCREENSHOTS names a folder, they save screenshots there, and how long each panel took to answer.
 """
 
 from __future__ import annotations

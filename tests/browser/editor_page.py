@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import os
-from pathlib import Path
 from typing import Any
+
+from notebook_page import screenshots
 
 from companion.widgets.painter import Editor
 
@@ -130,6 +130,5 @@ class EditorPage:
         raise AssertionError(f"Tab does not reach {selector}")
 
     def screenshot(self, name: str) -> None:
-        if folder := os.environ.get("COMPANION_SCREENSHOTS"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
+        if folder := screenshots():
+            self.page.screenshot(path=folder / f"{name}.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -31,6 +32,15 @@ class Lab:
     folder: Path
     url: str
     token: str
+
+
+def screenshots() -> Path | None:
+    """The folder that COMPANION_SCREENSHOTS names, made if it is not there; None without one."""
+    if not (name := os.environ.get("COMPANION_SCREENSHOTS")):
+        return None
+    folder = Path(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 class NotebookPage:
@@ -104,11 +114,17 @@ class NotebookPage:
         handle.press(key)
 
     def new_picture(self, index: int, before: bytes, timeout: float = 60) -> bytes:
-        """Wait until the picture below this cell differs from `before`."""
-        end = time.monotonic() + timeout
+        """Wait until the picture below this cell differs from `before`. How long that took is noted beside the
+        screenshots, in latency.jsonl.
+        """
+        start = time.monotonic()
         while (now := self.picture(index)) == before:
-            assert time.monotonic() < end, f"cell {index} still shows the same picture after {timeout} s"
-            self.page.wait_for_timeout(100)
+            assert time.monotonic() < start + timeout, f"cell {index} still shows the same picture after {timeout} s"
+            self.page.wait_for_timeout(50)
+        if folder := screenshots():
+            line = {"page": self.path.stem, "cell": index, "seconds": round(time.monotonic() - start, 2)}
+            with (folder / "latency.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         return now
 
     def at_every_size(self) -> Iterator[tuple[str, int, int]]:
@@ -122,6 +138,5 @@ class NotebookPage:
                 yield theme.split()[1].lower(), width, height
 
     def screenshot(self, name: str) -> None:
-        if folder := os.environ.get("COMPANION_SCREENSHOTS"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
+        if folder := screenshots():
+            self.page.screenshot(path=folder / f"{name}.png")

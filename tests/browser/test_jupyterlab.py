@@ -13,6 +13,8 @@ from companion.run import NOTEBOOKS, set_parameters
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
+# The panels of 04 and 05 have editors rather than sliders: test_controlnet_panels.py and test_finetuning_lab.py try them.
+WITH_EDITORS = ["04_controlnet", "05_dreambooth"]
 NAMES = ["00_start_here", "01_latent_diffusion", "02_samplers", "03_img2img_inpainting", "07_where_to_run"]
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -88,26 +90,27 @@ def test_without_a_browser_the_tests_are_skipped_unless_it_is_required(monkeypat
         unavailable("no Chromium")
 
 
-@pytest.fixture(params=NAMES)
-def course_notebook(request):
-    """(name, notebook as committed, indices of its cells tagged `widget`)"""
-    notebook = nbformat.read(NOTEBOOKS / f"{request.param}.ipynb", as_version=4)
+def committed(name: str) -> tuple[nbformat.NotebookNode, list[int]]:
+    """A notebook as committed, and the indices of its cells tagged `widget`."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     widgets = [index for index, cell in enumerate(notebook.cells) if "widget" in cell.metadata.get("tags", [])]
-    assert widgets, f"{request.param} has no cell tagged widget"
-    return request.param, notebook, widgets
+    assert widgets, f"{name} has no cell tagged widget"
+    return notebook, widgets
 
 
-def test_a_reader_who_does_not_run_it_sees_pictures_of_the_widgets(notebook_page, course_notebook):
-    name, notebook, widgets = course_notebook
+@pytest.mark.parametrize("name", [*NAMES, *WITH_EDITORS])
+def test_a_reader_who_does_not_run_it_sees_pictures_of_the_widgets(notebook_page, name):
+    notebook, widgets = committed(name)
     page = notebook_page.open(notebook, f"{name}-unrun")
     for index in widgets:
         page.picture(index)
         page.screenshot(f"{name}-{index}-unrun")
 
 
-def test_the_widgets_of_a_notebook_answer(notebook_page, course_notebook):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_widgets_of_a_notebook_answer(notebook_page, name):
     """Uses the gate's budgets. Moving a slider draws a new picture, and the saved file holds one too."""
-    name, notebook, widgets = course_notebook
+    notebook, widgets = committed(name)
     set_parameters(notebook, notebook.metadata.get("companion", {}).get("gate", {}))
     page = notebook_page.open(notebook, name)
     page.run_all()

@@ -12,11 +12,11 @@ import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from notebook_page import screenshots
 from PIL import Image
 
 import companion
@@ -128,9 +128,8 @@ def paint(page: Any, panel: Any) -> None:
 
 
 def screenshot(page: Any, name: str) -> None:
-    if folder := os.environ.get("COMPANION_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"space-{name}.png")
+    if folder := screenshots():
+        page.screenshot(path=folder / f"space-{name}.png")
 
 
 def test_text_to_image(page):
