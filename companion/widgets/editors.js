@@ -42,6 +42,13 @@ class History {
   }
 }
 
+// Whether two states, numbers in arrays, are one but for rounding: Python keeps numbers in single precision, or brings
+// vectors to length 1, and what it sends back then is no change that it made.
+function sameNumbers(a, b, most) {
+  return a.length === b.length && a.every((value, i) =>
+    Array.isArray(value) ? sameNumbers(value, b[i], most) : Math.abs(value - b[i]) <= most);
+}
+
 // Undo and Redo: two buttons, and the keys that every program has for them. `change(step)` takes a step in the history.
 class UndoButtons {
   constructor(el, name, history, change) {

@@ -498,7 +498,7 @@ function render({ model, el }) {
 
   function receive() {
     const given = model.get("points");
-    if (drag || nudging || JSON.stringify(given) === JSON.stringify(points)) return;
+    if (drag || nudging || sameNumbers(given, points, 1e-6)) return;
     if (playing) { // what plays ends here, and is not sent
       cancelAnimationFrame(playing.id);
       plays(null);

@@ -292,7 +292,7 @@ function render({ model, el }) {
 
   function receive() {
     const given = model.get("joints");
-    if (drag || turning || equal(given, pose)) return;
+    if (drag || turning || sameNumbers(given, pose, 1e-3)) return; // in pixels
     history.clear();
     pose = copied(given);
     draw();

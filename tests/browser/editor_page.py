@@ -63,13 +63,18 @@ class EditorPage:
         self.stage = page.locator(".editor-stage")
 
     def sent(self) -> list[dict[str, Any]]:
-        """What was sent since the last time, by now also set on the widget."""
+        """What was sent since the last time, by now also set on the widget; what that made otherwise, it has sent back,
+        as ipywidgets does.
+        """
         states = self.page.evaluate(SENT)[self._taken :]
         self._taken += len(states)
         for state in states:
             for name, value in state.items():
                 state[name] = memoryview(base64.b64decode(value["bytes"])) if isinstance(value, dict) else value
                 self.widget.set_trait(name, state[name])
+        for name, value in (states[-1] if states else {}).items():
+            if isinstance(value, list) and getattr(self.widget, name) != value:
+                self.receive(name)
         return states
 
     def state(self, *names: str) -> dict[str, Any]:

@@ -138,14 +138,16 @@ def test_pictures_follow_a_dragged_joint_and_a_drawn_circle(notebook_page):
     drag(page, (x, y), (x + 10, y - 40))
     page.new_picture(2, before)
     page.screenshot("follow-pose")
+    assert page.output(2).get_by_role("button", name="Undo").get_attribute("aria-disabled") == "false"
 
     stage = page.output(3).locator(".editor-stage")
     stage.scroll_into_view_if_needed()
     box = stage.bounding_box()
     middle, radius = (box["x"] + box["width"] * 0.55, box["y"] + box["height"] * 0.55), box["width"] * 0.22
     circle = [(middle[0] + radius * cos(i / 4 * pi), middle[1] + radius * sin(i / 4 * pi)) for i in range(9)]
+    before = page.picture(3)  # of one colour: nothing is asked for yet
     drag(page, *circle)
-    page.picture(3)
+    page.new_picture(3, before)
     page.screenshot("follow-scribble")
     joints, lines = map(float, report(page, 4))
     assert joints > 0.9 and lines > 0.6

@@ -109,6 +109,18 @@ def test_the_box_chooses_whether_lengths_are_kept(opened):
     assert np.allclose(moved[others("left_elbow")], 0, atol=0.01)
 
 
+def test_a_pose_that_python_rounds_is_no_new_pose(opened):
+    """Joints are kept in single precision; what comes back is rounded, and can still be undone."""
+    editor = opened(PoseEditor())
+    first = editor.widget.array
+    editor.drag(place(editor, "left_hand"), place(editor, "head"))
+    (sent,) = [state["joints"] for state in editor.sent() if "joints" in state][-1:]
+    assert editor.widget.joints != sent and np.allclose(editor.widget.joints, sent, atol=1e-4)
+    editor.press("Undo")
+    editor.sent()
+    assert np.allclose(editor.widget.array, first, atol=0.01)
+
+
 def test_undo_and_redo(opened):
     editor = opened(PoseEditor(keep_lengths=False))
     first = editor.widget.array
