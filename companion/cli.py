@@ -59,7 +59,8 @@ def run(
 ) -> None:
     """Run the course's notebooks without a browser, and write an HTML report with their pictures."""
     with _sentences():
-        from companion.models import check_device, check_room, find
+        from companion.doctor import check_room
+        from companion.models import check_device, find
         from companion.run import run
 
         check_device(device)

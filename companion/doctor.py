@@ -15,9 +15,13 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import companion
 from companion import files, models
+
+if TYPE_CHECKING:
+    import torch
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 GB = 1e9
@@ -120,6 +124,27 @@ def free_memory() -> tuple[int, int]:
     if limit is not None and limit < total:
         return min(free, limit - used), limit
     return free, total
+
+
+def check_room(model: models.Model, device: str | torch.device | None = None) -> None:
+    """Check that a model's weights fit into memory: on a CPU in single precision, on a GPU in half.
+
+    Raises:
+        ValueError: when they do not, or for a GPU that torch does not see.
+    """
+    if not model.weights:
+        return
+    import torch
+
+    where, dtype = models.place(device)
+    on_gpu, needed = where.type == "cuda", model.weights * 1e9 * dtype.itemsize / 4
+    there = torch.cuda.get_device_properties(where).total_memory if on_gpu else free_memory()[0]
+    if needed > there:
+        raise ValueError(
+            f"{model.name!r} takes {needed / 1e9:.1f} GB for its weights alone, and {where} has {there / 1e9:.1f} GB "
+            f"{'in all' if on_gpu else 'free'}; {'use a larger GPU' if on_gpu else 'close other programs, use a GPU'}, "
+            "or the course's own model, 'tabletop'. Notebook 07 says where else it runs."
+        )
 
 
 def memory() -> Check:

@@ -491,29 +491,6 @@ def check_device(device: str | torch.device | None) -> None:
         raise ValueError(f"device={str(device)!r} is unknown; known are {', '.join(DEVICES)}, and cuda:1 for a second.")
 
 
-def check_room(model: Model, device: str | torch.device | None = None) -> None:
-    """Check that a model's weights fit into memory: on a CPU in single precision, on a GPU in half.
-
-    Raises:
-        ValueError: when they do not, or for a GPU that torch does not see.
-    """
-    if not model.weights:
-        return
-    import torch
-
-    from companion.doctor import free_memory
-
-    where, dtype = _place(device)
-    on_gpu, needed = where.type == "cuda", model.weights * 1e9 * dtype.itemsize / 4
-    there = torch.cuda.get_device_properties(where).total_memory if on_gpu else free_memory()[0]
-    if needed > there:
-        raise ValueError(
-            f"{model.name!r} takes {needed / 1e9:.1f} GB for its weights alone, and {where} has {there / 1e9:.1f} GB "
-            f"{'in all' if on_gpu else 'free'}; {'use a larger GPU' if on_gpu else 'close other programs, use a GPU'}, "
-            "or the course's own model, 'tabletop'. Notebook 07 says where else it runs."
-        )
-
-
 def _settings(
     device: str | torch.device | None, dtype: torch.dtype | None, weights: Collection[str]
 ) -> tuple[torch.device, dict[str, Any]]:
@@ -521,7 +498,7 @@ def _settings(
 
     Raises ValueError for a GPU that torch does not see.
     """
-    device, dtype = _place(device, dtype)
+    device, dtype = place(device, dtype)
     return device, {
         **precision(dtype),
         "use_safetensors": True,
@@ -530,7 +507,7 @@ def _settings(
     }
 
 
-def _place(device: str | torch.device | None, dtype: torch.dtype | None = None) -> tuple[torch.device, torch.dtype]:
+def place(device: str | torch.device | None, dtype: torch.dtype | None = None) -> tuple[torch.device, torch.dtype]:
     """Where a model goes, and in which precision. Raises ValueError for a GPU that torch does not see."""
     import torch
 

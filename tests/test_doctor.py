@@ -17,6 +17,7 @@ import companion
 from companion import doctor
 from companion.doctor import FAIL, OK, WARN, Check
 from companion.files import write_checksums
+from companion.models import find
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -256,3 +257,22 @@ def test_it_needs_nothing_outside_the_standard_library():
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "packaging is not installed" in done.stdout
+
+
+def test_a_model_that_is_too_large_is_told_before_it_is_loaded(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "free_memory", lambda: (3_000_000_000, 8_000_000_000))
+    with pytest.raises(ValueError, match="'sd15' takes 5.5 GB for its weights alone, and cpu has 3.0 GB free; close"):
+        doctor.check_room(find("sd15"))
+    doctor.check_room(find("tabletop"))
+    monkeypatch.setattr(doctor, "free_memory", lambda: (6_000_000_000, 8_000_000_000))
+    doctor.check_room(find("sd15"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    card = SimpleNamespace(total_memory=2_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    with pytest.raises(ValueError, match="takes 2.8 GB for its weights alone, and cuda has 2.0 GB in all; use"):
+        doctor.check_room(find("sd15"))
+    card.total_memory = 4_000_000_000
+    doctor.check_room(find("sd15"), "cuda")
