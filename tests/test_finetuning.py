@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import compute_snr
 from peft import HRAConfig
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import companion
@@ -25,6 +27,7 @@ from companion.finetuning import (
     Oft,
     Peft,
     TextualInversion,
+    Tuned,
     adamw,
     attach,
     examples,
@@ -334,3 +337,24 @@ def test_eight_bits_need_their_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as if it were not there
     with pytest.raises(ModuleNotFoundError, match="pip install bitsandbytes"):
         adamw([torch.nn.Parameter(torch.zeros(1))], 1e-3, bits=8)
+
+
+def test_a_run_in_eight_bits_that_was_stopped_equals_an_unbroken_one(pipe, tmp_path):
+    """Where bitsandbytes is installed, and works on this machine's CPU."""
+    pytest.importorskip("bitsandbytes", minversion="0.48")
+
+    def run(steps: int, checkpoint: Path) -> Tuned:
+        tuned = attach(pipe, Full(), 0)
+        for progress in finetune(tuned, [a_set(pipe, 0)], 6, lr=1e-3, bits=8, checkpoint=checkpoint, every=0):
+            if progress.step == steps:
+                break
+        return tuned
+
+    start, whole = attach(pipe, Full(), 0), run(6, tmp_path / "whole.safetensors")
+    run(3, tmp_path / "broken.safetensors")
+    resumed = run(6, tmp_path / "broken.safetensors")
+    with safe_open(tmp_path / "whole.safetensors", "pt") as f:
+        kinds = {f.get_tensor(k).dtype for k in f.keys() if k.endswith(".state1")}
+    assert torch.uint8 in kinds, "nothing was kept in eight bits"
+    pairs = zip(start.parameters, whole.parameters, resumed.parameters, strict=True)
+    assert all(torch.equal(b, c) and not torch.equal(a, b) for a, b, c in pairs)
