@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 
@@ -241,8 +242,24 @@ def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkey
     assert len(list(sweeps.draw_sheets(pipe))) == 12 and len(taught) == 24
     rows = sweeps.sheets()
     assert list(rows) == list(SUBJECTS) and {row.size for row in rows.values()} == {(128 * len(sweeps.SHOWN), 128)}
+    assert sweeps.recognised() == {}, "no eye has looked"
+    said = {"pictures": {s: hashlib.sha256(sweeps.sheet(s).read_bytes()).hexdigest() for s in SUBJECTS}}
+    said |= {"recognised": {s: {"full": "yes"} for s in SUBJECTS}}
+    eye = sweeps.sheet("eye").with_suffix(".json")
+    eye.write_text(json.dumps(said), encoding="utf-8")
+    assert sweeps.recognised() == said["recognised"]
+    eye.write_text(json.dumps(said | {"pictures": said["pictures"] | {"duck": "0"}}), encoding="utf-8")
+    assert sweeps.recognised() == {}, "it has seen another duck"
+    eye.write_text(json.dumps(said), encoding="utf-8")
     monkeypatch.setattr(sweeps, "_weights", lambda: "others")
-    assert sweeps.sheets() == {}, "they were drawn with other weights"
+    assert sweeps.sheets() == sweeps.recognised() == {}, "they were drawn with other weights"
+
+
+def test_what_an_eye_recognised_is_about_the_pictures_that_are_there():
+    said = sweeps.recognised()
+    assert list(said) == list(SUBJECTS)
+    assert all(list(ways) == list(sweeps.SHOWN[1:]) for ways in said.values())
+    assert {word for ways in said.values() for word in ways.values()} == {"yes", "half", "no"}
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
