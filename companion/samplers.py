@@ -853,10 +853,10 @@ NEWER: dict[str, Sampler] = {
 MENU: tuple[tuple[str, str, str, str], ...] = (
     ("ddpm", "DDPM", "DDPM's own random step, from one timestep to an earlier one", "arXiv 2006.11239"),
     ("lcm", "LCM", "for distilled models: x0, and all the noise anew", "arXiv 2310.04378"),
-    ("Restart", "Restart", "goes up again to a high noise level, and down once more", "arXiv 2306.14878"),
-    ("ddim", "DDIM", "Euler's step; in ComfyUI the name is that and nothing else", "arXiv 2010.02502"),
+    ("Restart", "Restart", "Heun; goes up again to a middle noise level, and down once more", "arXiv 2306.14878"),
+    ("ddim", "Euler", "Euler's step; in ComfyUI the name is that and nothing else", "arXiv 2010.02502"),
     ("uni_pc, uni_pc_bh2", "UniPC", "predicts and corrects; ours is bh2", "arXiv 2302.04867"),
-    ("deis", "DEIS", "a polynomial through the last slopes, over log sigma", "arXiv 2204.13902"),
+    ("deis", "DEIS", "a polynomial through the last slopes; ours of order 2, ComfyUI's of 3", "arXiv 2204.13902"),
     ("heunpp2", "", "Heun, with a third slope one step further ahead, in a weighted mean", "Carzit's samplers"),
     ("ipndm, ipndm_v", "", "PLMS without its costly start; v for uneven steps", "arXiv 2204.13902"),
     ("res_multistep", "", "a refined exponential integrator of second order that remembers one x0", "arXiv 2308.02157"),
@@ -867,7 +867,7 @@ MENU: tuple[tuple[str, str, str, str], ...] = (
         "arXiv 2306.04848",
     ),
     ("er_sde", "", "a family of SDEs between Euler's path and DDPM's, third order", "arXiv 2309.06169"),
-    ("sa_solver", "", "Adams' method for SDEs, with a predictor and a corrector", "arXiv 2309.05019"),
+    ("sa_solver", "", "LMS's idea for SDEs, with a prediction and a correction", "arXiv 2309.05019"),
     ("seeds_2, seeds_3", "", "exponential steps for SDEs with two or three evaluations", "arXiv 2305.14267"),
     ("..._cfg_pp (CFG++)", "", "guides x0 alone, and takes the noise from the unguided answer", "arXiv 2406.08070"),
 )
@@ -875,14 +875,14 @@ MENU: tuple[tuple[str, str, str, str], ...] = (
 #: The same for schedules.
 SCHEDULE_MENU: tuple[tuple[str, str, str, str], ...] = (
     ("normal", "linspace", "even timesteps, from the last to the first", "k-diffusion"),
-    ("sgm_uniform", "open linspace", "the same, without the first timestep", "Stability's generative-models"),
+    ("sgm_uniform", "open linspace", "the same, without the lowest timestep", "Stability's generative-models"),
     ("simple", "trailing", "every k-th timestep, from the last one down", "arXiv 2305.08891"),
     ("ddim_uniform", "leading", "every k-th timestep, from the first one up", "arXiv 2010.02502"),
     ("karras", "karras", "even in sigma to the power of 1/7", "arXiv 2206.00364"),
     ("exponential", "exponential", "even in log sigma", "k-diffusion"),
-    ("beta", "beta", "dense at both ends", "arXiv 2407.12173"),
+    ("beta", "beta", "timesteps, dense at both ends", "arXiv 2407.12173"),
     ("kl_optimal", "", "even in the arc tangent of sigma", "arXiv 2404.14507"),
-    ("Align Your Steps", "", "ten levels that were found by optimising, for each model others", "arXiv 2404.14507"),
+    ("Align Your Steps", "", "levels for ten steps, found by optimising, others for each model", "arXiv 2404.14507"),
     ("linear_quadratic", "", "small even steps first, then ever larger ones; made for video", "Genmo's Mochi"),
 )
 
