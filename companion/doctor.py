@@ -132,12 +132,13 @@ def check_room(model: models.Model, device: str | torch.device | None = None) ->
     Raises:
         ValueError: when they do not, or for a GPU that torch does not see.
     """
-    if not model.weights:
+    needed = (model.base or model).weights * 1e9  # a LoRA's own are few
+    if not needed:
         return
     import torch
 
     where, dtype = models.place(device)
-    on_gpu, needed = where.type == "cuda", model.weights * 1e9 * dtype.itemsize / 4
+    on_gpu, needed = where.type == "cuda", needed * dtype.itemsize / 4
     there = torch.cuda.get_device_properties(where).total_memory if on_gpu else free_memory()[0]
     if needed > there:
         raise ValueError(

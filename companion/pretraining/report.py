@@ -281,7 +281,6 @@ class Measuring:
             with published(self.before, "tabletop") as old:
                 again = drawn_bytes(load_tabletop(old), [caption(s) for s in self.asked["one"]])
             found["shape_error_px_before"] = shapes(again, self.spoilable)["all"]
-            found["shape_error_ratio"] = found["shape_error_px"] / found["shape_error_px_before"]
         return found
 
     def errors(self) -> dict[str, float]:
@@ -562,6 +561,8 @@ def write(found: dict[str, float], folder: Path, before: str = "") -> None:
     """
     from companion.pretraining import eye, report_pictures
 
+    if found.get("shape_error_px_before"):
+        found = found | {"shape_error_ratio": round(found["shape_error_px"] / found["shape_error_px_before"], 4)}
     path = MODELS / "README.md"
     text = path.read_text(encoding="utf-8")
     start, end = "<!-- report -->", "<!-- /report -->"
