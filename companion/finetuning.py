@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from companion import diffusion, oft_vs_lora
 from companion.controlnet import EMBEDDER, adapter_of, controlnet_of, hint_of, listening
 from companion.metrics import pictures_to_tensor
+from companion.models import seeded
 from companion.training import Progress, ema_copy, noise_loss, train
 
 if TYPE_CHECKING:
@@ -447,6 +448,32 @@ def sets_loss(
         )
 
     return loss
+
+
+@torch.no_grad()
+def errors(
+    tuned: Tuned,
+    sets: Sequence[Examples],
+    *,
+    batch: int = 4,
+    draws: int = 4,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+) -> list[float]:
+    """For each set the mean squared error of the predicted noise, over `draws` times `batch` of its examples.
+
+    The same seed gives the same examples, timesteps and noises at every call. Chance, which shakes the loss of a single
+    step, is then the same before and after, and what is left is what was learned.
+    """
+    accelerator = accelerator or accelerator_for(tuned.pipe)
+    learning, found = tuned.parts.training, []
+    tuned.parts.eval()
+    for one in sets:
+        loss = sets_loss(tuned, [replace(one, weight=1.0)], batch)
+        with accelerator.autocast():
+            found.append(sum(float(loss(tuned.parts, seeded(seed + i), 0)) for i in range(draws)) / draws)
+    tuned.parts.train(learning)
+    return found
 
 
 # ---- The run ---------------------------------------------------------------------------------------------------------

@@ -151,6 +151,7 @@ def train(
         sampling={"steps": known.steps, "guidance_scale": known.guidance},
         show=show_every,
         every=save_every,
+        measure=_measure(pipe, sets[0]),
         **training,
     )
     with Bar(disable=_one_of_many()) as bar:
@@ -187,6 +188,25 @@ def _card(folder: Path, base: Model, prompt: str) -> None:
     with written(folder / "README.md") as temporary:
         text = "\n".join(["---", *lines, "---", "", f"A LoRA for pictures of: {prompt}", ""])
         temporary.write_text(text, encoding="utf-8")
+
+
+def _measure(pipe: Any, own: Examples) -> Callable[[Any], dict[str, float]] | None:
+    """What of drawn pictures can be put in numbers: in the miniature how like those of the set they are, and how
+    diverse. Of photographs the course has no judge.
+    """
+    from companion.diffusion import decode
+    from companion.dreambooth import likeness, spread
+    from companion.tabletop.measures import can_be_judged
+
+    if own.controls is not None or not can_be_judged(pipe):
+        return None
+    learned_from = decode(pipe, own.latents.to(pipe.unet.device)).cpu()
+
+    def found(pictures: Any) -> dict[str, float]:
+        several = {"diversity": spread(pictures)} if len(pictures) > 1 else {}
+        return {"likeness": float(likeness(pictures, learned_from).mean()), **several}
+
+    return found
 
 
 def _method(what: Name, rank: int, blocks: int, text_encoder: bool, token: str, initial: str) -> Method:

@@ -7,6 +7,7 @@ for progress in folder.run(tuned, sets, steps=400, prompts=["a sks duck on the m
 duck/settings.json       what was asked for, and the versions that it ran with
 duck/log.jsonl           loss and learning rate, every ten steps
 duck/samples/            the same prompts and seeds, drawn as training goes on
+duck/metrics.jsonl       measured then: errors that chance does not shake, and what the drawn pictures are like
 duck/learned/            what was learned, as `finetuning.save_learned` writes it
 duck/report.html         all of this on a page
 duck/run.safetensors     the run's state while it lasts: called again, it goes on where it was killed
@@ -20,20 +21,24 @@ import html
 import io
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from companion import __version__
 from companion.diffusion import draw
 from companion.figures import as_pil
-from companion.files import written
-from companion.finetuning import Examples, Tuned, accelerator_for, finetune, save_learned
+from companion.files import read_rows, write_rows, written
+from companion.finetuning import Examples, Tuned, accelerator_for, errors, finetune, save_learned
 from companion.training import Progress
 
+#: In metrics.jsonl, the error of the first set of examples, and of the second, if there is one.
+ERRORS = ("error", "class_error")
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
 
@@ -101,45 +106,55 @@ class Folder:
         sampling: Mapping[str, Any],
         show: int = 100,
         seed: int = 0,
+        measure: Callable[[Tensor], Mapping[str, float]] | None = None,
         **options: Any,
     ) -> Iterator[Progress]:
         """Train, yielding after each step; it goes on from the folder's last checkpoint, to the same weights.
 
         Args:
-            prompts: drawn with the same seeds before, every `show` steps, and after.
+            prompts: drawn with the same seeds before, every `show` steps, and after. Then the errors are measured, too.
             sampling: options of `diffusion.draw`: steps and guidance_scale.
+            measure: numbers, by name, of the pictures that were drawn (N, 3, H, W), for metrics.jsonl.
             options: those of `finetuning.finetune`.
         """
         accelerator = accelerator_for(tuned.pipe)
         first = accelerator.is_main_process  # of several, one writes
         if first:
             self.open(sets)
-            self._draw(tuned, prompts, sampling, seed, 0, again=False)
+            look = partial(self._look, tuned, sets, prompts, sampling, seed, measure, accelerator)
+            if not self.metrics():
+                look(0)
         options |= {"checkpoint": self.path / "run.safetensors", "log": self.path / "log.jsonl", "log_every": 10}
         for progress in finetune(tuned, sets, steps, seed=seed, accelerator=accelerator, **options):
             if first and (progress.step % show == 0 or progress.step == steps):
-                self._draw(tuned, prompts, sampling, seed, progress.step)
+                look(progress.step)
             yield progress
         if first:
             save_learned(tuned, self.path / "learned")
             with written(self.path / "report.html") as temporary:
                 temporary.write_text(self.report(), encoding="utf-8")
 
-    def _draw(self, tuned: Tuned, prompts: Sequence[str], sampling, seed: int, step: int, again: bool = True) -> None:
-        target = self.path / "samples" / f"{step:06d}.png"
-        if not prompts or tuned.net is not None or (target.exists() and not again):
-            return
-        learning = tuned.parts.training
-        tuned.parts.eval()
-        pictures = draw(tuned.pipe, list(prompts), [seed + i for i in range(len(prompts))], **sampling)
-        tuned.parts.train(learning)
-        with written(target) as temporary:
-            as_pil(torch.cat(list(pictures), 2)).save(temporary, "PNG")
+    def _look(self, tuned: Tuned, sets, prompts: Sequence[str], sampling, seed: int, measure, accelerator, step: int):
+        """Draw, and measure. A run that goes on from before a step does it again, and finds the same."""
+        found = dict(zip(ERRORS, errors(tuned, sets, seed=seed, accelerator=accelerator), strict=False))
+        if prompts and tuned.net is None:
+            learning = tuned.parts.training
+            tuned.parts.eval()
+            pictures = draw(tuned.pipe, list(prompts), [seed + i for i in range(len(prompts))], **sampling)
+            tuned.parts.train(learning)
+            with written(self.path / "samples" / f"{step:06d}.png") as temporary:
+                as_pil(torch.cat(list(pictures), 2)).save(temporary, "PNG")
+            found |= measure(pictures) if measure is not None else {}
+        earlier = [row for row in self.metrics() if row["step"] < step]
+        write_rows(self.path / "metrics.jsonl", [*earlier, {"step": step, **found}])
 
     def log(self) -> list[dict[str, float]]:
         """Step, mean loss and learning rate, every ten steps so far."""
-        target = self.path / "log.jsonl"
-        return [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()] if target.exists() else []
+        return read_rows(self.path / "log.jsonl")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """What was measured so far, each time with its "step": the errors (see `ERRORS`), and what `measure` found."""
+        return read_rows(self.path / "metrics.jsonl")
 
     def report(self) -> str:
         """The run as an HTML page with its pictures in it."""
@@ -159,20 +174,28 @@ class Folder:
 td {{ padding-right: 2em; vertical-align: top }} img {{ max-width: 100% }} figure {{ margin: 1em 0 }}</style>
 <h1>{html.escape(self.path.name)}</h1>
 <h2>The same prompts and seeds, as training goes on</h2>{shown or "<p>None were drawn.</p>"}
-<h2>Loss</h2><p>It hardly falls in a good run: look at the pictures.</p>{_embedded(self._curve())}
+<h2>Loss</h2><p>It hardly falls in a good run: look at the pictures. The loss adds up
+the sets' errors, each time with other noise. The errors beside it are of the same pictures with the same noise each
+time, so that chance does not shake them.</p>{_embedded(self._curves())}
 <h2>Settings, source and versions</h2><table>{rows}</table>
 </html>
 """
 
-    def _curve(self) -> bytes:
-        """The loss as a PNG."""
+    def _curves(self) -> bytes:
+        """The loss, the errors, and what the pictures are like, as a PNG."""
         from matplotlib.figure import Figure
 
-        log = self.log()
-        figure = Figure(figsize=(8, 3), layout="constrained")
-        axes = figure.subplots()
-        axes.plot([line["step"] for line in log], [line["loss"] for line in log])
-        axes.set(xlabel="step", ylabel="loss, mean of 10 steps", ylim=(0, None))
+        log, found = self.log(), self.metrics()
+        of_pictures = [name for name in found[0] if name not in ("step", *ERRORS)]
+        figure = Figure(figsize=(8, 3 if not of_pictures else 6), layout="constrained")
+        loss, *more = figure.subplots(2 if of_pictures else 1, squeeze=False)[:, 0]
+        loss.plot([line["step"] for line in log], [line["loss"] for line in log], label="loss, mean of 10 steps")
+        for axes, names in ((loss, [n for n in ERRORS if n in found[0]]), *((axes, of_pictures) for axes in more)):
+            for name in names:
+                axes.plot([row["step"] for row in found], [row[name] for row in found], "o-", label=name)
+            axes.legend()
+            axes.set(xlabel="step")
+        loss.set(ylabel="squared error", ylim=(0, None))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 import companion
 from companion.diffusion import picture_size
-from companion.finetuning import Examples, Lora, attach
+from companion.files import read_rows
+from companion.finetuning import Examples, Lora, attach, errors, sets_loss
 from companion.finetuning_run import Folder
 from companion.models import seeded
 from companion.training import read_meta
@@ -49,10 +50,10 @@ def a_set(pipe) -> Examples:
     return Examples(torch.randn(3, 4, 4, 4, generator=seeded(1)), ["a ball"] * 3)
 
 
-def run(folder: Path, pipe, steps: int = 20, **settings):
+def run(folder: Path, pipe, steps: int = 20, measure=None, **settings):
     tuned = attach(pipe, Lora(rank=2), seed=0)
     made = Folder(folder, {"steps": steps, **settings})
-    options = {"prompts": ["a ball", "a cube"], "sampling": SAMPLING, "show": 10, "lr": 0.01}
+    options = {"prompts": ["a ball", "a cube"], "sampling": SAMPLING, "show": 10, "lr": 0.01, "measure": measure}
     return tuned, made, made.run(tuned, [a_set(pipe)], steps, **options)
 
 
@@ -66,9 +67,33 @@ def test_its_folder_holds_everything(pipe, tmp_path):
     with Image.open(made.path / "samples" / "000020.png") as sheet:
         assert sheet.size == (2 * size, size)
     assert [line["step"] for line in made.log()] == [10, 20]
+    assert [line["step"] for line in made.metrics()] == [0, 10, 20]
     assert (made.path / "learned" / "pytorch_lora_weights.safetensors").exists()
     page = (made.path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4 and "after 10 steps" in page and "diffusers" in page
+
+
+def test_what_it_measures_says_what_was_learned_and_is_kept(pipe, tmp_path):
+    """The errors are those of the same noise each time: learning by heart brings them down, without a jump."""
+    tuned, made, steps = run(tmp_path / "run", pipe, 60, lambda pictures: {"brightness": float(pictures.mean())})
+    before = errors(tuned, [a_set(pipe)])
+    list(steps)
+    rows = made.metrics()
+    assert [row["step"] for row in rows] == list(range(0, 61, 10))
+    assert rows[0]["error"] == pytest.approx(before[0]) and rows[-1]["error"] == pytest.approx(
+        errors(tuned, [a_set(pipe)])[0]
+    )
+    found = [row["error"] for row in rows]
+    assert found == sorted(found, reverse=True) and found[-1] < found[0] and "class_error" not in rows[0]
+    assert len({row["brightness"] for row in rows}) == len(rows)
+
+
+def test_errors_are_those_of_the_loss_and_weights_do_not_count(pipe):
+    tuned, own = attach(pipe, Lora(rank=2), seed=0), a_set(pipe)
+    twice = errors(tuned, [own, Examples(own.latents, own.prompts, weight=7.0)], batch=2, draws=3)
+    assert twice[0] == twice[1]
+    by_hand = [float(sets_loss(tuned, [own], 2)(tuned.parts, seeded(i), 0).detach()) for i in range(3)]
+    assert twice[0] == pytest.approx(sum(by_hand) / 3)
 
 
 def test_a_folder_of_another_run_is_refused_and_left_alone(pipe, tmp_path):
@@ -133,6 +158,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tiny, p
     assert whole.keys() == broken.keys() and all(torch.equal(v, broken[k]) for k, v in whole.items())
     lines = (tmp_path / "broken" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(10, steps + 1, 10))
+    whole, broken = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken"))
+    assert whole == broken and [row["step"] for row in whole] == [0, steps]
+    assert whole[0].keys() == {"step", "error", "class_error"}
 
 
 @pytest.mark.slow
