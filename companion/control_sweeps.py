@@ -54,10 +54,12 @@ METHODS: dict[str, Method] = {
     "COFT": Follow(Oft(blocks=4, eps=0.5)),
     "attention": Follow(Near()),
 }
-#: The learning rates that are tried with each method: of all that is new, or of what learns in the U-Net.
-RATES = dict.fromkeys(METHODS, (1e-3, 3e-3))
-RATES |= {"LoRA": (3e-3, 1e-2), "OFT": (1e-2, 3e-2), "COFT": (1e-2, 3e-2)}
 ENCODER_RATE = 3e-3  # of the encoder, where the U-Net learns as well
+#: The learning rates that are tried with each method: of all that is new, or of what learns in the U-Net. The adapter's
+#: is that of the course's own, and the encoder alone learns as it does beside the others.
+RATES: dict[str, tuple[float, ...]] = {"ControlNet": (1e-3, 3e-3), "attention": (1e-3, 3e-3)}
+RATES |= {"LoRA": (3e-3, 1e-2), "OFT": (1e-2, 3e-2), "COFT": (1e-2, 3e-2)}
+RATES |= {"T2I-Adapter": (3e-3,), "encoder alone": (ENCODER_RATE,)}
 SHARES = (0.05, 0.5, 1.0)
 DROP = 0.5  # share of prompts left empty, as for the ControlNets
 
@@ -71,7 +73,7 @@ class Setting:
         lr: learning rate.
         share: of the examples that it learns from.
         seed: of everything random.
-        rating: whether it only helps to choose the learning rate; its pictures are of other scenes.
+        rating: whether it helps to choose the learning rate, which is done on other scenes.
     """
 
     method: str
@@ -92,8 +94,8 @@ def train_and_measure(
     pipe: StableDiffusionPipeline,
     setting: Setting,
     lessons: Examples,
-    held: Asked,
-    at: Sequence[int],
+    held: Mapping[bool, Asked],
+    at: Mapping[bool, Sequence[int]],
     *,
     batch: int = 16,
     sampling: Mapping[str, Any],
@@ -104,7 +106,8 @@ def train_and_measure(
     and how far the U-Net's weights have moved (`finetuning_sweeps.moved`).
 
     Args:
-        held: held-out scenes that pictures shall follow.
+        held: held-out scenes that pictures shall follow; those by which rates are chosen (True), and the others.
+        at: the steps after which each of them is drawn. A row's "rating" says of which it is.
         sampling: options of `diffusion.draw`: steps and guidance_scale.
     """
     tuned = attach(pipe, METHODS[setting.method], setting.seed)
@@ -112,16 +115,21 @@ def train_and_measure(
     numbers = sum(p.numel() for p in tuned.parameters)
     in_unet = isinstance(tuned.method, Follow) and tuned.method.method is not None
     options: dict[str, Any] = {"lr": setting.lr, "net_lr": ENCODER_RATE if in_unet else None}
-    for progress in finetune(tuned, sets, max(at), batch=batch, drop=DROP, seed=setting.seed, **options):
-        if progress.step not in at:
+    last = max(step for steps in at.values() for step in steps)
+    for progress in finetune(tuned, sets, last, batch=batch, drop=DROP, seed=setting.seed, **options):
+        wanted = [rating for rating, steps in at.items() if progress.step in steps]
+        if not wanted:
             continue
         plain = merged(tuned)
         with torch.no_grad():
-            drawn = drawn_with(plain, tuned.net, held.controls, held.prompts, held.seeds, **sampling)
-            away = moved(pipe.unet, plain.unet)
-        about = {"condition": held.condition.name, "step": progress.step, "parameters": numbers}
-        found = [round(float(v), 4) for v in held.followed(drawn)]
-        yield asdict(setting) | about | {"followed": found} | {k: round(v, 9) for k, v in away.items()}
+            away = {k: round(v, 9) for k, v in moved(pipe.unet, plain.unet).items()}
+        for rating in wanted:
+            some = held[rating]
+            with torch.no_grad():
+                drawn = drawn_with(plain, tuned.net, some.controls, some.prompts, some.seeds, **sampling)
+            found = [round(float(v), 4) for v in some.followed(drawn)]
+            about = {"rating": rating, "condition": some.condition.name, "step": progress.step, "parameters": numbers}
+            yield asdict(setting) | about | {"followed": found} | away
 
 
 def limits(pipe: StableDiffusionPipeline, held: Asked, **sampling: Any) -> dict[str, list[float]]:
@@ -135,7 +143,9 @@ def limits(pipe: StableDiffusionPipeline, held: Asked, **sampling: Any) -> dict[
 
 
 def ratings() -> list[Setting]:
-    """Each method at each learning rate, once: how its own best one is found."""
+    """Each method at each learning rate, once: how its own best one is found. The other scenes are drawn as well, so
+    that the best of them is the method's first training with all of the data.
+    """
     return [Setting(method, lr, rating=True) for method in METHODS for lr in RATES[method]]
 
 
@@ -153,6 +163,13 @@ def plan(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
     return [Setting(m, best(rows, m), share, seed) for seed in range(seeds) for share in SHARES for m in METHODS]
 
 
+def at_best(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that do not rate, of each method at its best rate, of those methods of which all rates were tried."""
+    tried = {m for m in METHODS if {r["lr"] for r in rows if r["rating"] and r["method"] == m} >= set(RATES[m])}
+    rate = {m: best(rows, m) for m in tried}
+    return [row for row in rows if not row["rating"] and rate.get(row["method"]) == row["lr"]]
+
+
 def results() -> Path:
     """Where the rows are stored."""
     return companion.DATA / "results" / "control_methods.jsonl"
@@ -162,6 +179,13 @@ def stored() -> list[dict[str, Any]]:
     """The rows that were measured with the weights in data/models; [] when there are none."""
     weights = weights_sum(companion.DATA / "models" / "tabletop")
     return [row for row in read_rows(results()) if row["weights"] == weights]
+
+
+def complete() -> list[Mapping[str, Any]]:
+    """The stored rows of each method at its best rate, when each share of the data was learned from; else []."""
+    rows = at_best(stored())
+    there = {(row["method"], row["share"]) for row in rows}
+    return rows if there >= {(method, share) for method in METHODS for share in SHARES} else []
 
 
 def sweep(
@@ -213,7 +237,7 @@ def measurer(
     name: str = "canny",
     *,
     count: int = 2000,
-    training: int = 600,
+    training: int = 480,
     batch: int = 16,
     pictures: int = 48,
     device: str = "cpu",
@@ -224,7 +248,8 @@ def measurer(
         name: of the condition.
         count: how many renders are all of the data.
         training: steps of each training.
-        pictures: held-out scenes that are drawn; learning rates are chosen on as many others.
+        pictures: held-out scenes that are drawn, with all of the data also after a quarter and half of the steps;
+            learning rates are chosen on as many others.
     """
     pipe, sampling = prepared(device)
     condition = CONDITIONS[name]
@@ -234,12 +259,12 @@ def measurer(
     lessons = examples(pipe, shown, [caption(s) for s in scenes], controls=controls)
     held = {True: asked(pipe, name, pictures), False: asked(pipe, name, pictures, skip=pictures)}
     ends = {rating: limits(pipe, some, **sampling) for rating, some in held.items()}
-    at = sorted({max(1, training // 4), max(1, training // 2), training})
+    through = sorted({max(1, training // 4), max(1, training // 2), training})
 
     def run(setting: Setting) -> list[dict[str, Any]]:
-        options: dict[str, Any] = {"batch": batch, "sampling": sampling}
-        rows = train_and_measure(pipe, setting, lessons, held[setting.rating], at, **options)
-        return [row | ends[setting.rating] for row in rows]
+        at = {False: through if setting.share == 1 else [training]} | ({True: [training]} if setting.rating else {})
+        rows = train_and_measure(pipe, setting, lessons, held, at, batch=batch, sampling=sampling)
+        return [row | ends[row["rating"]] for row in rows]
 
     return run
 

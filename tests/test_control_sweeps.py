@@ -43,9 +43,18 @@ def test_a_training_is_measured_at_the_steps_that_were_named(pipe, method):
     lessons = Examples(encode(pipe, held.renders), held.prompts, controls=as_controls(list(held.controls), 128))
     sampling = {"steps": 1, "guidance_scale": 1.0}
     rows = list(
-        sweeps.train_and_measure(pipe, Setting(method, 1e-2), lessons, held, [1, 2], batch=1, sampling=sampling)
+        sweeps.train_and_measure(
+            pipe,
+            Setting(method, 1e-2, rating=True),
+            lessons,
+            {False: held, True: held},
+            {False: [1, 2], True: [2]},
+            batch=1,
+            sampling=sampling,
+        )
     )
-    assert [r["step"] for r in rows] == [1, 2] and all(len(r["followed"]) == 2 for r in rows)
+    assert [(r["step"], r["rating"]) for r in rows] == [(1, False), (2, False), (2, True)]
+    assert all(len(r["followed"]) == 2 for r in rows) and rows[1]["followed"] == rows[2]["followed"]
     assert rows[0]["condition"] == "canny" and (rows[1]["distance"] > 0) == (method == "OFT")
     limits = sweeps.limits(pipe, held, **sampling)
     assert np.mean(limits["ceiling"]) > 0.95 > np.mean(limits["floor"])
@@ -60,17 +69,23 @@ def test_a_stopped_sweep_goes_on_with_each_method_at_its_best_rate(monkeypatch, 
         for setting in settings:
             trained.append(setting)
             good = setting.method != "LoRA" or setting.lr == 3e-3
-            yield [
-                row(step=50, followed=[0.9] * 5) | asdict(setting),
-                row(followed=[0.8 if good else 0.1] * 5) | asdict(setting),
-            ]
+            last = row(followed=[0.8 if good else 0.1] * 5) | asdict(setting)
+            both = [last | {"rating": False}, last] if setting.rating else [last]
+            yield [row(step=50, followed=[0.9] * 5) | asdict(setting) | {"rating": False}, *both]
 
     some = sweeps.sweep(run, seeds=1)
-    assert [next(some)[:2] for _ in range(4)][-1] == (4, 14 + 21)
-    assert len(sweeps.stored()) == 8
-    assert [done for done, *_ in sweeps.sweep(run, seeds=1)] == list(range(5, 36)) and len(trained) == 35
+    assert [next(some)[:2] for _ in range(4)][-1] == (4, 12 + 21)
+    assert len(sweeps.stored()) == 4 * 3 and not sweeps.complete()
+    # The trainings of the best rates are those with all of the data, too.
+    assert [done for done, *_ in sweeps.sweep(run, seeds=1)] == [*range(5, 13), *range(12 + 8, 34)]
+    assert len(trained) == 12 + 14
     assert {s.lr for s in trained if s.method == "LoRA" and not s.rating} == {3e-3}
-    assert {s.share for s in trained if not s.rating} == {0.05, 0.5, 1.0}
+    assert {s.share for s in trained if not s.rating} == {0.05, 0.5}
+    best = sweeps.complete()
+    assert {row["lr"] for row in best if row["method"] == "LoRA"} == {3e-3} and not any(row["rating"] for row in best)
+    assert {(row["method"], row["share"]) for row in best} == {(m, s) for m in METHODS for s in (0.05, 0.5, 1.0)}
+    half = [row for row in sweeps.stored() if (row["method"], row["lr"]) != ("LoRA", 1e-2)]
+    assert {row["method"] for row in sweeps.at_best(half)} == METHODS.keys() - {"LoRA"}
     with pytest.raises(ValueError, match="no learning rate of 'OFT' was tried yet: companion finetunings control"):
         sweeps.best([], "OFT")
 
