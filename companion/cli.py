@@ -109,7 +109,7 @@ def finetunings(
     ] = "rates",
     renders: Annotated[Path, typer.Option(help="Folder of training renders, for control.")] = Path("build/renders"),
     count: Annotated[int, typer.Option(min=20, help="Renders that are all of the data, for control.")] = 2000,
-    steps: Annotated[int, typer.Option(min=4, help="Of training, for control.")] = 480,
+    steps: Annotated[int, typer.Option(min=4, help="Of training, for control.")] = 400,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind, for control.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Settings that are measured beside each other.")] = 1,
     device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
