@@ -11,7 +11,7 @@ import html
 import io
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
-from PIL import Image
+from PIL import Image, ImageColor
 
 T = TypeVar("T")
 
@@ -76,8 +76,20 @@ class _Figure(Figure):
             image.save(buffer, "JPEG", **JPEG)
         else:
             kind = "png"
-            image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+            _reduced(image).save(buffer, "PNG", optimize=True)
         return {f"image/{kind}": base64.b64encode(buffer.getvalue()).decode(), "text/plain": repr(self)}
+
+
+def _reduced(image: Image.Image, colours: int = 64) -> Image.Image:
+    """An image in so few colours, those of lines, ink and paper among them: a single point must keep its own."""
+    own = np.array([ImageColor.getrgb(colour) for colour in (*COLOURS, INK, "#ffffff")])
+    found = np.array(image.quantize(colours - len(own)).getpalette()).reshape(-1, 3)[: colours - len(own)]
+    palette = np.concatenate([own, found])
+    there, where = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True)
+    nearest = ((there[:, None].astype(int) - palette) ** 2).sum(2).argmin(1)  # Pillow's own is not exact
+    reduced = Image.fromarray(nearest[where].astype(np.uint8).reshape(image.height, image.width))
+    reduced.putpalette(palette.astype(np.uint8).tobytes())
+    return reduced
 
 
 def _new(
@@ -279,7 +291,7 @@ def curves(
 
     Args:
         log: a logarithmic y axis.
-        log_x: a logarithmic x axis, with the values of `x` as its ticks.
+        log_x: a logarithmic x axis, with the values of `x` as its ticks, as far as there is room for them.
         points: mark each value.
         joined: draw the lines between the values; without them the figure is a scatter plot.
         errors: for some of the lines, the lower and upper ends (2, N) of each value's confidence interval.
@@ -290,10 +302,11 @@ def curves(
         axis = axes[0, 0]
         for i, (colour, (name, y)) in enumerate(zip(_colours(), lines.items(), strict=False)):
             xs = x[name] if isinstance(x, Mapping) else x
-            # Where colours come again, markers and dashes tell them apart.
-            marker = "os^"[i // len(COLOURS) % 3] if points or not joined else None
+            # Where colours come again, or points stand alone, markers and dashes tell them apart.
+            marker = "os^"[i // len(COLOURS) % 3] if joined else "os^Dv*PX"[i % 8]
+            marker = marker if points or not joined else None
             line = ("-" if i < len(COLOURS) else "--") if joined else "none"
-            axis.plot(xs, y, label=name, color=colour, marker=marker, markersize=4.5, linestyle=line)
+            axis.plot(xs, y, label=name, color=colour, marker=marker, markersize=4.5 if joined else 6, linestyle=line)
             if errors and name in errors:
                 low, high = errors[name]
                 axis.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -302,15 +315,25 @@ def curves(
         if log:
             axis.set_yscale("log")
         if log_x:
-            ticks = sorted({float(v) for xs in (x.values() if isinstance(x, Mapping) else [x]) for v in xs})
+            ticks = _apart({float(v) for xs in (x.values() if isinstance(x, Mapping) else [x]) for v in xs})
             axis.set_xscale("log")
-            axis.set_xticks(ticks, [f"{v:g}" for v in ticks])
+            axis.set_xticks(ticks, [f"{float(f'{v:.3g}'):g}" for v in ticks])
             axis.minorticks_off()
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         if len(lines) + len(levels or {}) > 1:
             axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _apart(values: Collection[float]) -> list[float]:
+    """Values in order, without those that would stand too close to the one before on a logarithmic axis."""
+    kept: list[float] = []
+    least = (max(values) / min(values)) ** 0.08
+    for value in sorted(values):
+        if not kept or value >= kept[-1] * least:
+            kept.append(value)
+    return kept
 
 
 def bars(

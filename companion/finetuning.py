@@ -24,11 +24,11 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from companion import diffusion, oft_vs_lora
+from companion import diffusion, energy, oft_vs_lora
 from companion.controlnet import EMBEDDER, adapter_of, controlnet_of, hint_of, listening
 from companion.metrics import pictures_to_tensor
 from companion.models import seeded
-from companion.training import Progress, ema_copy, noise_loss, train
+from companion.training import M, Progress, ema_copy, noise_loss, train
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -572,17 +572,7 @@ def accelerator_for(pipe: StableDiffusionPipeline) -> Accelerator:
 def merged(tuned: Tuned) -> StableDiffusionPipeline:
     """A pipeline of stock classes alone, with what was learned in its weights: it can be saved and loaded anywhere."""
     pipe = tuned.pipe
-    unet, text_encoder = copy.deepcopy(pipe.unet), copy.deepcopy(pipe.text_encoder)
-    for module in (unet, text_encoder):
-        if getattr(module, "peft_config", None):
-            _fuse(module)
-        if oft_vs_lora.adapters(module):
-            oft_vs_lora.merge(module)
-        for layer in module.modules():
-            for key, hook in list(layer._forward_pre_hooks.items()):
-                if isinstance(hook, _KeepNear):
-                    hook(layer)
-                    del layer._forward_pre_hooks[key]
+    unet, text_encoder = _merged(pipe.unet), _merged(pipe.text_encoder)
     table = text_encoder.get_input_embeddings()
     if isinstance(table, WithNewWord):
         text_encoder.set_input_embeddings(table.table)
@@ -590,6 +580,44 @@ def merged(tuned: Tuned) -> StableDiffusionPipeline:
         with torch.no_grad():
             text_encoder.get_input_embeddings().weight[-1] = table.row[0].to(table.table.weight)
     return with_parts(pipe, unet=unet.requires_grad_(False), text_encoder=text_encoder.requires_grad_(False))
+
+
+@torch.no_grad()
+def unet_weights(tuned: Tuned) -> dict[str, Tensor]:
+    """The weights of the U-Net's layers by name, as `merged` would have them: for a look after every step, since most
+    methods need no copy of the U-Net for it.
+    """
+    unet = tuned.pipe.unet
+    if not getattr(unet, "peft_config", None):
+        for layer in unet.modules():
+            for hook in layer._forward_pre_hooks.values():
+                if isinstance(hook, _KeepNear):
+                    hook(layer)
+        return energy.weights(unet)
+    if not isinstance(tuned.method, Lora):
+        return energy.weights(_merged(unet))
+    from peft.tuners.lora import LoraLayer
+
+    found = {k: w for k, w in energy.weights(unet).items() if not {"base_layer", "lora_A", "lora_B"} & {*k.split(".")}}
+    for name, layer in unet.named_modules():
+        if isinstance(layer, LoraLayer):
+            found[f"{name}.weight"] = found[f"{name}.weight"] + layer.get_delta_weight(layer.active_adapters[0])
+    return found
+
+
+def _merged(learned: M) -> M:
+    """A copy of a part of a pipeline, with what adapters have learned in its weights."""
+    module = copy.deepcopy(learned)
+    if getattr(module, "peft_config", None):
+        _fuse(module)
+    if oft_vs_lora.adapters(module):
+        oft_vs_lora.merge(module)
+    for layer in module.modules():
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if isinstance(hook, _KeepNear):
+                hook(layer)
+                del layer._forward_pre_hooks[key]
+    return module
 
 
 def pretrained(module: nn.Module) -> Any:

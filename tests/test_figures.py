@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageColor
 
 from companion import figures, start_here
 
@@ -52,6 +52,21 @@ class TestPictures:
         assert all(has_colour(pixels, c) for c in colours)
         assert [axis.get_title() for axis in figure.axes][:3] == ["one", "two", "three"]
         assert [axis.get_visible() for axis in figure.axes] == [True, True, True, False]
+
+    def test_a_single_point_keeps_its_colour_and_paper_is_white(self):
+        names = [str(i) for i in range(len(figures.COLOURS))]
+        points = {name: [i] for i, name in enumerate(names)}
+        figure = figures.curves(points, points, title="T", x_label="x", y_label="y", joined=False)
+        pixels = drawn(figure)
+        for colour in (*figures.COLOURS, "#ffffff"):
+            assert has_colour(pixels, ImageColor.getrgb(colour), within=0)
+        markers = {line.get_marker() for line in figure.axes[0].lines}
+        assert len(markers) == len(names)
+
+    def test_ticks_of_a_logarithmic_axis_leave_each_other_room(self):
+        rates = {"a": [1e-4, 1e-3, 1e-2], "b": [1.05e-4, 1.05e-3, 1e-2]}
+        figure = figures.curves(rates, {k: [1, 2, 3] for k in rates}, title="T", x_label="x", y_label="y", log_x=True)
+        assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["0.0001", "0.001", "0.01"]
 
     def test_pictures_are_stored_as_jpeg_and_curves_as_png(self):
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

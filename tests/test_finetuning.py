@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import companion
-from companion import diffusion, oft_vs_lora
+from companion import diffusion, energy, oft_vs_lora
 from companion.controlnet import hint_of, listening
 from companion.finetuning import (
     ATTENTION,
@@ -36,6 +36,7 @@ from companion.finetuning import (
     pretrained,
     save_learned,
     sets_loss,
+    unet_weights,
 )
 from companion.models import seeded
 
@@ -227,6 +228,20 @@ def test_what_was_learned_loads_in_the_library_and_draws_the_same(pipe, method, 
     whole.save_pretrained(tmp_path / "whole")
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "whole", safety_checker=None)
     assert torch.allclose(diffusion.draw(again, prompt, 7, **options), mine, atol=1e-4)
+
+
+@every_method
+def test_weights_are_those_of_the_merged_network(pipe, method):
+    tuned = attach(pipe, method)
+    for i, p in enumerate(tuned.parameters):
+        p.data = p.data + 0.1 * torch.randn(p.shape, generator=seeded(i))
+    state = {name: value.clone() for name, value in tuned.parts.state_dict().items()}
+    found = unet_weights(tuned)
+    wanted = energy.weights(merged(tuned).unet)
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[name], w, atol=1e-6) for name, w in wanted.items())
+    if not isinstance(method, Near):
+        assert all(torch.equal(value, state[name]) for name, value in tuned.parts.state_dict().items())
 
 
 @pytest.mark.parametrize("method", [METHODS["lora"], METHODS["oft"], METHODS["hra"]])
