@@ -596,11 +596,11 @@ def unet_weights(tuned: Tuned) -> dict[str, Tensor]:
         return energy.weights(unet)
     if not isinstance(tuned.method, Lora):
         return energy.weights(_merged(unet))
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners import lora
 
     found = {k: w for k, w in energy.weights(unet).items() if not {"base_layer", "lora_A", "lora_B"} & {*k.split(".")}}
     for name, layer in unet.named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, (lora.Linear, lora.Conv2d)):
             found[f"{name}.weight"] = found[f"{name}.weight"] + layer.get_delta_weight(layer.active_adapters[0])
     return found
 
