@@ -34,7 +34,7 @@ from companion.finetuning import (
     merged,
 )
 from companion.finetuning_sweeps import moved, prepared
-from companion.intervals import paired_difference, ratio_of_means
+from companion.intervals import Compared, compare, ratio_of_means
 from companion.pretraining.controlnet import to_follow
 from companion.sampler_sweeps import weights_sum
 from companion.tabletop import dataset
@@ -305,9 +305,8 @@ def compared(
     *,
     of_rival: float | None = None,
     step: int | None = None,
-) -> tuple[str, str]:
-    """Whether a method is followed "better", "worse", or "not told apart" from its rival over the pictures, and the
-    numbers in words. It is for conditions in which more is better.
+) -> Compared:
+    """Compare how well two methods are followed, picture by picture.
 
     Args:
         share: of the data.
@@ -317,6 +316,4 @@ def compared(
     shares = (share, share if of_rival is None else of_rival)
     a, b = (followed(rows, name, part, step) for name, part in zip((method, rival), shares, strict=True))
     there = ~(np.isnan(a) | np.isnan(b))
-    difference, low, high = paired_difference(a[there], b[there])
-    verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-    return verdict, f"{np.nanmean(a):.3f} against {np.nanmean(b):.3f}, {difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    return compare(a[there], b[there])

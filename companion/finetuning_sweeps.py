@@ -46,7 +46,7 @@ from companion.dreambooth import (
 )
 from companion.files import read_rows, write_rows, written
 from companion.finetuning import TRANSFORMERS, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
-from companion.intervals import mean_interval, paired_difference
+from companion.intervals import Compared, compare, mean_interval
 from companion.metrics import tensor_to_bytes
 from companion.models import find
 from companion.sampler_sweeps import weights_sum
@@ -378,6 +378,11 @@ def scores(rows: Sequence[Mapping[str, Any]], method: str) -> dict[tuple[float, 
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
+def unfinished(rows: Sequence[Mapping[str, Any]], method: str) -> bool:
+    """Whether a method did best after the most steps that were tried, so that it may go on to get better."""
+    return best(rows, method)[1] == max(row["step"] for row in rows if row["method"] == method)
+
+
 def best(rows: Sequence[Mapping[str, Any]], method: str) -> tuple[float, int]:
     """The learning rate and the number of steps at which a method did best. Raises ValueError as `scores` does."""
     found = scores(rows, method)
@@ -582,36 +587,19 @@ def courses(
     }
 
 
+def price(row: Mapping[str, Any]) -> float:
+    """What likeness costs: how far unrelated pictures have drifted for each unit of likeness gained, counted from that
+    of the class noun alone. Infinite when none was gained.
+    """
+    gained = row["likeness"] - row["floor"]
+    return row["drift"] / gained if gained > 0 else float("inf")
+
+
 def summary(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> tuple[float, float, float]:
     """Mean and confidence interval of a measure over subjects. Seeds of one subject are not independent of each other,
     so subjects are what is counted.
     """
     return mean_interval(list(by_subject(rows, key, method, step).values()))
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Two methods in one measure, subject by subject, each method at its own best number of steps.
-
-    Attributes:
-        means: of both methods.
-        difference, low, high: the mean difference of the first from the second, and its confidence interval.
-        subjects: how many there are.
-    """
-
-    means: tuple[float, float]
-    difference: float
-    low: float
-    high: float
-    subjects: int
-
-    def __str__(self) -> str:
-        return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
-
-    @property
-    def verdict(self) -> str:
-        """Whether the first method's numbers are "higher", "lower", or neither for sure, which is "not told apart"."""
-        return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
 
 
 def compared(
@@ -622,7 +610,7 @@ def compared(
     rival: str,
     step: int | None = None,
 ) -> Compared:
-    """Compare two methods in a measure of the stored table.
+    """Compare two methods in a measure of the stored table, subject by subject, each at its own best number of steps.
 
     Args:
         rate_rows: of `rates`, which say at how many steps each method is best.
@@ -639,9 +627,7 @@ def _compared(a: Mapping[str, float], b: Mapping[str, float], names: str) -> Com
     both = [subject for subject in a if subject in b]
     if len(both) < 2:
         raise ValueError(f"{len(both)} subjects were measured by {names}; two are needed at least")
-    x, y = [a[s] for s in both], [b[s] for s in both]
-    difference, low, high = paired_difference(x, y)
-    return Compared((float(np.mean(x)), float(np.mean(y))), difference, low, high, len(both))
+    return compare([a[s] for s in both], [b[s] for s in both])
 
 
 def by_setting(rows: Sequence[Mapping[str, Any]], key: str, step: int, change: Mapping[str, Any]) -> dict[str, float]:

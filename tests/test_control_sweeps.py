@@ -102,12 +102,13 @@ def test_methods_are_compared_picture_by_picture():
         row("LoRA", [9.0] * 5, rating=True),
     ]
     assert sweeps.followed(rows, "LoRA") == pytest.approx(lower)
-    verdict, said = sweeps.compared(rows, "OFT", "LoRA")
-    assert verdict == "better" and "0.580 against 0.480" in said
-    assert sweeps.compared(rows, "LoRA", "OFT")[0] == "worse" and sweeps.compared(rows, "OFT", "OFT")[0] != "better"
+    found = sweeps.compared(rows, "OFT", "LoRA")
+    assert found.verdict == "higher" and found.means == pytest.approx((0.58, 0.48)) and found.n == 5
+    assert sweeps.compared(rows, "LoRA", "OFT").verdict == "lower"
+    assert sweeps.compared(rows, "OFT", "OFT").verdict == "not told apart"
     rows += [row(step=50, followed=[0.3] * 5), row(share=0.05, followed=[0.0] * 5)]
-    assert sweeps.compared(rows, "OFT", "LoRA", step=50)[1].startswith("0.300 against 0.000")
-    assert sweeps.compared(rows, "OFT", "LoRA", 0.05, of_rival=1.0)[0] == "worse"
+    assert sweeps.compared(rows, "OFT", "LoRA", step=50).means == pytest.approx((0.3, 0.0))
+    assert sweeps.compared(rows, "OFT", "LoRA", 0.05, of_rival=1.0).verdict == "lower"
     gone, low, high = sweeps.share_of_the_way(
         np.full(6, 0.6), {"floor": [0.2] * 6, "ceiling": [1.0] * 5 + [float("nan")]}
     )

@@ -138,6 +138,16 @@ def test_the_best_rate_is_good_at_all_three():
         best(rows, "HRA")
 
 
+def test_a_method_that_is_best_at_its_last_step_may_be_unfinished():
+    rows = [row(step=50, likeness=0.3), row(step=100, likeness=0.5), row("OFT", step=50), row("OFT", likeness=0.2)]
+    assert sweeps.unfinished(rows, "LoRA") and not sweeps.unfinished(rows, "OFT")
+
+
+def test_the_price_of_likeness_is_drift():
+    assert sweeps.price(row(likeness=0.5, floor=0.1, drift=0.02)) == pytest.approx(0.05)
+    assert sweeps.price(row(likeness=0.1, floor=0.1, drift=0.02)) == float("inf")
+
+
 def test_rates_are_tried_until_the_best_is_between_others():
     assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == 10 * 3 * 2
     assert sweeps.RATES["full"] == pytest.approx((1e-4, 3.16e-4, 1e-3), rel=1e-3)
@@ -193,7 +203,7 @@ def test_methods_are_compared_subject_by_subject_each_at_its_own_steps():
     tried = [row("OFT", step=100), row("LoRA", step=50), row("LoRA", step=100, scene=0.1)]
     found = sweeps.compared(rows, tried, "likeness", "OFT", "LoRA")
     assert found.difference == pytest.approx(0.05) and found.low == pytest.approx(0.05)
-    assert found.verdict == "higher" and found.subjects == 3 and found.means == pytest.approx((0.56, 0.51))
+    assert found.verdict == "higher" and found.n == 3 and found.means == pytest.approx((0.56, 0.51))
     assert sweeps.compared(rows, tried, "likeness", "LoRA", "OFT").verdict == "lower"
     assert sweeps.compared(rows, tried, "likeness", "OFT", "OFT").verdict == "not told apart"
     assert sweeps.compared(rows, tried, "likeness", "OFT", "LoRA", step=100).verdict == "lower"
@@ -211,13 +221,13 @@ def test_a_changed_setting_is_compared_subject_by_subject():
     rows += [stored(s, v - 0.1, prior=False) for s, v in easy.items()]
     rows += [stored(s, v - 0.1, prior=False, prepared="small") for s, v in easy.items()]
     found = sweeps.changed(rows, "likeness", 100, {"prior": False}, {})
-    assert found.difference == pytest.approx(-0.1) and found.verdict == "lower" and found.subjects == 3
+    assert found.difference == pytest.approx(-0.1) and found.verdict == "lower" and found.n == 3
     small = sweeps.changed(rows, "likeness", 100, *sweeps.ADVICE["small photographs as they are"])
     assert small.difference == pytest.approx(0) and small.verdict == "not told apart"
     wrong = [stored(s, v - 0.2, noun=sweeps.wrong_noun(s)) for s, v in easy.items()]
     wrong += [stored("fire engine", 0.9), stored("fire engine", 0.1, noun="tree"), stored("fire engine", 9, noun="car")]
     found = sweeps.changed(rows + wrong, "likeness", 100, {"noun": sweeps.WRONG}, {})
-    assert found.subjects == 4 and found.difference == pytest.approx((3 * -0.2 - 0.8) / 4)
+    assert found.n == 4 and found.difference == pytest.approx((3 * -0.2 - 0.8) / 4)
     with pytest.raises(ValueError, match="0 subjects were measured by {'noun': 'car'} and DreamBooth as it is"):
         sweeps.changed(rows, "likeness", 100, {"noun": "car"}, {})
 

@@ -142,3 +142,42 @@ def test_an_interval_gets_the_word_that_it_deserves():
     assert said == ["more", "less", "not told apart from", "not told apart from"]
     assert intervals.word(1.1, 2, "more", "less", "equal", at=1) == "more"
     assert intervals.word(0.5, 2, "more", "less", "equal", at=1) == "equal"
+
+
+def test_a_comparison_has_the_p_value_of_the_paired_t_test():
+    a, b = [0.4, 0.5, 0.7, 0.6, 0.9], [0.3, 0.4, 0.4, 0.5, 0.6]
+    found = intervals.compare(a, b)
+    assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert (found.difference, found.low, found.high) == paired_difference(a, b) and found.n == 5
+    assert found.means == pytest.approx((0.62, 0.44)) and found.verdict == "higher"
+    assert str(found) == f"+0.18 ({found.low:+.2f} to {found.high:+.2f})"
+    assert found.within(found.high + 0.01) and not found.within(found.high - 0.01)
+    same, above = intervals.compare(a, a), intervals.compare(np.array(a) + 1.0, a)
+    assert (same.p, same.verdict) == (1.0, "not told apart") and above.p < 1e-12 and above.verdict == "higher"
+    with pytest.raises(ValueError, match="two at least"):
+        intervals.compare([1.0], [1.0])
+
+
+def test_of_many_questions_fewer_are_decided():
+    assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # Holm's own steps, by hand
+    assert intervals.holm([0.9, 0.8]) == [1.0, 1.0] and intervals.holm([]) == []
+    strong = intervals.compare([1.0, 1.1, 0.9, 1.0, 1.2], [0.0] * 5)
+    weak = intervals.compare([-0.5, -1.0, 0.1, -0.6, -0.7], [0.0] * 5)
+    assert weak.verdict == "lower" and 0.025 < weak.p < 0.05
+    assert intervals.decided([strong, weak]) == ["higher", "lower"]
+    assert intervals.decided([strong, weak, weak]) == ["higher", "not told apart", "not told apart"]
+
+
+def test_rank_correlation_in_rows_looks_within_each_row_only():
+    one = np.arange(8.0)
+    r, p = intervals.rank_correlation_in_rows([one, one + 100], [one**3, one - 100])
+    assert r == pytest.approx(1) and p < 0.001
+    # Between the rows they go against each other; within them nothing goes with anything.
+    other = [3, 1, 4, 1, 5, 9, 2, 6]
+    r, p = intervals.rank_correlation_in_rows([one, one + 100, [0] * 8], [other, np.array(other) - 100, one])
+    assert r == pytest.approx(stats.spearmanr(one, other).statistic)
+    assert p == pytest.approx(stats.spearmanr(one, other).pvalue, abs=0.03)  # two equal rows tell no more than one
+    with pytest.raises(ValueError, match="five columns"):
+        intervals.rank_correlation_in_rows([[1, 2]], [[1, 2]])
+    with pytest.raises(ValueError, match="all the same"):
+        intervals.rank_correlation_in_rows([[1] * 5], [range(5)])
