@@ -587,14 +587,6 @@ def courses(
     }
 
 
-def price(row: Mapping[str, Any]) -> float:
-    """What likeness costs: how far unrelated pictures have drifted for each unit of likeness gained, counted from that
-    of the class noun alone. Infinite when none was gained.
-    """
-    gained = row["likeness"] - row["floor"]
-    return row["drift"] / gained if gained > 0 else float("inf")
-
-
 def summary(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> tuple[float, float, float]:
     """Mean and confidence interval of a measure over subjects. Seeds of one subject are not independent of each other,
     so subjects are what is counted.

@@ -10,7 +10,7 @@ All ends are plain floats. If the interval of a difference contains 0, the data 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,13 +108,32 @@ def ratio_of_means(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
     Raises:
         ValueError: unless there are as many of both, five at least.
     """
-    a, b = _pairs(a, b, 5)
+    return _resampled(lambda a, b, axis=-1: a.mean(axis) / b.mean(axis), _pairs(a, b, 5))
 
-    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-        return a.mean(axis) / b.mean(axis)
 
-    found = stats.bootstrap((a, b), ratio, paired=True, vectorized=True, method="percentile", n_resamples=2000, rng=0)
-    return float(ratio(a, b)), float(found.confidence_interval.low), float(found.confidence_interval.high)
+def ratio_of_ratios(
+    first: tuple[ArrayLike, ArrayLike], second: tuple[ArrayLike, ArrayLike]
+) -> tuple[float, float, float]:
+    """One ratio of means over another, (mean a / mean b) / (mean c / mean d) for `first` = (a, b) and `second` =
+    (c, d), all (N,) and measured on the same N things, with its confidence interval as in `ratio_of_means`.
+
+    Raises:
+        ValueError: unless there are as many of all, five at least.
+    """
+    (a, b), (c, d) = _pairs(*first, 5), _pairs(*second, 5)
+    _pairs(a, c, 5)
+
+    def ratio(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (a.mean(axis) / b.mean(axis)) / (c.mean(axis) / d.mean(axis))
+
+    return _resampled(ratio, (a, b, c, d))
+
+
+def _resampled(statistic: Callable[..., np.ndarray], samples: tuple[np.ndarray, ...]) -> tuple[float, float, float]:
+    """A statistic of samples that belong together, and both ends of the bootstrap's interval."""
+    options = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": 2000}
+    found = stats.bootstrap(samples, statistic, rng=0, **options).confidence_interval
+    return float(statistic(*samples)), float(found.low), float(found.high)
 
 
 def _pairs(a: ArrayLike, b: ArrayLike, least: int) -> tuple[np.ndarray, np.ndarray]:

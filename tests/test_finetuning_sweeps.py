@@ -143,11 +143,6 @@ def test_a_method_that_is_best_at_its_last_step_may_be_unfinished():
     assert sweeps.unfinished(rows, "LoRA") and not sweeps.unfinished(rows, "OFT")
 
 
-def test_the_price_of_likeness_is_drift():
-    assert sweeps.price(row(likeness=0.5, floor=0.1, drift=0.02)) == pytest.approx(0.05)
-    assert sweeps.price(row(likeness=0.1, floor=0.1, drift=0.02)) == float("inf")
-
-
 def test_rates_are_tried_until_the_best_is_between_others():
     assert set(sweeps.RATES) == set(METHODS) and len(sweeps.rates()) == 10 * 3 * 2
     assert sweeps.RATES["full"] == pytest.approx((1e-4, 3.16e-4, 1e-3), rel=1e-3)

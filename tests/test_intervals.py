@@ -181,3 +181,15 @@ def test_rank_correlation_in_rows_looks_within_each_row_only():
         intervals.rank_correlation_in_rows([[1, 2]], [[1, 2]])
     with pytest.raises(ValueError, match="all the same"):
         intervals.rank_correlation_in_rows([[1] * 5], [range(5)])
+
+
+def test_the_ratio_of_two_ratios_of_means():
+    rng = np.random.default_rng(1)
+    b, d = rng.normal(2.0, 0.2, (2, 200))
+    a, c = 0.5 * b + rng.normal(0, 0.1, 200), 0.25 * d
+    middle, low, high = intervals.ratio_of_ratios((a, b), (c, d))
+    assert middle == pytest.approx(a.mean() / b.mean() / 0.25) and low < 2 < high
+    _, wanted_low, wanted_high = ratio_of_means(a, b)  # the second ratio is the same in every resample
+    assert (low, high) == pytest.approx((wanted_low / 0.25, wanted_high / 0.25), rel=1e-6)
+    with pytest.raises(ValueError, match="five at least"):
+        intervals.ratio_of_ratios((a, b), (c[:9], d[:9]))

@@ -14,7 +14,7 @@ from companion.run import NOTEBOOKS, set_parameters
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 # Their panels have editors rather than sliders: test_controlnet_panels.py and test_finetuning_lab.py try them.
-WITH_EDITORS = ["04_controlnet", "05_dreambooth"]
+WITH_EDITORS = ["04_controlnet", "05_dreambooth", "06_oft_vs_lora"]
 NAMES = ["00_start_here", "01_latent_diffusion", "02_samplers", "03_img2img_inpainting", "07_where_to_run"]
 VIEW = "application/vnd.jupyter.widget-view+json"
 

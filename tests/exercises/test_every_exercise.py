@@ -52,8 +52,7 @@ class TestEveryExercise:
 
     def test_the_notebook_has_the_stub_and_checks_it(self, name):
         exercise = exercises.exercise(name)
-        name_of_file = f"{exercise.notebook}.ipynb"
-        path = next(p for p in (NOTEBOOKS / name_of_file, NOTEBOOKS / "drafts" / name_of_file) if p.exists())
+        path = NOTEBOOKS / f"{exercise.notebook}.ipynb"
         cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         assert exercise.stub in cells
         assert any(f'exercises.check("{name}", {name})' in cell for cell in cells)
