@@ -238,7 +238,7 @@ def rank_correlation_in_rows(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
 
     For M methods measured on the same N subjects it asks whether a method's subjects with much of `a` have much of `b`,
     whatever the methods are. Columns belong together, so the p-value is the share of ten thousand random orders of the
-    columns of `a` that give as strong a mean, of either sign. Rows in which all values of one are the same are left out.
+    columns of `a` that give as strong a mean, of either sign. Rows in which all values of one are equal are left out.
 
     Raises:
         ValueError: unless the shapes are the same, with five columns at least, or when no row is left.
