@@ -103,8 +103,8 @@ def finetunings(
     plan: Annotated[
         str,
         typer.Argument(
-            help="What is measured: rates first; then table, ablations, advice or long; subjects, drawn for an eye; or "
-            "control."
+            help="What is measured: rates first; then table, ablations, advice or long; subjects, drawn for an eye; "
+            "control; or trials, of ControlNets."
         ),
     ] = "rates",
     renders: Annotated[Path, typer.Option(help="Folder of training renders, for control.")] = Path("build/renders"),
@@ -118,10 +118,11 @@ def finetunings(
     with _sentences():
         from companion.finetuning_sweeps import draw_sheets, prepared, sweep
 
-        if plan == "control":
+        if plan in ("control", "trials"):
             from companion.control_sweeps import measure
 
             options = {"count": count, "training": steps, "seeds": seeds, "workers": workers, "device": device}
+            options["trying"] = plan == "trials"
             for done, total, setting, mean in measure(renders, **options):
                 typer.echo(f"{done} of {total}: {setting.method}, {setting.lr:g}, {setting.share:.0%}: {mean:.3f}")
             return

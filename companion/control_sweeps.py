@@ -54,6 +54,12 @@ METHODS: dict[str, Method] = {
     "COFT": Follow(Oft(blocks=4, eps=0.5)),
     "attention": Follow(Near()),
 }
+#: Other ways to begin and to build a ControlNet, which are compared with `METHODS`' own at its best rate.
+TRIALS: dict[str, Method] = {
+    "ControlNet, embedder closed": ControlNet(attention=False, open_embedder=False),
+    "ControlNet, middle with attention": ControlNet(),
+    "ControlNet, from normals": ControlNet(begin=companion.DATA / "models" / "tabletop-controlnet-normal"),
+}
 ENCODER_RATE = 3e-3  # of the encoder, where the U-Net learns as well
 #: The learning rates that are tried with each method: of all that is new, or of what learns in the U-Net. The adapter's
 #: is that of the course's own, and the encoder alone learns as it does beside the others.
@@ -70,7 +76,7 @@ class Setting:
     """One training.
 
     Attributes:
-        method: of `METHODS`.
+        method: of `METHODS` or `TRIALS`.
         lr: learning rate.
         share: of the examples that it learns from.
         seed: of everything random.
@@ -111,7 +117,7 @@ def train_and_measure(
         at: the steps after which each of them is drawn. A row's "rating" says of which it is.
         sampling: options of `diffusion.draw`: steps and guidance_scale.
     """
-    tuned = attach(pipe, METHODS[setting.method], setting.seed)
+    tuned = attach(pipe, (METHODS | TRIALS)[setting.method], setting.seed)
     sets = [some_of(lessons, setting.share)]
     numbers = sum(p.numel() for p in tuned.parameters)
     in_unet = isinstance(tuned.method, Follow) and tuned.method.method is not None
@@ -165,6 +171,11 @@ def plan(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
     return [Setting(m, best(rows, m), share, seed) for seed in range(seeds) for share, m in parts]
 
 
+def trials(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
+    """`TRIALS`, with all of the data, at the rate at which a ControlNet is followed best."""
+    return [Setting(name, best(rows, "ControlNet"), seed=seed) for seed in range(seeds) for name in TRIALS]
+
+
 def at_best(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows that do not rate, of each method at its best rate, of those methods of which all rates were tried."""
     tried = {m for m in METHODS if {r["lr"] for r in rows if r["rating"] and r["method"] == m} >= set(RATES[m])}
@@ -193,16 +204,19 @@ def complete() -> list[Mapping[str, Any]]:
 
 
 def sweep(
-    measured: Callable[[Sequence[Setting]], Iterator[list[dict[str, Any]]]], seeds: int = 1
+    measured: Callable[[Sequence[Setting]], Iterator[list[dict[str, Any]]]], seeds: int = 1, trying: bool = False
 ) -> Iterator[tuple[int, int, Setting, float]]:
     """Measure what is lacking, first the learning rates, and store the rows; yields how many settings are done, of how
     many, which, and how well it is followed in the mean. It may be stopped, and goes on with the next setting.
 
-    measured: trains settings and yields the rows of each, as `train_and_measure` does.
+    Args:
+        measured: trains settings and yields the rows of each, as `train_and_measure` does.
+        trying: measure `TRIALS`, and of the rest only the learning rates.
     """
     rows, weights = stored(), weights_sum(companion.DATA / "models" / "tabletop")
-    done, total = 0, len(ratings()) + seeds * (len(METHODS) + (len(SHARES) - 1) * len(LITTLE))
-    for part in (lambda rows: ratings(), lambda rows: plan(rows, seeds)):
+    each = len(TRIALS) if trying else len(METHODS) + (len(SHARES) - 1) * len(LITTLE)
+    done, total = 0, len(ratings()) + seeds * each
+    for part in (lambda rows: ratings(), lambda rows: (trials if trying else plan)(rows, seeds)):
         settings = part(rows)
         lacking = [s for s in settings if not any(asdict(s).items() <= row.items() for row in rows)]
         done += len(settings) - len(lacking)
@@ -221,19 +235,21 @@ def measure(
     device: str = "cpu",
     workers: int = 1,
     seeds: int = 1,
+    trying: bool = False,
     **options: Any,
 ) -> Iterator[tuple[int, int, Setting, float]]:
     """The whole sweep, from renders of the split "train" in a folder; yields as `sweep` does.
 
     Args:
         workers: processes that train beside each other (see `workers.beside`).
+        seeds, trying: as in `sweep`.
         options: those of `measurer`.
     """
     make = partial(measurer, renders, device=device, **options)
     if workers > 1:
-        return sweep(lambda settings: beside(make, settings, workers), seeds)
+        return sweep(lambda settings: beside(make, settings, workers), seeds, trying)
     made = cache(make)  # the renders are read once, for rates and methods
-    return sweep(lambda settings: map(made(), settings), seeds)
+    return sweep(lambda settings: map(made(), settings), seeds, trying)
 
 
 def measurer(

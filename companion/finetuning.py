@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import ControlNetModel, DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -276,16 +276,22 @@ class TextualInversion:
 class ControlNet:
     """A new ControlNet learns, or a T2I-Adapter; the pipeline stays as it is. The sets of examples need control
     pictures. See `companion.controlnet`, for `attention` and `open_embedder` its `controlnet_of`.
+
+    Attributes:
+        begin: folder of a trained ControlNet, of a related condition for example, from which it goes on instead.
     """
 
     adapter: bool = False
     attention: bool = True
     open_embedder: bool = True
+    begin: Path | None = None
     lr: ClassVar[float] = 1e-5
 
     def _attach(self, pipe: StableDiffusionPipeline) -> nn.Module:
         if self.adapter:
             return adapter_of(pipe.unet, layers=1, factor=pipe.vae_scale_factor)
+        if self.begin is not None:
+            return ControlNetModel.from_pretrained(self.begin, torch_dtype=torch.float32, use_safetensors=True)
         return controlnet_of(pipe.unet, _embedder(pipe), attention=self.attention, open_embedder=self.open_embedder)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 
 import companion
 from companion import control_sweeps as sweeps
@@ -14,7 +15,7 @@ from companion.conditions import CONDITIONS
 from companion.control_sweeps import METHODS, Setting
 from companion.controlnet import Asked, as_controls
 from companion.diffusion import encode
-from companion.finetuning import Examples
+from companion.finetuning import Examples, attach
 from companion.metrics import pictures_to_tensor
 from companion.tabletop.samples import held_out
 
@@ -90,6 +91,9 @@ def test_a_stopped_sweep_goes_on_with_each_method_at_its_best_rate(monkeypatch, 
     assert {row["method"] for row in sweeps.at_best(half)} == METHODS.keys() - {"LoRA"}
     with pytest.raises(ValueError, match="no learning rate of 'OFT' was tried yet: companion finetunings control"):
         sweeps.best([], "OFT")
+    before = len(trained)
+    assert [done for done, *_ in sweeps.sweep(run, seeds=1, trying=True)] == [13, 14, 15]
+    assert [s.method for s in trained[before:]] == list(sweeps.TRIALS) and sweeps.complete() == best
 
 
 def test_methods_are_compared_picture_by_picture():
@@ -118,4 +122,11 @@ def test_methods_are_compared_picture_by_picture():
 
 
 def test_every_method_is_one_that_follows():
-    assert all(hasattr(method, "_attach") for method in METHODS.values())
+    assert all(hasattr(method, "_attach") for method in (METHODS | sweeps.TRIALS).values())
+
+
+def test_a_controlnet_may_go_on_from_a_trained_one(pipe):
+    method = sweeps.TRIALS["ControlNet, from normals"]
+    net, own = attach(pipe, method, 0).net, ControlNetModel.from_pretrained(method.begin, torch_dtype=torch.float32)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), own.parameters(), strict=True))
+    assert all(p.requires_grad for p in net.parameters())
