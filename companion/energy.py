@@ -58,8 +58,7 @@ def hyperspherical_energy(
     n = len(rows) * (2 if half_space else 1)
     if n < 2:
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has no two neurons with a direction to compare")
-    signs = (1, -1) if half_space else (1,)
-    at_zero = float(_potential(rows.new_zeros(()), s, angular))
+    at_zero = _summed(rows.new_zeros(1), s, half_space, angular)
     total = 0.0
     for i, cosine in _cosines(rows, chunk):
         pairs = len(cosine) * (2 * cosine.shape[1] - len(cosine) - 1) // 2
@@ -69,9 +68,7 @@ def hyperspherical_energy(
             cosine[a, b] = 0
             pairs -= len(a)
         # The panel is 0 where there is no pair. That is counted like the others, and taken off again.
-        for sign in signs:
-            total += float(_potential(cosine, s, angular, sign).sum(dtype=torch.float64))
-        total -= len(signs) * (cosine.numel() - pairs) * at_zero
+        total += _summed(cosine, s, half_space, angular) - (cosine.numel() - pairs) * at_zero
     total *= 2
     if half_space:  # (w, v) as often as (-w, -v); and each neuron with its own opposite
         opposite = math.pi if angular else 2.0
@@ -114,6 +111,16 @@ def _near_pairs(rows: Tensor, a: Tensor, b: Tensor, s: float, angular: bool, hal
             z = 2 * torch.atan2(z, other) if angular else z
             total += float((-z.log() if s == 0 else z**-s).sum())
     return total
+
+
+def _summed(cosine: Tensor, s: float, half_space: bool, angular: bool) -> float:
+    """The sum of f(z) over a panel of cosines, which is used up; with the opposites of one side when `half_space`."""
+    if half_space and s == 1 and not angular:
+        # 1 / sqrt(2 - 2 c) + 1 / sqrt(2 + 2 c) = sqrt(v v + v) with v = 1 / sqrt(1 - c c): half of the work, in place.
+        v = cosine.square_().neg_().add_(1).rsqrt_()
+        return float(v.addcmul_(v, v).sqrt_().sum(dtype=torch.float64))
+    signs = (1, -1) if half_space else (1,)
+    return sum(float(_potential(cosine, s, angular, sign).sum(dtype=torch.float64)) for sign in signs)
 
 
 def _potential(cosine: Tensor, s: float, angular: bool, sign: int = 1) -> Tensor:
