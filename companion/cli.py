@@ -122,7 +122,7 @@ def finetunings(
             from companion.control_sweeps import measure
 
             options = {"count": count, "training": steps, "seeds": seeds, "workers": workers, "device": device}
-            options["trying"] = plan == "trials"
+            options["plan"] = plan
             for done, total, setting, mean in measure(renders, **options):
                 typer.echo(f"{done} of {total}: {setting.method}, {setting.lr:g}, {setting.share:.0%}: {mean:.3f}")
             return

@@ -68,6 +68,11 @@ RATES |= {"LoRA": (3e-3, 1e-2), "OFT": (1e-2, 3e-2), "COFT": (1e-2, 3e-2)}
 RATES |= {"T2I-Adapter": (3e-3,), "encoder alone": (ENCODER_RATE,)}
 SHARES = (0.05, 0.5, 1.0)
 LITTLE = ("ControlNet", "LoRA", "OFT")  # those that learn from less than all of the data as well
+#: What is trained when the rates are known, by the plan's name: shares of the data, and names of methods.
+PLANS: dict[str, list[tuple[float, str]]] = {
+    "control": [(share, m) for share in SHARES for m in METHODS if share == 1 or m in LITTLE],
+    "trials": [(1.0, m) for m in TRIALS],
+}
 DROP = 0.5  # share of prompts left empty, as for the ControlNets
 
 
@@ -165,15 +170,12 @@ def best(rows: Sequence[Mapping[str, Any]], method: str) -> float:
     return max((r for r in tried if r["step"] == last), key=lambda r: float(np.nanmean(r["followed"])))["lr"]
 
 
-def plan(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Setting]:
-    """Every method at its best learning rate, and some from each share of the data, with several seeds."""
-    parts = [(share, m) for share in SHARES for m in METHODS if share == 1 or m in LITTLE]
-    return [Setting(m, best(rows, m), share, seed) for seed in range(seeds) for share, m in parts]
-
-
-def trials(rows: Sequence[Mapping[str, Any]], seeds: int = 1) -> list[Setting]:
-    """`TRIALS`, with all of the data, at the rate at which a ControlNet is followed best."""
-    return [Setting(name, best(rows, "ControlNet"), seed=seed) for seed in range(seeds) for name in TRIALS]
+def plan(rows: Sequence[Mapping[str, Any]], seeds: int, name: str = "control") -> list[Setting]:
+    """The trainings of one of `PLANS`, every method at its best learning rate, with several seeds. `TRIALS` have the
+    ControlNet's rate.
+    """
+    rate = {m: best(rows, m if m in METHODS else "ControlNet") for _, m in PLANS[name]}
+    return [Setting(m, rate[m], share, seed) for seed in range(seeds) for share, m in PLANS[name]]
 
 
 def at_best(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -204,19 +206,18 @@ def complete() -> list[Mapping[str, Any]]:
 
 
 def sweep(
-    measured: Callable[[Sequence[Setting]], Iterator[list[dict[str, Any]]]], seeds: int = 1, trying: bool = False
+    measured: Callable[[Sequence[Setting]], Iterator[list[dict[str, Any]]]], seeds: int = 1, name: str = "control"
 ) -> Iterator[tuple[int, int, Setting, float]]:
     """Measure what is lacking, first the learning rates, and store the rows; yields how many settings are done, of how
     many, which, and how well it is followed in the mean. It may be stopped, and goes on with the next setting.
 
     Args:
         measured: trains settings and yields the rows of each, as `train_and_measure` does.
-        trying: measure `TRIALS`, and of the rest only the learning rates.
+        name: of `PLANS`.
     """
     rows, weights = stored(), weights_sum(companion.DATA / "models" / "tabletop")
-    each = len(TRIALS) if trying else len(METHODS) + (len(SHARES) - 1) * len(LITTLE)
-    done, total = 0, len(ratings()) + seeds * each
-    for part in (lambda rows: ratings(), lambda rows: (trials if trying else plan)(rows, seeds)):
+    done, total = 0, len(ratings()) + seeds * len(PLANS[name])
+    for part in (lambda rows: ratings(), lambda rows: plan(rows, seeds, name)):
         settings = part(rows)
         lacking = [s for s in settings if not any(asdict(s).items() <= row.items() for row in rows)]
         done += len(settings) - len(lacking)
@@ -235,21 +236,22 @@ def measure(
     device: str = "cpu",
     workers: int = 1,
     seeds: int = 1,
-    trying: bool = False,
+    plan: str = "control",
     **options: Any,
 ) -> Iterator[tuple[int, int, Setting, float]]:
     """The whole sweep, from renders of the split "train" in a folder; yields as `sweep` does.
 
     Args:
         workers: processes that train beside each other (see `workers.beside`).
-        seeds, trying: as in `sweep`.
+        seeds: of each training.
+        plan: of `PLANS`.
         options: those of `measurer`.
     """
     make = partial(measurer, renders, device=device, **options)
     if workers > 1:
-        return sweep(lambda settings: beside(make, settings, workers), seeds, trying)
+        return sweep(lambda settings: beside(make, settings, workers), seeds, plan)
     made = cache(make)  # the renders are read once, for rates and methods
-    return sweep(lambda settings: map(made(), settings), seeds, trying)
+    return sweep(lambda settings: map(made(), settings), seeds, plan)
 
 
 def measurer(
@@ -303,6 +305,21 @@ def followed(rows: Sequence[Mapping[str, Any]], method: str, share: float = 1.0,
     if not found:
         raise ValueError(f"{method!r} was not measured with {share:.0%} of the data: companion finetunings control")
     return np.mean(found, axis=0)
+
+
+def beginnings(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, np.ndarray]]:
+    """How well each picture follows (N,), by step, in every training of a ControlNet with all of the data: at each
+    learning rate, and of each of `TRIALS`; by the training's name. The first is `METHODS`' own at its best rate. Empty
+    when none was measured.
+    """
+    mine = [r for r in rows if r["method"] in ("ControlNet", *TRIALS) and r["share"] == 1 and not r["rating"]]
+    if not mine:
+        return {}
+    rate, found = best(rows, "ControlNet"), {"ControlNet": {}}
+    for r in mine:
+        name = r["method"] if r["lr"] == rate else f"{r['method']}, rate {r['lr']:g}"
+        found.setdefault(name, {}).setdefault(r["step"], []).append(r["followed"])
+    return {name: {step: np.mean(each, axis=0) for step, each in sorted(s.items())} for name, s in found.items()}
 
 
 def share_of_the_way(drawn: np.ndarray, limits: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:

@@ -285,6 +285,7 @@ def curves(
     joined: bool = True,
     errors: Mapping[str, Any] | None = None,
     levels: Mapping[str, float] | None = None,
+    order: Sequence[str] | None = None,
     height: float = 2.6,
 ) -> Figure:
     """Lines over a common axis, or each over its own when `x` is a mapping too.
@@ -296,11 +297,16 @@ def curves(
         joined: draw the lines between the values; without them the figure is a scatter plot.
         errors: for some of the lines, the lower and upper ends (2, N) of each value's confidence interval.
         levels: named horizontal lines to compare with, three at most (more are not drawn).
+        order: names whose places give lines their colours and markers, so that these are the same in several figures.
+            Lines that it does not name come after it.
     """
+    places = [*(order or ()), *(name for name in lines if name not in (order or ()))]
     with rc_context(STYLE):
         figure, axes = _new(WIDTH, height, 1, 1, title, caption)
         axis = axes[0, 0]
-        for i, (colour, (name, y)) in enumerate(zip(_colours(), lines.items(), strict=False)):
+        for name, y in lines.items():
+            i = places.index(name)
+            colour = _colours()[i]
             xs = x[name] if isinstance(x, Mapping) else x
             # Where colours come again, or points stand alone, markers and dashes tell them apart.
             marker = "os^"[i // len(COLOURS) % 3] if joined else "os^Dv*PX"[i % 8]

@@ -186,9 +186,8 @@ def compare(a: ArrayLike, b: ArrayLike) -> Compared:
     """
     a, b = _pairs(a, b, 2)
     difference, low, high = mean_interval(a - b)
-    spread = (high - low) / 2
-    t = difference * stats.t.ppf(0.975, len(a) - 1) / spread if spread > 0 else math.copysign(math.inf, difference)
-    p = 2 * stats.t.sf(abs(t), len(a) - 1) if spread > 0 or difference else 1.0
+    error = stats.sem(a - b)  # not scipy's ttest_rel, which warns when all differences are the same
+    p = 2 * stats.t.sf(abs(difference) / error, len(a) - 1) if error > 0 else float(difference == 0)
     return Compared((float(a.mean()), float(b.mean())), difference, low, high, len(a), float(p))
 
 

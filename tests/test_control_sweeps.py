@@ -92,7 +92,7 @@ def test_a_stopped_sweep_goes_on_with_each_method_at_its_best_rate(monkeypatch, 
     with pytest.raises(ValueError, match="no learning rate of 'OFT' was tried yet: companion finetunings control"):
         sweeps.best([], "OFT")
     before = len(trained)
-    assert [done for done, *_ in sweeps.sweep(run, seeds=1, trying=True)] == [13, 14, 15]
+    assert [done for done, *_ in sweeps.sweep(run, seeds=1, name="trials")] == [13, 14, 15]
     assert [s.method for s in trained[before:]] == list(sweeps.TRIALS) and sweeps.complete() == best
 
 
@@ -119,6 +119,17 @@ def test_methods_are_compared_picture_by_picture():
     assert gone == low == high == pytest.approx(0.5)
     with pytest.raises(ValueError, match="'HRA' was not measured with 50% of the data"):
         sweeps.followed(rows, "HRA", 0.5)
+
+
+def test_the_beginnings_of_a_controlnet_are_told_apart_by_rate_and_by_name():
+    tried = [row("ControlNet", [0.5] * 5, rating=True), row("ControlNet", [0.2] * 5, rating=True, lr=1e-4)]
+    rows = [*tried, row("ControlNet, from normals", [0.6] * 5), row("ControlNet", [0.2] * 5, lr=1e-4)]
+    rows += [row("ControlNet", [0.3] * 5), row("ControlNet", [0.5] * 5, seed=1)]
+    rows += [row("ControlNet", [0.1] * 5, share=0.5)]
+    found = sweeps.beginnings(rows)
+    assert list(found) == ["ControlNet", "ControlNet, from normals", "ControlNet, rate 0.0001"]
+    assert found["ControlNet"][100] == pytest.approx([0.4] * 5)  # the mean of both seeds
+    assert found["ControlNet, rate 0.0001"][100] == pytest.approx([0.2] * 5) and sweeps.beginnings([]) == {}
 
 
 def test_every_method_is_one_that_follows():

@@ -115,6 +115,15 @@ class TestNumbers:
         assert {line.get_linestyle() for line in lines} == {"None"}
         assert len({(line.get_color(), line.get_marker()) for line in lines}) == 10
 
+    def test_an_order_keeps_a_name_its_colour_from_figure_to_figure(self):
+        def colours(*names, order=None):
+            lines = {name: [1, 2] for name in names}
+            figure = figures.curves([1, 2], lines, title="T", x_label="x", y_label="y", order=order)
+            return [line.get_color() for line in figure.axes[0].get_lines()]
+
+        first, second = colours("a", "b", "c"), colours("c", "new", "a", order=["a", "b", "c"])
+        assert second == [first[2], figures.COLOURS[3], first[0]]
+
     def test_curves_hold_their_numbers(self):
         figure = figures.curves(
             [1, 2],

@@ -110,7 +110,7 @@ class EnergyExplorer(Editor):
         text = f"energy {self.energy:.4f}, s = {self.s}{', half-space' if self.half_space else ''}"
         pen.text((8 * k, side + 4 * k), text, INK, ImageFont.load_default(15 * k))
         where = "circle" if points.shape[1] == 2 else "sphere"
-        note = f"{len(points)} points on a {where}; arrows are forces"
+        note = f"{len(points)} points on a {where}, and their forces"
         pen.text((8 * k, side + 26 * k), note, INK, ImageFont.load_default(12 * k))
         return sheet.resize((self.side, self.side + 48), Image.Resampling.LANCZOS)
 
