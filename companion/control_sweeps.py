@@ -297,13 +297,17 @@ def measurer(
 def followed(rows: Sequence[Mapping[str, Any]], method: str, share: float = 1.0, step: int | None = None) -> np.ndarray:
     """How well each picture follows (N,), the mean over seeds, at a step, the last one by default.
 
-    Raises ValueError when it was not measured.
+    Raises ValueError when it was not measured, or at several learning rates: `at_best` chooses among them.
     """
     mine = [r for r in rows if not r["rating"] and (r["method"], r["share"]) == (method, share)]
     step = step or max((r["step"] for r in mine), default=0)
     found = [r["followed"] for r in mine if r["step"] == step]
     if not found:
         raise ValueError(f"{method!r} was not measured with {share:.0%} of the data: companion finetunings control")
+    if len(rates := {r["lr"] for r in mine}) > 1:
+        raise ValueError(
+            f"{method!r} was measured at the learning rates {sorted(rates)}; give the rows of one, as `at_best` does"
+        )
     return np.mean(found, axis=0)
 
 

@@ -53,12 +53,16 @@ def paired_share_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, f
 
     What is alike in both says nothing about the difference, so such an interval is narrower than `share_difference`'s.
     Half a count is added to each of the four cells, as in Agresti and Min, Statistics in Medicine 24, 2005, 729-740.
+    An entry may also be the share of True among several pictures of one prompt. The interval is then too wide rather
+    than too narrow, since such shares vary less than single answers.
 
     Raises:
-        ValueError: for fewer than two pairs, or lengths that differ.
+        ValueError: for fewer than two pairs, lengths that differ, or entries outside [0, 1].
     """
     x, y = _pairs(a, b, least=2)
-    n, gained, lost = len(x) + 2, float(((x == 1) & (y == 0)).sum()) + 0.5, float(((x == 0) & (y == 1)).sum()) + 0.5
+    if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) > 1:
+        raise ValueError("shares must be between 0 and 1; give one truth, or one share, for each pair")
+    n, gained, lost = len(x) + 2, float((x - y).clip(0).sum()) + 0.5, float((y - x).clip(0).sum()) + 0.5
     middle = (gained - lost) / n
     half = 1.96 * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
     return float(x.mean() - y.mean()), max(middle - half, -1.0), min(middle + half, 1.0)

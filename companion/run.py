@@ -45,7 +45,7 @@ NOTEBOOKS = ROOT / "notebooks"
 #: The default time limit for a cell, in seconds.
 TIMEOUT = 600.0
 #: A committed notebook must be smaller than this many bytes.
-MAX_BYTES = 1_000_000
+MAX_BYTES = 1_250_000
 
 # The report contains what papermill logs; without a handler, the logger would also print it on stderr.
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -86,8 +86,8 @@ def choose(only: str | Iterable[str] | None = None) -> list[Path]:
         if not exact and not begins:
             names = [path.stem for path in every]
             near = difflib.get_close_matches(name, names + [stem[3:] for stem in names], n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"No notebook is called {wanted!r}; {hint}There are: {', '.join(names)}.")
+            others = f"did you mean {near[0]!r}? There are" if near else "there are"
+            raise ValueError(f"No notebook is called {wanted!r}; {others}: {', '.join(names)}.")
         chosen.update(exact or begins)
     return sorted(chosen)
 
@@ -433,7 +433,7 @@ def execute_in_place(
     """Execute notebooks and write them back with their new outputs, ready to commit.
 
     Widget states and timings are left out: they change every time, and GitHub refuses to show the former. A notebook
-    is written whole, and only if it ran to its end and stays under 1 MB; otherwise the file is left as it was.
+    is written whole, and only if it ran to its end and is below `MAX_BYTES`; otherwise the file stays as it was.
     `parameters` replace values in the notebook's cell tagged `parameters`, so that the cell says what was run.
 
     Returns 0 if all were written, else 1 (130 after Ctrl-C or SIGTERM). Raises ValueError for an unknown parameter.

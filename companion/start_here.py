@@ -4,7 +4,6 @@ with an eye.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,16 +87,17 @@ def eye_and_judge() -> dict[str, dict[str, float]]:
     }
 
 
-def eye_counts() -> dict[str, dict[str, int]]:
+def eye_counts(control: str = "") -> dict[str, dict[str, int]]:
     """How many things the eye called clear, doubtful and wrong, under "drawn", and in renders that only went through
-    the autoencoder, under "rebuilt". Raises FileNotFoundError when no eye has looked.
+    the autoencoder, under "rebuilt". With the name of a condition, things that were drawn with its ControlNet, which
+    another reader looked at. Raises FileNotFoundError when no eye has looked.
     """
     from companion.pretraining import eye
 
-    drawn = Counter(verdict.word for verdict in eye.load_verdicts(eye.VERDICTS))
-    rebuilt = json.loads(eye.VERDICTS.read_text(encoding="utf-8"))["controls"]
+    path = eye.verdicts_with(control)
+    drawn, rebuilt = Counter(verdict.word for verdict in eye.load_verdicts(path)), eye.load_controls(path)
     words = ("clear", "doubtful", "wrong")
-    return {"drawn": {word: drawn[word] for word in words}, "rebuilt": {word: rebuilt[word] for word in words}}
+    return {"drawn": {word: drawn[word] for word in words}, "rebuilt": {word: rebuilt.get(word, 0) for word in words}}
 
 
 def not_clear(n: int) -> list[tuple[str, int, list[tuple[str, str]]]]:

@@ -40,12 +40,24 @@ def noise_loss(
     scheduler: Any,
     x0: Tensor,
     generator: torch.Generator,
+    **options: Any,
+) -> Tensor:
+    """The mean of `noise_losses` over a batch: what training makes small."""
+    return noise_losses(predict, scheduler, x0, generator, **options).mean()
+
+
+def noise_losses(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    scheduler: Any,
+    x0: Tensor,
+    generator: torch.Generator,
     *,
     timesteps: Tensor | None = None,
     min_snr: float | None = None,
     weight: Callable[[Tensor], Tensor] | Tensor | None = None,
 ) -> Tensor:
-    """The mean squared error of a network's prediction for noised latents (DDPM, arXiv 2006.11239, equation 14).
+    """The mean squared error (N,) of a network's prediction for each of the noised latents (DDPM, arXiv 2006.11239,
+    equation 14).
 
     Noise and timesteps are drawn from the generator on the CPU, noise first, so that they are the same on every device.
 
@@ -72,7 +84,7 @@ def noise_loss(
     error = error.flatten(1).mean(1)
     if min_snr is not None:
         error = error * min_snr_weight(scheduler, t, min_snr)
-    return error.mean()
+    return error
 
 
 def min_snr_weight(scheduler: Any, timesteps: Tensor, at_most: float = 5.0) -> Tensor:

@@ -119,6 +119,8 @@ def test_methods_are_compared_picture_by_picture():
     assert gone == low == high == pytest.approx(0.5)
     with pytest.raises(ValueError, match="'HRA' was not measured with 50% of the data"):
         sweeps.followed(rows, "HRA", 0.5)
+    with pytest.raises(ValueError, match=r"'LoRA' was measured at the learning rates \[.*\]; give the rows of one"):
+        sweeps.followed([*rows, row("LoRA", lower, lr=1e-5)], "LoRA")
 
 
 def test_the_beginnings_of_a_controlnet_are_told_apart_by_rate_and_by_name():

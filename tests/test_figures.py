@@ -53,6 +53,16 @@ class TestPictures:
         assert [axis.get_title() for axis in figure.axes][:3] == ["one", "two", "three"]
         assert [axis.get_visible() for axis in figure.axes] == [True, True, True, False]
 
+    @pytest.mark.parametrize(("columns", "rows"), [(1, 2), (4, 2), (6, 1), (6, 3)])
+    def test_pictures_of_the_miniature_are_no_smaller_than_they_are(self, columns, rows):
+        black = [Image.new("RGB", (128, 128))] * columns * rows
+        names = {"row_names": ["a row"] * rows, "column_names": ["a column"] * columns}
+        pixels = drawn(figures.grid(black, columns=columns, title="T", caption="C", **names))
+        dark = (pixels.max(-1) < 20).sum(1)  # in a line of pixels through a row of pictures, nearly all of it is theirs
+        assert dark.max() >= 128 * columns
+        assert (dark >= 128 * columns - 4).sum() >= 126 * rows
+        assert pixels.shape[1] <= 96 * figures.WIDEST
+
     def test_a_single_point_keeps_its_colour_and_paper_is_white(self):
         names = [str(i) for i in range(len(figures.COLOURS))]
         points = {name: [i] for i, name in enumerate(names)}

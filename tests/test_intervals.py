@@ -61,6 +61,13 @@ class TestShares:
         with pytest.raises(ValueError, match="2 and 3 values cannot be compared in pairs"):
             paired_share_difference([True] * 2, [True] * 3)
 
+    def test_shares_of_several_pictures_count_as_such(self):
+        """Twice 2 of 4 lost is one lost, as if the pictures were others."""
+        some, all_met = [0.5, 0.5] + [1.0] * 8, [1.0] * 10
+        assert paired_share_difference(some, all_met) == paired_share_difference([0.0] + [1.0] * 9, all_met)
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            paired_share_difference([0.5, 3], [0, 1])
+
     def test_turned_round_it_is_the_same_interval(self):
         d, low, high = share_difference((3, 10), (8, 10))
         assert share_difference((8, 10), (3, 10)) == (pytest.approx(-d), pytest.approx(-high), pytest.approx(-low))

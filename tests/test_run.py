@@ -167,7 +167,7 @@ def test_notebooks_are_chosen_by_number_name_or_beginning(folder):
     with pytest.raises(ValueError, match="'01_latent_difusion'; did you mean '01_latent_diffusion'?"):
         runner.choose("01_latent_difusion")
     for nothing in ("7", ""):
-        with pytest.raises(ValueError, match="There are: 00_start_here, 01_"):
+        with pytest.raises(ValueError, match="there are: 00_start_here, 01_"):
             runner.choose([nothing])
 
 
@@ -219,7 +219,7 @@ def test_notebooks_are_executed_in_place(tmp_path, capsys):
     assert runner.execute_in_place([good, bad, big], {"STEPS": 9, "MODEL": "sd15"}) == 1
 
     assert (bad.read_bytes(), big.read_bytes()) == before
-    assert "the limit is 1,000,000" in capsys.readouterr().out
+    assert "the limit is 1,250,000" in capsys.readouterr().out
     notebook = nbformat.read(good, as_version=4)
     assert [cell.id for cell in notebook.cells] == [cell.id for cell in as_written.cells]
     assert notebook.cells[1].source == PARAMETERS.replace('"tabletop"', "'sd15'").replace("(\n    5\n)", "(\n    9\n)")

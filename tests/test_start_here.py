@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from companion import models, start_here
 from companion.pretraining import eye
 from companion.tabletop.scene import KINDS
@@ -25,6 +27,11 @@ def test_an_eye_and_the_judge_are_compared_where_an_eye_has_looked(tmp_path, mon
     assert set(read.values()) == {1.0} and seen["car"] == 16
     counts = start_here.eye_counts()
     assert counts["drawn"] == {"clear": 152, "doubtful": 4, "wrong": 4} and counts["rebuilt"]["clear"] == 3
+    with pytest.raises(FileNotFoundError):
+        start_here.eye_counts("depth")
+    eye.save_verdicts(verdicts[:2], {"by": "another"}, eye.verdicts_with("depth"))
+    counts = start_here.eye_counts("depth")
+    assert sum(counts["drawn"].values()) == 2 and counts["rebuilt"] == {"clear": 0, "doubtful": 0, "wrong": 0}
 
 
 def test_what_an_eye_called_wrong_comes_before_what_it_doubted(tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ def test_each_problem_is_found(problem):
 
 
 def test_a_file_that_is_too_large_is_found():
-    assert any("limit" in found for found in problems(well_formed(), size=1_000_000))
+    assert any("limit" in found for found in problems(well_formed(), size=runner.MAX_BYTES))
 
 
 def test_a_magic_that_runs_no_command_is_no_problem():
