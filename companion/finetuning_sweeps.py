@@ -83,6 +83,8 @@ METHODS: dict[str, Callable[[str], Method]] = {
     "HRA": lambda start: _hra(),
     "textual inversion": lambda start: TextualInversion(WORD, start),
 }
+#: Where all other methods start: the word alone, as `worded` learns it.
+START = "the word"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Setting:
 
     Attributes:
         subject: of `tabletop.subjects.SUBJECTS`.
-        method: of `METHODS`.
+        method: of `METHODS`, or `START`.
         lr: learning rate.
         seed: of everything random.
         prior: whether the class is a second set of examples.
@@ -221,12 +223,17 @@ def _energies(weights: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def taught(pipe: StableDiffusionPipeline, setting: Setting, training: int, **options: Any) -> Iterator[Taught]:
-    """Train as a setting says, for so many steps, yielding after each; `options` are those of `diffusion.draw`."""
+    """Train as a setting says, for so many steps, yielding after each; `options` are those of `diffusion.draw`. What
+    all start from, `START`, is always trained as `dreambooth.WORD_RECIPE` says.
+    """
     subject, n = SUBJECTS[setting.subject], setting.class_pictures
     noun = subject.noun if setting.noun is None else setting.noun
+    about_set = {name: getattr(setting, name) for name in ("photographs", "prepared", "scenes")}
+    if setting.method == START:
+        yield from _wording(pipe, setting.subject, noun, setting.seed, **about_set)
+        return
     method, known = METHODS[setting.method](subject.like), tuple(options.items())
     prior = _prior(pipe, subject.noun, n, n if setting.others else 0, known) if setting.prior else None
-    about_set = {name: getattr(setting, name) for name in ("photographs", "prepared", "scenes")}
     if setting.word == WORD and not isinstance(method, TextualInversion):
         pipe = worded(pipe, setting.subject, noun, setting.seed, **about_set)
     chosen: dict[str, Any] = (
@@ -274,9 +281,13 @@ def worded(
     """A copy of the pipeline that knows the word `dreambooth.WORD` for a subject, learned by textual inversion; what it
     draws without that word is as it was. `options` are those of `dreambooth.subject_set`.
     """
-    method = TextualInversion(WORD, SUBJECTS[name].like)
-    *_, last = teach(pipe, SUBJECTS[name], method, noun=noun, word=WORD, seed=seed, **options, **WORD_RECIPE)
+    *_, last = _wording(pipe, name, noun, seed, **options)
     return merged(last.tuned)
+
+
+def _wording(pipe: StableDiffusionPipeline, name: str, noun: str | None, seed: int, **options: Any) -> Iterator[Taught]:
+    method = TextualInversion(WORD, SUBJECTS[name].like)
+    return teach(pipe, SUBJECTS[name], method, noun=noun, word=WORD, seed=seed, **options, **WORD_RECIPE)
 
 
 @lru_cache(4)
@@ -395,6 +406,14 @@ def table(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[Setting]:
     return [Setting(s, m, chosen[m], seed) for seed in range(seeds) for s in untried() for m in METHODS]
 
 
+def words(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[Setting]:
+    """What the methods of `table` start from, for each of its subjects and seeds: the word alone."""
+    recipe = {name: WORD_RECIPE[name] for name in ("lr", "batch", "decay")}
+    return [
+        Setting(s, START, seed=seed, prior=False, others=False, **recipe) for seed in range(seeds) for s in untried()
+    ]
+
+
 def untried() -> list[str]:
     """The subjects that had no part in choosing learning rates."""
     return [subject for subject in SUBJECTS if subject not in FEW]
@@ -456,6 +475,7 @@ def long(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
 PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
     "rates": (lambda rows: rates(rows), STEPS),
     "table": (table, STEPS),
+    "words": (words, (WORD_RECIPE["steps"],)),
     "ablations": (ablations, STEPS[-1:]),
     "advice": (advice, STEPS[-1:]),
     "long": (long, (100, 200, 500, 1000)),

@@ -110,13 +110,28 @@ def test_every_method_but_the_word_alone_begins_with_a_word(pipe, monkeypatch):
         Setting("duck", "full", 1e-3, noun="car", others=False, scenes=False),
         Setting("duck", "full", 1e-3, word=RARE_WORD, prior=False),
         Setting("duck", "textual inversion", 1e-3),
+        sweeps.words([], seeds=1)[0],
     ):
         list(sweeps.taught(pipe, setting, 3))
-    with_word, wrong_noun, rare, word_alone = asked
+    with_word, wrong_noun, rare, word_alone, start = asked
     assert with_word[0] == ("duck", "ball", 2, about) and with_word[2]["prior"] == ("ball", 100, 100)
     assert wrong_noun[0] == ("duck", "car", 0, about | {"scenes": False}) and wrong_noun[2]["prior"] == ("ball", 100, 0)
     assert rare[0] is pipe and rare[2]["word"] == RARE_WORD and rare[2]["prior"] is None
     assert word_alone[0] is pipe and word_alone[1] == "TextualInversion" and word_alone[2]["word"] == WORD
+    noun = SUBJECTS[sweeps.untried()[0]].noun
+    assert start[0] is pipe and start[1] == "TextualInversion"
+    assert start[2] == {"word": WORD, "noun": noun, "seed": 0} | about | sweeps.WORD_RECIPE
+
+
+def test_what_all_start_from_is_measured_for_each_subject_and_seed_of_the_table(pipe, monkeypatch):
+    """It is the very word that the methods begin with."""
+    monkeypatch.setattr(sweeps, "WORD_RECIPE", {"steps": 2, "lr": 1e-2, "batch": 1, "decay": 0.5})
+    wanted = sweeps.words([], seeds=2)
+    assert {(s.subject, s.seed) for s in wanted} == {(s, seed) for s in sweeps.untried() for seed in (0, 1)}
+    assert {(s.method, s.lr, s.batch, s.prior) for s in wanted} == {(sweeps.START, 1e-2, 1, False)}
+    *_, last = sweeps.taught(pipe, Setting("cactus", sweeps.START, 1e-2, seed=11, prior=False, batch=1), 2)
+    said = [encode_prompt(p, ["a " + WORD]) for p in (merged(last.tuned), sweeps.worded(pipe, "cactus", seed=11))]
+    assert torch.equal(*said)
 
 
 def row(method="LoRA", lr=1e-3, step=100, subject="duck", seed=0, **values):
@@ -308,5 +323,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
     other = [json.dumps(json.loads(line) | {"weights": "others"}) for line in lines]
     sweeps.results("rates").write_text("\n".join(other), encoding="utf-8")
     assert sweeps.stored("rates") == [], "they were measured with other weights"
-    with pytest.raises(ValueError, match="'everything' is no plan; there are rates, table, ablations, advice, long"):
+    with pytest.raises(
+        ValueError, match="'everything' is no plan; there are rates, table, words, ablations, advice, long"
+    ):
         next(sweeps.sweep(pipe, "everything"))
