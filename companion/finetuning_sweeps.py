@@ -593,6 +593,15 @@ def by_subject(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: i
     return {subject: float(np.mean(values)) for subject, values in found.items()}
 
 
+def by_rate(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> dict[float, float]:
+    """A measure at each learning rate, from the smallest on: the mean over subjects and seeds."""
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if (row["method"], row["step"]) == (method, step):
+            found.setdefault(row["lr"], []).append(row[key])
+    return {lr: float(np.mean(values)) for lr, values in sorted(found.items())}
+
+
 def courses(
     rows: Sequence[Mapping[str, Any]], method: str, value: Callable[[Mapping[str, Any]], float] = score
 ) -> dict[str, dict[int, float]]:

@@ -139,6 +139,12 @@ def row(method="LoRA", lr=1e-3, step=100, subject="duck", seed=0, **values):
     return about | {"likeness": 0.5, "pres_before": 0.1, "scene": 1.0, "kept": 0.9, "kept_before": 0.9} | values
 
 
+def test_a_measure_at_each_rate():
+    rows = [row(lr=1e-2, drift=0.3), row(lr=1e-3, drift=0.1), row(lr=1e-3, drift=0.2, subject="cactus")]
+    rows += [row(lr=1e-3, drift=9.0, step=50), row(lr=1e-4, drift=9.0, method="OFT")]
+    assert list(sweeps.by_rate(rows, "drift", "LoRA", 100).items()) == [(1e-3, pytest.approx(0.15)), (1e-2, 0.3)]
+
+
 def test_the_best_rate_is_good_at_all_three():
     rows = [
         row(lr=1e-2, likeness=0.9, kept=0.0),  # learned, and forgot everything
