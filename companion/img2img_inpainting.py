@@ -525,7 +525,7 @@ class Task:
 def tasks(pipe: StableDiffusionPipeline, n: int, grow: int = 6, seed: int = 0) -> list[Task]:
     """`n` edits (1 to 64) of held-out renders with one thing, the same for every pipeline of the same picture size.
 
-    The mask is where the judge sees a thing, grown by `grow` pixels of 128 to cover outline and shadow.
+    The mask is where the judge sees a thing, grown by `grow` pixels of 128 to cover its outline; shadows reach further.
     Raises ValueError for another `n`.
     """
     from companion.tabletop.samples import held_out

@@ -68,6 +68,17 @@ def paired_share_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, f
     return float(x.mean() - y.mean()), max(middle - half, -1.0), min(middle + half, 1.0)
 
 
+def paired_share_p(a: ArrayLike, b: ArrayLike) -> float:
+    """How often chance alone would give shares of True in `a` (N,) and `b` (N,), of the same N pictures, that differ as
+    much, of either sign: the exact test of Q. McNemar, Psychometrika 12, 1947, 153-157.
+
+    Raises ValueError for lengths that differ, or no pair.
+    """
+    x, y = _pairs(a, b, least=1)
+    gained, lost = int(((x == 1) & (y == 0)).sum()), int(((x == 0) & (y == 1)).sum())
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
 def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
     """The mean of values (N,) and both ends of its confidence interval by Student's t (infinite for a single value).
 

@@ -15,6 +15,7 @@ from companion.intervals import (
     paired_difference,
     paired_ratio,
     paired_share_difference,
+    paired_share_p,
     ratio_of_means,
     share_difference,
     share_interval,
@@ -67,6 +68,12 @@ class TestShares:
         assert paired_share_difference(some, all_met) == paired_share_difference([0.0] + [1.0] * 9, all_met)
         with pytest.raises(ValueError, match="between 0 and 1"):
             paired_share_difference([0.5, 3], [0, 1])
+
+    def test_mcnemars_test_counts_what_one_alone_has_met(self):
+        a, b = [True] * 7 + [False] + [True] * 2, [False] * 7 + [True] + [True] * 2
+        assert paired_share_p(a, b) == paired_share_p(b, a) == pytest.approx(2 * 9 / 2**8)
+        assert paired_share_p([True] * 5, [False] * 5) == pytest.approx(2 / 2**5)
+        assert paired_share_p([True, False], [True, False]) == 1
 
     def test_turned_round_it_is_the_same_interval(self):
         d, low, high = share_difference((3, 10), (8, 10))
