@@ -454,8 +454,8 @@ ADVICE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bars instead of a crop": ({"prepared": "with bars"}, {}),
     "small photographs, enlarged": ({"prepared": "enlarged"}, {}),
     "small photographs as they are": ({"prepared": "small", "prior": False}, {"prior": False}),
-    "no class images": ({"prior": False}, {}),
-    "21 class images instead of 100": ({"class_pictures": 21}, {}),
+    "no reminders at all": ({"prior": False}, {}),
+    "21 + 21 reminders instead of 100 + 100": ({"class_pictures": 21}, {}),
 }
 
 
