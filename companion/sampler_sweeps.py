@@ -65,6 +65,7 @@ PROMPTS = (
     "a blue car behind a white mushroom on grass by day",
 )
 #: The numbers of model evaluations per picture at which samplers are compared.
+SEEDS = 2  # of each prompt
 EVALUATIONS = (6, 10, 15, 20, 30)
 #: Each stochastic sampler is compared with its own picture after this many evaluations.
 LONG = 60
@@ -174,6 +175,22 @@ def apart(a: Tensor, b: Tensor) -> list[float]:
 def crossed(prompts: Sequence[str], seeds: int) -> tuple[list[str], list[int]]:
     """Every prompt with each of the seeds 0 to `seeds` - 1: the prompts and the seeds, one of each per picture."""
     return [p for p in prompts for _ in range(seeds)], list(range(seeds)) * len(prompts)
+
+
+def by_prompt(values: Sequence[float]) -> np.ndarray:
+    """The geometric mean of the pictures of each prompt (of `crossed`, with `SEEDS` seeds), since two pictures of one
+    prompt are not independent of each other. Where there is one prompt, the pictures themselves.
+    """
+    found = np.asarray(values, dtype=float)
+    if len(found) <= SEEDS:
+        return found
+    return np.exp(np.log(np.maximum(found, 1e-9)).reshape(-1, SEEDS).mean(1))
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """How many times as large as `b` the values `a` are, of the same pictures, with an interval over prompts (see
+    `by_prompt` and `intervals.paired_ratio`)."""
+    return paired_ratio(by_prompt(a), by_prompt(b))
 
 
 def sampler_of(name: str | Sampler) -> Sampler:
@@ -479,7 +496,7 @@ def stored(name: str, path: Path | None = None) -> tuple[Sweep | None, str]:
 
 
 def sweep(
-    path: Path | None = None, *, seeds: int = 2, pictures: int = 64, device: str | None = None
+    path: Path | None = None, *, seeds: int = SEEDS, pictures: int = 64, device: str | None = None
 ) -> Iterator[tuple[int, int, Sweep]]:
     """Measure every sampler with the course's model; yields (cells done, cells in all, sweep) once each cell is stored.
 
@@ -650,17 +667,17 @@ def claims(
 
 
 def by_chance(verdicts: Sequence[Claim]) -> float:
-    """How many of the verdicts that hold or fail are wrong by chance, at most and on average: one in forty of all that
-    were tested, since each looks at one end of a 95 % interval. (A claim that fails may do so at any of its points.)
+    """How many of the verdicts that hold or fail would be wrong by chance, if each rested on one end of one 95 %
+    interval: one in forty. A claim about a range that fails may do so at any of its points, so for these it is more.
     """
-    return 0.025 * sum(claim.verdict != NOT_MEASURED for claim in verdicts)
+    return 0.025 * sum(claim.verdict in ("holds", "fails") for claim in verdicts)
 
 
 def _settled(rows: Sequence[Row], small: float) -> Iterator[Claim]:
     """Is every mean distance from 20 to 30 steps small?"""
     for name in ("DPM++ 2M Karras", "UniPC"):
         measured = _between(rows, name, 20, 30)
-        found = [(row.steps, *mean_interval(row.own)) for row in measured]
+        found = [(row.steps, *mean_interval(by_prompt(row.own))) for row in measured]
         text = ", ".join(f"{mean:.3f} ({low:.3f} to {high:.3f}) at {n}" for n, mean, low, high in found)
         verdict = at_worst([_verdict(low, high, small) for _, _, low, high in found])
         yield Claim(f"{name}: converged at 20 to 30 steps", f"{text}; small is {small:.3f}" if text else "", verdict)
@@ -678,7 +695,7 @@ def _movements(moves: Sequence[Move]) -> Iterator[Claim]:
             yield Claim(statement, f"moved by {told}", NOT_MEASURED)
             continue
         doublings = math.log2(whole[-1].steps / whole[0].steps)
-        r, low, high = (v ** (1 / doublings) for v in paired_ratio(whole[-1].moved, whole[0].moved))
+        r, low, high = (v ** (1 / doublings) for v in ratio(whole[-1].moved, whole[0].moved))
         text = f"moved by {told}: times {r:.2f} ({low:.2f} to {high:.2f}) with each doubling from {whole[0].steps} on"
         # The claim is that the movement does not fall.
         yield Claim(statement, text, _verdict(-high, -low, -FALLS))
@@ -737,7 +754,7 @@ def _paired(rows: Sequence[Any], a: str, b: str, what: str = "evaluations") -> l
 
 def _ratios(statement: str, rows: Sequence[Row], a: str, b: str, what: str) -> Claim:
     pairs = [(x, y) for x, y in _paired(rows, a, b, what) if getattr(y, what) >= 9]
-    found = [(getattr(y, what), *paired_ratio(x.own, y.own)) for x, y in pairs]
+    found = [(getattr(y, what), *ratio(x.own, y.own)) for x, y in pairs]
     if not found:
         return Claim(statement, "", NOT_MEASURED)
     text = ", ".join(f"{r:.2f} ({low:.2f} to {high:.2f}) at {n}" for n, r, low, high in found)
@@ -745,7 +762,7 @@ def _ratios(statement: str, rows: Sequence[Row], a: str, b: str, what: str) -> C
     if len(set(words)) > 1:  # a range has one verdict, its worst; where it is another, is told
         where = {w: [n for (n, *_), v in zip(found, words, strict=True) if v == w] for w in dict.fromkeys(words)}
         text += "".join(f"; {word} at {', '.join(map(str, at))}" for word, at in where.items())
-    return Claim(statement, f"{text}: of {b}'s distance, by {what}", at_worst(words))
+    return Claim(statement, f"times {b}'s distance, by {what}: {text}", at_worst(words))
 
 
 def _slow(rows: Sequence[Row]) -> Iterator[Claim]:
