@@ -178,6 +178,6 @@ def rare_word(instance_prompt: str, class_prompt: str) -> str:
     if (word := rare[0]).lower() in COMMON or word != word.lower() or len(word) < 3:
         raise ValueError(
             f"{word!r} means something already, and the training would have to work against that; take three or more "
-            "small letters that are no word, such as 'sks' or 'oscvtr'."
+            "small letters that are no word, such as 'oscvtr'."
         )
     return word
