@@ -655,7 +655,8 @@ def claims(
     verdict there, too. A statement about a range is judged at each number of steps or evaluations in
     it, and gets the worst verdict; where
     two solvers are compared, their schedules are equal. A verdict is "open" when the 95 % confidence interval of the
-    deciding quantity allows both answers. Of many verdicts some are chance: see `by_chance`.
+    deciding quantity, over prompts of `SEEDS` pictures each, allows both answers. Of many verdicts some are chance: see
+    `by_chance`.
     """
     found = [*_settled(rows, small), *_movements(moves), *_faster(rows, turned), *_slow(rows)]
     for guidance in sorted({row.guidance for row in turned}):
