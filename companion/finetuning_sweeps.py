@@ -408,7 +408,7 @@ def table(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[Setting]:
 
 def words(rows: Sequence[Mapping[str, Any]], seeds: int = 3) -> list[Setting]:
     """What the methods of `table` start from, for each of its subjects and seeds: the word alone."""
-    recipe = {name: WORD_RECIPE[name] for name in ("lr", "batch", "decay")}
+    recipe: dict[str, Any] = {name: WORD_RECIPE[name] for name in ("lr", "batch", "decay")}
     return [
         Setting(s, START, seed=seed, prior=False, others=False, **recipe) for seed in range(seeds) for s in untried()
     ]
