@@ -50,7 +50,7 @@ STYLE = {
 }
 DPI = 96  # an inch as browsers count it: letters of 9 points are as large as those of 9 points in the page
 #: How pictures are stored: at their own size or larger, where colours at a quarter of the places (4:2:0) do.
-JPEG = {"quality": 46, "subsampling": 2, "optimize": True, "progressive": True}
+JPEG = {"quality": 45, "subsampling": 2, "optimize": True, "progressive": True}
 WIDTH = 8.0  # inches
 #: The widest grid of pictures: what JupyterLab has room for on a screen of 1,366 pixels, its file browser open.
 WIDEST = 9.6

@@ -45,7 +45,7 @@ NOTEBOOKS = ROOT / "notebooks"
 #: The default time limit for a cell, in seconds.
 TIMEOUT = 600.0
 #: A committed notebook must be smaller than this many bytes.
-MAX_BYTES = 1_250_000
+MAX_BYTES = 1_000_000
 
 # The report contains what papermill logs; without a handler, the logger would also print it on stderr.
 logging.getLogger("papermill").addHandler(logging.NullHandler())

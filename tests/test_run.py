@@ -219,7 +219,7 @@ def test_notebooks_are_executed_in_place(tmp_path, capsys):
     assert runner.execute_in_place([good, bad, big], {"STEPS": 9, "MODEL": "sd15"}) == 1
 
     assert (bad.read_bytes(), big.read_bytes()) == before
-    assert "the limit is 1,250,000" in capsys.readouterr().out
+    assert "the limit is 1,000,000" in capsys.readouterr().out
     notebook = nbformat.read(good, as_version=4)
     assert [cell.id for cell in notebook.cells] == [cell.id for cell in as_written.cells]
     assert notebook.cells[1].source == PARAMETERS.replace('"tabletop"', "'sd15'").replace("(\n    5\n)", "(\n    9\n)")
