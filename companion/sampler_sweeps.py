@@ -91,6 +91,9 @@ JUDGED_EVALUATIONS = (2, 3, 5, 8, 10, 15, 24)
 #: The sampler and the evaluations whose pictures the others must equal. It is chosen beforehand: the best of many would
 #: owe part of its lead to luck.
 YARDSTICK = ("DPM++ 2M Karras", 40)
+#: Newer samplers whose pictures the judge reads once, and the steps that cost them about a dozen evaluations (four steps
+#: of Restart are thirteen); and the rival that gets as many.
+NEW, RIVAL = {"DDPM": 12, "LCM": 12, "Restart": 4}, (YARDSTICK[0], 12)
 #: The guidance that web interfaces set at first, and the samplers whose distances are measured at it and without any.
 STRONG, TURNED = 7.5, ("Euler", "DDIM", "PLMS", "DPM++ 2M Karras", "UniPC")
 #: Samplers that no menu has, for comparisons in which only one thing differs: DPM++ 2S is DPM2 with the "++".
@@ -115,9 +118,9 @@ class Row:
 
     Attributes:
         limit: RMS distance of the latents to the end of the exact path, which is the same for all samplers.
-        own: to the sampler's own limit: the exact path where it stops, or its latents after `LONG` if it is stochastic.
+        own: to the sampler's own limit: the exact path where it stops, or its latents after `LONG` if it is stochastic
+            (unless `converge` was told to leave that out).
         guide: to Euler's latents after 40 steps, the guide's only reference.
-        features: Euclidean distance to the same end as `limit` in the judge's features; empty without a judge.
         seconds: for each picture, without decoding it.
         guidance: the guidance scale.
     """
@@ -128,7 +131,6 @@ class Row:
     limit: list[float]
     own: list[float]
     guide: list[float]
-    features: list[float]
     seconds: float
     guidance: float = 3.0
 
@@ -230,7 +232,7 @@ def converge(
     guidance_scale: float,
     evaluations: Sequence[int] = EVALUATIONS,
     reference: int = 100,
-    long: int = LONG,
+    long: int | None = LONG,
     done: Sequence[tuple[str, int]] = (),
 ) -> Iterator[Row]:
     """Draw the same pictures with each sampler and number of evaluations, and measure distances; yields a row for each.
@@ -240,30 +242,29 @@ def converge(
     Args:
         prompts, seeds: one of each for every picture.
         reference: steps of Heun on Karras' levels, about two evaluations each, that stand in for the exact path.
+        long: evaluations of the run that stands for a stochastic sampler's own limit; None takes the exact path for it,
+            as for the others, and saves these runs.
         done: pairs (sampler, steps) to leave out.
     """
     wanted = [cell for cell in cells(names, evaluations) if cell not in set(done)]
     if not wanted:
         return
     model, seeds = denoiser(pipe, prompts, guidance_scale), list(seeds)
-    judged = measures.can_be_judged(pipe)
     sigmas = sigmas_for("Heun Karras", model.levels, reference)
     *_, low, last = solve(model, start(pipe, seeds, sigmas), sigmas, "Heun Karras")
     guide = _end(pipe, model, "Euler", GUIDE_STEPS, seeds)[0]
-    seen = _features(pipe, last.x) if judged else torch.zeros(())
     owns: dict[str, Tensor] = {}
     for name, steps in wanted:
         sampler = sampler_of(name)
-        if sampler.stochastic and name not in owns:
+        if sampler.stochastic and long and name not in owns:
             owns[name] = _end(pipe, model, name, sampler.steps_for(long), seeds)[0]
         stops = sampler.ends_low or sampler.function in (dpm_fast, dpm_adaptive)
         own = owns.get(name, low.x if stops else last.x)
         begin = time.perf_counter()
         x, spent = _end(pipe, model, name, steps, seeds)
         seconds = (time.perf_counter() - begin) / len(seeds)
-        features = [round(v, 4) for v in (_features(pipe, x) - seen).norm(dim=1).tolist()] if judged else []
         to_limit, to_own, to_guide = (apart(x, other) for other in (last.x, own, guide))
-        yield Row(name, steps, spent, to_limit, to_own, to_guide, features, round(seconds, 4), guidance_scale)
+        yield Row(name, steps, spent, to_limit, to_own, to_guide, round(seconds, 4), guidance_scale)
 
 
 def _end(
@@ -304,10 +305,6 @@ def double(
             x = _end(pipe, model, name, twice, seeds)[0]
             yield Move(name, n, twice, apart(before, x))
             before = x
-
-
-def _features(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
-    return measures.picture_features(diffusion.decode(pipe, latents).cpu())
 
 
 #: The set of prompts that each name in `Quality.prompts` stands for.
@@ -579,6 +576,7 @@ def judged_cells(guidance: float) -> list[tuple[str, float, Sequence[str], Seque
         ("held out", guidance, JUDGED, JUDGED_EVALUATIONS),
         ("held out", guidance, (yardstick, "UniPC"), (20, 30)),
         ("held out", guidance, (yardstick,), (most,)),
+        *(("held out", guidance, (name,), (n,)) for name, n in (RIVAL, *NEW.items())),
     ]
     for kind, scale in (("hard", guidance), ("held out", STRONG)):
         found.append((kind, scale, few, (5, 8, 10, 15)))

@@ -28,7 +28,7 @@ def row(name: str, evaluations: int, *own: float, limit: float | None = None) ->
     own = tuple(seeds(own))
     distances = [limit] * len(own) if limit is not None else list(own)
     steps = (evaluations + 1) // 2 if sweeps.sampler_of(name).per_step == 2 else evaluations
-    return sweeps.Row(name, steps, evaluations, distances, list(own), distances, [], 0.01)
+    return sweeps.Row(name, steps, evaluations, distances, list(own), distances, 0.01)
 
 
 def judged(name: str, steps: int, met: int, *frechet: float, of: int = 64, evaluations: int | None = None, **where):
@@ -53,7 +53,6 @@ class TestSweeps:
             itertools.product(["Euler", "DPM++ 2M Karras", "DDIM", "Euler a"], (4, 16))
         )
         assert all(len(part) == 2 for r in rows for part in (r.limit, r.own, r.guide))
-        assert all(r.features == [] for r in rows)  # the judge cannot read pictures of 32 pixels
 
     def test_distances_are_to_what_they_say(self, pipe, rows):
         """Euler's own limit is the common one, DDIM's is the path at the lowest level; Euler a's its own long run."""
@@ -67,6 +66,12 @@ class TestSweeps:
             *_, last = sm.solve(model, sm.start(pipe, [1, 2], sigmas), sigmas, "Euler a", seeds=[1, 2])
             ends[n] = last.x
         assert by["Euler a", 4].own == pytest.approx(sweeps.apart(ends[4], ends[24]), abs=2e-4)
+
+    def test_without_a_long_run_all_are_measured_from_the_common_end(self, pipe, rows):
+        settings = {"guidance_scale": 2.0, "evaluations": (4,), "reference": 24, "long": None}
+        (short,) = sweeps.converge(pipe, ["Euler a"], ["ab", "cd"], [1, 2], **settings)
+        (whole,) = (row for row in rows if (row.sampler, row.evaluations) == ("Euler a", 4))
+        assert short.own == short.limit == whole.limit != whole.own
 
     def test_what_is_done_is_left_out(self, pipe):
         cells = sweeps.converge(
