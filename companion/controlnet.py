@@ -499,6 +499,24 @@ def followed(condition: Condition, asked: np.ndarray, pictures: Tensor) -> np.nd
     return condition.compare(asked, condition.annotate(tensor_to_bytes(pictures).cpu().numpy()))
 
 
+def stairs(curves: np.ndarray, best: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which pictures give in to a control, and which of them all at once.
+
+    Args:
+        curves: how well each picture follows, by the strength of the control (S, N), without control first.
+        best: 0 if the smaller number is the better one (see `conditions.Condition.best`).
+    Returns:
+        two truths for each picture (N,): whether it gains more than a quarter of the longest way that any goes; and
+        whether it goes less than a tenth of its own way at first, and then more than half between two neighbours.
+    """
+    way = curves[-1] - curves[0]
+    gains = way * (1 if best else -1) > 0.25 * np.abs(way).max()  # who gains little has no stair
+    parts = np.diff(curves, axis=0) / np.where(way == 0, 1, way)  # of its own way, between two strengths
+    largest = parts.argmax(0)
+    before = np.where(np.arange(len(parts))[:, None] < largest, parts, 0).sum(0)
+    return gains, gains & (parts.max(0) > 0.5) & (largest > 0) & (before < 0.1)
+
+
 def compared(condition: Condition, a: np.ndarray, b: np.ndarray) -> str:
     """A sentence that says whether pictures with `followed` of `a` follow better than those with `b`, of the same maps
     (N,): the mean difference in the condition's unit, its confidence interval, and a verdict.

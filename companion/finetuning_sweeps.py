@@ -46,7 +46,7 @@ from companion.dreambooth import (
 )
 from companion.files import read_rows, write_rows, written
 from companion.finetuning import TRANSFORMERS, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
-from companion.intervals import Compared, compare, mean_interval
+from companion.intervals import Compared, compare, decided, mean_interval
 from companion.metrics import tensor_to_bytes
 from companion.models import find
 from companion.sampler_sweeps import weights_sum
@@ -642,6 +642,56 @@ def compared(
     steps = [step or best(rate_rows, name)[1] for name in (method, rival)]
     a, b = (by_subject(rows, key, name, at) for name, at in zip((method, rival), steps, strict=True))
     return _compared(a, b, f"{method!r} and {rival!r}")
+
+
+def gained(
+    rows: Sequence[Mapping[str, Any]], words: Sequence[Mapping[str, Any]], key: str, method: str, step: int
+) -> dict[str, float]:
+    """How much more of a measure each subject has than the word alone, of which `words` are the rows (see `START`)."""
+    before = by_subject(words, key, START, WORD_RECIPE["steps"])
+    return {s: value - before[s] for s, value in by_subject(rows, key, method, step).items() if s in before}
+
+
+def price(rows: Sequence[Mapping[str, Any]], words: Sequence[Mapping[str, Any]], method: str, step: int) -> np.ndarray:
+    """What likeness cost, (2, N): the drift of each subject, and the likeness gained over that of the word alone."""
+    gains, drifts = gained(rows, words, "likeness", method, step), by_subject(rows, "drift", method, step)
+    return np.array([[drifts[s], gain] for s, gain in gains.items()]).reshape(-1, 2).T
+
+
+def sided(found: Sequence[Compared], better: Sequence[str], margins: Sequence[float]) -> list[str]:
+    """How the first of two methods stands in each comparison, once corrected for their number (see `decided`).
+
+    Args:
+        better: "higher" or "lower" for each, whichever number is the better one.
+        margins: differences that would not matter.
+    Returns:
+        "ahead" or "behind"; "alike", when the interval lies within the margin; or else "open".
+    """
+    words = []
+    for one, seen, good, margin in zip(found, decided(found), better, margins, strict=True):
+        tied = "alike" if one.within(margin) else "open"
+        words.append({good: "ahead", "not told apart": tied}.get(seen, "behind"))
+    return words
+
+
+def settled(words: Sequence[str]) -> str:
+    """What several of the words of `sided` come to, for one pair of methods."""
+    ahead = [word for word in ("ahead", "behind") if word in words]
+    if len(ahead) == 2:
+        return "each is ahead in something"
+    if ahead:
+        return ahead[0] + (", as far as it is decided" if "open" in words else "")
+    return "open" if "open" in words else "alike"
+
+
+def predicted(words: Sequence[str], helps: bool) -> str:
+    """Whether words of `sided` are as predicted: "seen", "contradicted" or "open".
+
+    Args:
+        helps: whether the first method was to be ahead in something and behind in nothing, or only ahead in nothing.
+    """
+    wrong = "behind" in words or set(words) == {"alike"} if helps else "ahead" in words
+    return "contradicted" if wrong else "open" if "open" in words else "seen"
 
 
 def _compared(a: Mapping[str, float], b: Mapping[str, float], names: str) -> Compared:

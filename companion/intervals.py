@@ -94,6 +94,12 @@ def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def plus_minus(values: ArrayLike, digits: int = 2) -> str:
+    """The mean of `values` (N,) and half of the width of its interval, as in "0.52 ± 0.04"."""
+    mean, _, high = mean_interval(values)
+    return f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
+
+
 def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
     """The mean of `a` minus `b`, both (N,) and measured on the same N things, with its interval as in `mean_interval`.
 

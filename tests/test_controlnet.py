@@ -43,6 +43,7 @@ from companion.controlnet import (
     listening,
     other_finishes,
     reported,
+    stairs,
     training_logs,
     trial_logs,
 )
@@ -362,6 +363,21 @@ def test_fidelity_lies_between_no_control_and_the_annotator(ddim, monkeypatch):
     alone = diffusion.draw(ddim, wanted.prompts[2], 2, steps=2, guidance_scale=2.0, unet=heard)
     assert torch.allclose(drawn[2:], alone, atol=1e-5)
     assert found.drawn == pytest.approx(followed(condition, maps, drawn))
+
+
+@pytest.mark.parametrize(("best", "sign"), [(1.0, 1), (0.0, -1)], ids=["score", "error"])
+def test_a_stair_is_flat_first_and_then_steep(best, sign):
+    curves = np.array(
+        [
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [0.0, 0.2, 0.6, 0.0, 0.15, 0.0],
+            [0.8, 0.5, 0.8, 0.0, 0.95, 0.0],
+            [1.0, 1.0, 1.0, 0.1, 1.0, -1.0],
+        ]
+    )
+    gains, stair = stairs(sign * curves, best)
+    assert gains.tolist() == [True, True, True, False, True, False], "one hardly moves, one moves the wrong way"
+    assert stair.tolist() == [True, False, False, False, False, False]
 
 
 @pytest.mark.parametrize(("name", "more", "less"), [("canny", "better", "worse"), ("depth", "worse", "better")])

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from companion.diffusion import encode_prompt
 from companion.dreambooth import RARE_WORD, WORD, likeness
 from companion.finetuning import TRANSFORMERS, Near, Oft, attach, merged
 from companion.finetuning_sweeps import METHODS, Setting, best, learned, moved, summary, teach_and_measure
+from companion.intervals import compare
 from companion.tabletop.subjects import SUBJECTS
 
 
@@ -225,6 +227,39 @@ def test_methods_are_compared_subject_by_subject_each_at_its_own_steps():
     assert sweeps.compared(rows, tried, "likeness", "OFT", "LoRA", step=100).verdict == "lower"
     with pytest.raises(ValueError, match="0 subjects were measured by 'OFT' and 'HRA'; two are needed"):
         sweeps.compared(rows, tried, "likeness", "OFT", "HRA", step=100)
+
+
+def test_gains_are_counted_from_the_word_alone():
+    words = [row(sweeps.START, step=50, subject=s, likeness=v) for s, v in (("duck", 0.1), ("die", 0.3))]
+    found = {"duck": (0.4, 0.02), "die": (0.5, 0.04), "cactus": (0.9, 0.9)}
+    rows = [row("OFT", step=100, subject=s, likeness=v, drift=d) for s, (v, d) in found.items()]
+    assert sweeps.gained(rows, words, "likeness", "OFT", 100) == pytest.approx({"duck": 0.3, "die": 0.2})
+    np.testing.assert_allclose(sweeps.price(rows, words, "OFT", 100), [[0.02, 0.04], [0.3, 0.2]])
+    assert sweeps.price(rows, [], "OFT", 100).shape == (2, 0)
+
+
+def test_who_is_ahead_depends_on_what_is_better_and_on_the_margin():
+    base = np.array([0.1, 0.4, 0.2, 0.5, 0.3])
+    near = np.array([1, -1, 2, -2, 1]) * 1e-3
+    found = [compare(base + 0.1 + near, base), compare(base + near, base), compare(base + near, base)]
+    assert sweeps.sided(found, ["higher", "higher", "lower"], [0.01, 0.01, 0.001]) == ["ahead", "alike", "open"]
+    assert sweeps.sided(found[:1], ["lower"], [0.01]) == ["behind"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "helps", "does_not"),
+    [
+        (["ahead", "alike", "alike"], "ahead", "seen", "contradicted"),
+        (["ahead", "open", "alike"], "ahead, as far as it is decided", "open", "contradicted"),
+        (["ahead", "behind", "open"], "each is ahead in something", "contradicted", "contradicted"),
+        (["behind", "alike", "open"], "behind, as far as it is decided", "contradicted", "open"),
+        (["alike", "alike", "alike"], "alike", "contradicted", "seen"),
+        (["open", "alike", "open"], "open", "open", "open"),
+    ],
+)
+def test_what_several_comparisons_come_to(words, told, helps, does_not):
+    assert sweeps.settled(words) == told
+    assert (sweeps.predicted(words, True), sweeps.predicted(words, False)) == (helps, does_not)
 
 
 def test_a_changed_setting_is_compared_subject_by_subject():

@@ -22,6 +22,11 @@ from companion.intervals import (
 )
 
 
+def test_a_mean_is_told_with_half_of_its_interval():
+    assert intervals.plus_minus([1.0, 2.0, 3.0]) == "2.00 ± 2.48"  # t(2, .975) = 4.303, times 1 / sqrt(3)
+    assert intervals.plus_minus([1.0, 2.0, 3.0], digits=3) == "2.000 ± 2.484"
+
+
 class TestShares:
     def test_wilson_by_the_textbook(self):
         low, high = share_interval(81, 263)  # Newcombe (1998), his first example
