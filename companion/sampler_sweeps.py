@@ -91,8 +91,8 @@ JUDGED_EVALUATIONS = (2, 3, 5, 8, 10, 15, 24)
 #: The sampler and the evaluations whose pictures the others must equal. It is chosen beforehand: the best of many would
 #: owe part of its lead to luck.
 YARDSTICK = ("DPM++ 2M Karras", 40)
-#: Newer samplers whose pictures the judge reads once, and the steps that cost them about a dozen evaluations (four steps
-#: of Restart are thirteen); and the rival that gets as many.
+#: Newer samplers whose pictures the judge reads once, with the steps that cost them about a dozen evaluations (four of
+#: Restart are thirteen); and the rival that gets as many.
 NEW, RIVAL = {"DDPM": 12, "LCM": 12, "Restart": 4}, (YARDSTICK[0], 12)
 #: The guidance that web interfaces set at first, and the samplers whose distances are measured at it and without any.
 STRONG, TURNED = 7.5, ("Euler", "DDIM", "PLMS", "DPM++ 2M Karras", "UniPC")
