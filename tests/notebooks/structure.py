@@ -25,6 +25,7 @@ SKIP = {"nbval-skip", "skip-execution"}
 NBVAL_TAGS = {"nbval-check-output", "nbval-skip"}
 # Tags that let a broken cell pass, or that papermill wrote.
 REFUSED_TAGS = {"raises-exception", "injected-parameters", "papermill-error-cell-tag"}
+FINE_PRINT = re.compile(r"\n\n<details><summary>Fine print</summary>\n\n(?!\n).+\n\n</details>\n*\Z", re.DOTALL)
 MACHINE_PATH = re.compile(r"(?<![\w.:/])(/(root|home|Users|work|tmp|content|opt|usr|var|mnt)/|[A-Z]:\\)")
 
 
@@ -62,6 +63,7 @@ def problems(notebook: NotebookNode, size: int = 0) -> list[str]:
     """What is wrong with a committed notebook whose file has `size` bytes, a sentence each."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     found = [*_notebook_problems(notebook, code, size), *_opening_problems(notebook, code), *_link_problems(notebook)]
+    found += _fine_print_problems(notebook)
     for number, cell in enumerate(code, start=1):
         found += [f"code cell {number}: {problem}" for problem in _cell_problems(cell)]
     return found
@@ -116,6 +118,14 @@ def _link_problems(notebook: NotebookNode) -> Iterator[str]:
     for target in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", prose):
         if not (NOTEBOOKS / target).exists():
             yield f"the link to {target} leads to no file; write the name of a planned notebook without a link"
+
+
+def _fine_print_problems(notebook: NotebookNode) -> Iterator[str]:
+    """Blocks that would not be folded, or whose text would not be read as Markdown: that needs the blank lines."""
+    for cell in notebook.cells:
+        folds = len(re.findall("</?details", cell.source)) if cell.cell_type == "markdown" else 0
+        if folds and not (folds == 2 and FINE_PRINT.search(cell.source)):
+            yield f"the text {cell.source[:40]!r} does not end with one folded block as CONTRIBUTING.md has it"
 
 
 def _cell_problems(cell: NotebookNode) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import re
 
@@ -124,6 +125,9 @@ MUTATIONS = {
     "gate sets STEP,": lambda nb: nb.metadata.companion.gate.update(STEP=1),
     "does not open with a title": lambda nb: nb.cells[0].update(source=" " + nb.cells[0].source),
     "the link to 99_none.ipynb": lambda nb: nb.cells[0].update(source=nb.cells[0].source + "[next](99_none.ipynb)"),
+    "does not end with one folded block": lambda nb: nb.cells[0].update(
+        source=nb.cells[0].source + "\n\n<details><summary>Fine print</summary>\n*None.*\n\n</details>"
+    ),
     "does not say 'T4'": lambda nb: nb.cells[0].update(source=nb.cells[0].source.replace("T4", "GPU")),
     "tagged are []": lambda nb: retag(nb, 1),
     "tagged are [1, 2]": lambda nb: retag(nb, 2, "parameters", "nbval-check-output"),
@@ -152,6 +156,16 @@ def test_each_problem_is_found(problem):
     notebook = well_formed()
     MUTATIONS[problem](notebook)
     assert any(problem in found for found in problems(notebook)), problems(notebook)
+
+
+def test_fine_print_is_folded_at_the_end_of_a_cell():
+    notebook, fold = well_formed(), "\n\n<details><summary>Fine print</summary>\n\n*None.*\n\n</details>"
+    notebook.cells[0].source += fold
+    assert problems(notebook) == []
+    for wrong in (fold, "\n\nMore."):
+        broken = copy.deepcopy(notebook)
+        broken.cells[0].source += wrong
+        assert any("folded block" in found for found in problems(broken))
 
 
 def test_a_file_that_is_too_large_is_found():
