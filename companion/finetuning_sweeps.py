@@ -336,6 +336,7 @@ WRONG = "a wrong one"  # stands for another noun than the subject's
 SOME = ("rocket", "windmill", "lighthouse", "die", "fire engine")  # on which all of DreamBooth is questioned
 COMPARED = ("full", "same layers, near", "LoRA", "OFT", "COFT")  # who is trained far too long
 STEPS = (50, 100, 200)
+PATIENT = 600  # steps of a training that is not in a hurry
 MOST = 6  # rates of one method
 
 
@@ -472,6 +473,11 @@ def long(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
     return [Setting(s, method, best(rows, method)[0], decay=0.0) for s in untried()[:5] for method in COMPARED]
 
 
+def patient(rows: Sequence[Mapping[str, Any]]) -> list[Setting]:
+    """LoRA as in `table`, in three times as many steps, over which its rate falls: what does patience bring?"""
+    return [Setting(s, "LoRA", best(rows, "LoRA")[0]) for s in untried()]
+
+
 PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
     "rates": (lambda rows: rates(rows), STEPS),
     "table": (table, STEPS),
@@ -479,6 +485,7 @@ PLANS: dict[str, tuple[Callable[..., list[Setting]], tuple[int, ...]]] = {
     "ablations": (ablations, STEPS[-1:]),
     "advice": (advice, STEPS[-1:]),
     "long": (long, (100, 200, 500, 1000)),
+    "patient": (patient, (PATIENT,)),
 }
 
 
@@ -732,9 +739,10 @@ def changed(
 
 # ---- Pictures of every subject ---------------------------------------------------------------------------------------
 
+#: Who taught what is shown: a method, by its name, and its steps, the best of `STEPS` when None.
+BY = {DREAMBOOTH: (DREAMBOOTH, None), "LoRA": ("LoRA", None), f"LoRA, {PATIENT} steps": ("LoRA", PATIENT)}
 #: What stands in a subject's row, from the left.
-SHOWN = ("photograph", "class noun alone", "full", "full, beside another", "LoRA", "LoRA, beside another")
-BY = (DREAMBOOTH, "LoRA")  # who taught what is shown
+SHOWN = ("photograph", "class noun alone", *(f"{way}{more}" for way in BY for more in ("", ", beside another")))
 
 
 def sheet(subject: str) -> Path:
@@ -764,18 +772,19 @@ def recognised() -> dict[str, dict[str, str]]:
 
 
 def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple[int, int, str]]:
-    """Teach every subject by `BY`, with prior preservation, at the rate and for the steps that `rates` found best, and
-    store a row of pictures of each for an eye; yields how many are done, of how many, and which. Rows that are there
-    stay. `options` are those of `diffusion.draw`. Raises ValueError when there are no `rates` yet.
+    """Teach every subject by `BY`, with prior preservation, at the rate that `rates` found best, and store a row of
+    pictures of each for an eye; yields how many are done, of how many, and which. Rows that are there stay. `options`
+    are those of `diffusion.draw`. Raises ValueError when there are no `rates` yet.
     """
-    chosen, there = {method: best(stored("rates"), method) for method in BY}, sheets()
+    chosen, there = {method: best(stored("rates"), method) for method, _ in BY.values()}, sheets()
     for done, (name, subject) in enumerate(SUBJECTS.items(), 1):
         if name not in there:
             scenes, (photographs, _) = subject.tests()[1], subject.photographs()
             prompts = [subject.prompt(scenes[i], WORD) for i in (1, 0)]  # every other scene has a neighbour, as 0 has
             drawn = [diffusion.draw(pipe, subject.prompt(scenes[1], ""), 0, **options)]
-            for method, (lr, steps) in chosen.items():
-                *_, last = taught(pipe, Setting(name, method, lr), steps, **options)
+            for method, steps in BY.values():
+                lr, quick = chosen[method]
+                *_, last = taught(pipe, Setting(name, method, lr), steps or quick, **options)
                 drawn.append(diffusion.draw(last.tuned.pipe, prompts, [0, 1], **options))
             row = np.concatenate([photographs[0], *tensor_to_bytes(torch.cat(drawn)).numpy()], 1)
             with written(sheet(name)) as temporary:

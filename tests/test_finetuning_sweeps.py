@@ -293,14 +293,15 @@ def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkey
     monkeypatch.setattr(sweeps.diffusion, "draw", lambda p, prompts, seeds, **o: grey[isinstance(prompts, list)])
 
     def teach(pipe, setting, training, **options):
-        assert (setting, training) == (Setting(setting.subject, setting.method, 1e-4), 2)
-        taught.append((setting.subject, setting.method))
+        assert setting == Setting(setting.subject, setting.method, 1e-4)
+        taught.append((setting.subject, setting.method, training))
         yield type("Taught", (), {"tuned": type("Tuned", (), {"pipe": pipe})})
 
     monkeypatch.setattr(sweeps, "taught", teach)
     assert [name for _, _, name in sweeps.draw_sheets(pipe)] == list(SUBJECTS)
-    assert taught == [(name, method) for name in SUBJECTS for method in ("full", "LoRA")]
-    assert len(list(sweeps.draw_sheets(pipe))) == 12 and len(taught) == 24
+    ways = [("full", 2), ("LoRA", 2), ("LoRA", sweeps.PATIENT)]
+    assert taught == [(name, *way) for name in SUBJECTS for way in ways]
+    assert len(list(sweeps.draw_sheets(pipe))) == 12 and len(taught) == 36
     rows = sweeps.sheets()
     assert list(rows) == list(SUBJECTS) and {row.size for row in rows.values()} == {(128 * len(sweeps.SHOWN), 128)}
     assert sweeps.recognised() == {}, "no eye has looked"
