@@ -103,8 +103,8 @@ def finetunings(
     plan: Annotated[
         str,
         typer.Argument(
-            help="What is measured: rates first; then table, words, ablations, advice, long or patient; subjects, drawn "
-            "for an eye; control; or trials, of ControlNets."
+            help="What is measured: rates first; then table, words, ablations, advice, long or patient; subjects, "
+            "drawn for an eye; control; or trials, of ControlNets."
         ),
     ] = "rates",
     renders: Annotated[Path, typer.Option(help="Folder of training renders, for control.")] = Path("build/renders"),
