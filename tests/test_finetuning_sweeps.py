@@ -229,6 +229,14 @@ def test_methods_are_compared_subject_by_subject_each_at_its_own_steps():
         sweeps.compared(rows, tried, "likeness", "OFT", "HRA", step=100)
 
 
+def test_patience_changes_the_steps_and_nothing_else():
+    rates = sweeps.stored("rates")
+    quick = [s for s in sweeps.table(rates, seeds=1) if s.method == "LoRA"]
+    assert sweeps.patient(rates) == quick and len(quick) == 10
+    _, steps = sweeps.PLANS["patient"]
+    assert steps == (3 * max(sweeps.STEPS),)
+
+
 def test_gains_are_counted_from_the_word_alone():
     words = [row(sweeps.START, step=50, subject=s, likeness=v) for s, v in (("duck", 0.1), ("die", 0.3))]
     found = {"duck": (0.4, 0.02), "die": (0.5, 0.04), "cactus": (0.9, 0.9)}
