@@ -651,6 +651,21 @@ def compared(
     return _compared(a, b, f"{method!r} and {rival!r}")
 
 
+def patience(longer: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], key: str, quick: int) -> Compared:
+    """What more steps of LoRA add to a measure, subject by subject.
+
+    Args:
+        longer: rows of `patient`, of `PATIENT` steps and the first seed.
+        rows: of `table`, of which the same seed is taken.
+        quick: the steps of these.
+    Raises:
+        ValueError: when fewer than two subjects were measured by both.
+    """
+    once = [row for row in rows if row["seed"] == 0]
+    late, soon = by_subject(longer, key, "LoRA", PATIENT), by_subject(once, key, "LoRA", quick)
+    return _compared(late, soon, f"LoRA after {PATIENT} and after {quick} steps")
+
+
 def gained(
     rows: Sequence[Mapping[str, Any]], words: Sequence[Mapping[str, Any]], key: str, method: str, step: int
 ) -> dict[str, float]:
@@ -769,6 +784,14 @@ def recognised() -> dict[str, dict[str, str]]:
     seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"pictures": {}, "recognised": {}}
     now = {s: hashlib.sha256(sheet(s).read_bytes()).hexdigest() for s in SUBJECTS if sheet(s).exists()}
     return seen["recognised"] if now == seen["pictures"] and sheets() else {}
+
+
+def points(said: Mapping[str, Mapping[str, str]], *ways: str) -> list[float]:
+    """What each subject of `recognised` earns in the pictures drawn in these ways (see `SHOWN`), the mean over them:
+    1 where it is recognised, 0.5 by half.
+    """
+    worth = {"yes": 1.0, "half": 0.5, "no": 0.0}
+    return [float(np.mean([worth[pictures[way]] for way in ways])) for pictures in said.values()]
 
 
 def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple[int, int, str]]:

@@ -176,6 +176,8 @@ class Compared:
         difference, low, high: the mean difference of the first from the second, and its confidence interval.
         n: N.
         p: how often chance alone would give a difference as large, of either sign (the paired t-test).
+
+    As text it is the difference with its interval, to two digits, or as a format says: f"{found:.3f}".
     """
 
     means: tuple[float, float]
@@ -185,8 +187,11 @@ class Compared:
     n: int
     p: float
 
+    def __format__(self, spec: str) -> str:
+        return "{:+{s}} ({:+{s}} to {:+{s}})".format(self.difference, self.low, self.high, s=spec or ".2f")
+
     def __str__(self) -> str:
-        return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+        return format(self)
 
     @property
     def verdict(self) -> str:

@@ -93,7 +93,7 @@ JUDGED_EVALUATIONS = (2, 3, 5, 8, 10, 15, 24)
 YARDSTICK = ("DPM++ 2M Karras", 40)
 #: Newer samplers whose pictures the judge reads once, with the steps that cost them about a dozen evaluations (four of
 #: Restart are thirteen); and the rival that gets as many.
-NEW, RIVAL = {"DDPM": 12, "LCM": 12, "Restart": 4}, (YARDSTICK[0], 12)
+JUDGED_NEWER, RIVAL = {"DDPM": 12, "LCM": 12, "Restart": 4}, (YARDSTICK[0], 12)
 #: The guidance that web interfaces set at first, and the samplers whose distances are measured at it and without any.
 STRONG, TURNED = 7.5, ("Euler", "DDIM", "PLMS", "DPM++ 2M Karras", "UniPC")
 #: Samplers that no menu has, for comparisons in which only one thing differs: DPM++ 2S is DPM2 with the "++".
@@ -576,7 +576,7 @@ def judged_cells(guidance: float) -> list[tuple[str, float, Sequence[str], Seque
         ("held out", guidance, JUDGED, JUDGED_EVALUATIONS),
         ("held out", guidance, (yardstick, "UniPC"), (20, 30)),
         ("held out", guidance, (yardstick,), (most,)),
-        *(("held out", guidance, (name,), (n,)) for name, n in (RIVAL, *NEW.items())),
+        *(("held out", guidance, (name,), (n,)) for name, n in (RIVAL, *JUDGED_NEWER.items())),
     ]
     for kind, scale in (("hard", guidance), ("held out", STRONG)):
         found.append((kind, scale, few, (5, 8, 10, 15)))

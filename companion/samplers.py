@@ -808,7 +808,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-#: Samplers of today's menus that the guide does not have. The stored measurements are about `SAMPLERS` alone.
+#: Samplers of today's menus that the guide does not have. The stored measurements hold only a few of them.
 NEWER: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in [

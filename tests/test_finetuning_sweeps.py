@@ -237,6 +237,16 @@ def test_patience_changes_the_steps_and_nothing_else():
     assert steps == (3 * max(sweeps.STEPS),)
 
 
+def test_patience_is_judged_on_the_same_subjects_and_seed():
+    late = [row("LoRA", step=sweeps.PATIENT, subject=s, likeness=v) for s, v in (("duck", 0.6), ("die", 0.8))]
+    soon = {("duck", 0): 0.5, ("die", 0): 0.6, ("duck", 1): 9.0, ("cactus", 0): 9.0}
+    rows = [row("LoRA", step=100, subject=s, seed=seed, likeness=v) for (s, seed), v in soon.items()]
+    found = sweeps.patience(late, rows, "likeness", 100)
+    assert found.means == pytest.approx((0.7, 0.55)) and found.n == 2
+    with pytest.raises(ValueError, match="0 subjects were measured by LoRA after 600 and after 200 steps"):
+        sweeps.patience(late, rows, "likeness", 200)
+
+
 def test_gains_are_counted_from_the_word_alone():
     words = [row(sweeps.START, step=50, subject=s, likeness=v) for s, v in (("duck", 0.1), ("die", 0.3))]
     found = {"duck": (0.4, 0.02), "die": (0.5, 0.04), "cactus": (0.9, 0.9)}
@@ -330,6 +340,12 @@ def test_what_an_eye_recognised_is_about_the_pictures_that_are_there():
     assert list(said) == list(SUBJECTS)
     assert all(list(ways) == list(sweeps.SHOWN[1:]) for ways in said.values())
     assert {word for ways in said.values() for word in ways.values()} == {"yes", "half", "no"}
+
+
+def test_points_are_given_for_what_an_eye_recognised():
+    said = {"duck": {"full": "yes", "LoRA": "half"}, "die": {"full": "no", "LoRA": "half"}}
+    assert sweeps.points(said, "full") == [1, 0]
+    assert sweeps.points(said, "full", "LoRA") == [0.75, 0.25]
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):

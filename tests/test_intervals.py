@@ -170,6 +170,7 @@ def test_a_comparison_has_the_p_value_of_the_paired_t_test():
     assert (found.difference, found.low, found.high) == paired_difference(a, b) and found.n == 5
     assert found.means == pytest.approx((0.62, 0.44)) and found.verdict == "higher"
     assert str(found) == f"+0.18 ({found.low:+.2f} to {found.high:+.2f})"
+    assert f"{found:.1f}" == f"+0.2 ({found.low:+.1f} to {found.high:+.1f})"
     assert found.within(found.high + 0.01) and not found.within(found.high - 0.01)
     same, above = intervals.compare(a, a), intervals.compare(np.array(a) + 1.0, a)
     assert (same.p, same.verdict) == (1.0, "not told apart") and above.p < 1e-12 and above.verdict == "higher"
