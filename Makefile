@@ -19,15 +19,20 @@ run: $(VENV)/installed-lab
 lab: $(VENV)/installed-lab
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
+# Files of tests share what they load, so each file stays in one process. Whole notebooks take minutes and share nothing:
+# whoever is free takes the next.
 test: $(VENV)/installed-test chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "not notebooks and not colab"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "notebooks and not colab"
 
-# Every notebook with the versions that Colab has, in .venv-colab, which the test makes.
+# Every notebook with the versions that Colab has, in .venv-colab. The first tests make it, and have torchao in it by turns,
+# so they run in one process.
 colab: $(VENV)/installed-test
-	$(BIN)/pytest -m colab tests/colab
+	$(BIN)/pytest -m "colab and not notebooks" tests/colab
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "colab and notebooks" tests/colab
 
 # A stamp for each set of packages: nothing is installed again until one of these files changes.
 $(VENV)/installed-%: pyproject.toml constraints.txt

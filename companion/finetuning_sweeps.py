@@ -710,9 +710,9 @@ def predicted(words: Sequence[str], helps: bool) -> str:
     """Whether words of `sided` are as predicted: "seen", "contradicted" or "open".
 
     Args:
-        helps: whether the first method was to be ahead in something and behind in nothing, or only ahead in nothing.
+        helps: whether the first method was to be ahead in something and behind in nothing, or else level: neither.
     """
-    wrong = "behind" in words or set(words) == {"alike"} if helps else "ahead" in words
+    wrong = "behind" in words or set(words) == {"alike"} if helps else bool({"ahead", "behind"} & set(words))
     return "contradicted" if wrong else "open" if "open" in words else "seen"
 
 

@@ -179,20 +179,24 @@ def crossed(prompts: Sequence[str], seeds: int) -> tuple[list[str], list[int]]:
     return [p for p in prompts for _ in range(seeds)], list(range(seeds)) * len(prompts)
 
 
-def by_prompt(values: Sequence[float]) -> np.ndarray:
-    """The geometric mean of the pictures of each prompt (of `crossed`, with `SEEDS` seeds), since two pictures of one
-    prompt are not independent of each other. Where there is one prompt, the pictures themselves.
+def by_prompt(values: Sequence[float], geometric: bool = False) -> np.ndarray:
+    """The mean over the pictures of each prompt (of `crossed`, with `SEEDS` seeds), since two pictures of one prompt
+    are not independent of each other. Where there is one prompt, the pictures themselves.
+
+    Args:
+        geometric: which mean; this one for values whose ratios count.
     """
     found = np.asarray(values, dtype=float)
     if len(found) <= SEEDS:
         return found
-    return np.exp(np.log(np.maximum(found, 1e-9)).reshape(-1, SEEDS).mean(1))
+    found = found.reshape(-1, SEEDS)
+    return np.exp(np.log(np.maximum(found, 1e-9)).mean(1)) if geometric else found.mean(1)
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     """How many times as large as `b` the values `a` are, of the same pictures, with an interval over prompts (see
     `by_prompt` and `intervals.paired_ratio`)."""
-    return paired_ratio(by_prompt(a), by_prompt(b))
+    return paired_ratio(by_prompt(a, geometric=True), by_prompt(b, geometric=True))
 
 
 def sampler_of(name: str | Sampler) -> Sampler:
@@ -666,10 +670,11 @@ def claims(
 
 
 def by_chance(verdicts: Sequence[Claim]) -> float:
-    """How many of the verdicts that hold or fail would be wrong by chance, if each rested on one end of one 95 %
-    interval: one in forty. A claim about a range that fails may do so at any of its points, so for these it is more.
+    """How many verdicts chance could make wrong at most, if each claim rested on one end of one 95 % interval: one in
+    forty of those that were tested. All of these are among the verdicts that hold or fail. A claim about a range that
+    fails may do so at any of its points, so for these it is more.
     """
-    return 0.025 * sum(claim.verdict in ("holds", "fails") for claim in verdicts)
+    return 0.025 * sum(claim.verdict != NOT_MEASURED for claim in verdicts)
 
 
 def _settled(rows: Sequence[Row], small: float) -> Iterator[Claim]:

@@ -270,7 +270,7 @@ def test_who_is_ahead_depends_on_what_is_better_and_on_the_margin():
         (["ahead", "alike", "alike"], "ahead", "seen", "contradicted"),
         (["ahead", "open", "alike"], "ahead, as far as it is decided", "open", "contradicted"),
         (["ahead", "behind", "open"], "each is ahead in something", "contradicted", "contradicted"),
-        (["behind", "alike", "open"], "behind, as far as it is decided", "contradicted", "open"),
+        (["behind", "alike", "open"], "behind, as far as it is decided", "contradicted", "contradicted"),
         (["alike", "alike", "alike"], "alike", "contradicted", "seen"),
         (["open", "alike", "open"], "open", "open", "open"),
     ],

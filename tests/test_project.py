@@ -193,7 +193,7 @@ def test_every_folder_of_data_has_its_licence_in_the_readme():
         ("run", "lab", "companion run"),
         ("lab", "lab", "jupyter lab notebooks/00_start_here.ipynb"),
         ("test", "test", "pytest"),
-        ("colab", "test", "pytest -m colab tests/colab"),
+        ("colab", "test", '-m "colab and notebooks" tests/colab'),
     ],
 )
 def test_make_installs_once(tmp_path, target, extra, last):

@@ -385,12 +385,13 @@ class TestVerdicts:
 
     def test_many_verdicts_hold_some_chance(self):
         words = ["holds"] * 8 + ["fails"] * 2 + ["open"] * 10 + [sweeps.NOT_MEASURED] * 9
-        assert sweeps.by_chance([sweeps.Claim("a", "", word) for word in words]) == pytest.approx(0.25)
+        assert sweeps.by_chance([sweeps.Claim("a", "", word) for word in words]) == pytest.approx(0.5)
 
     def test_two_seeds_of_a_prompt_count_once(self):
         """They are near each other, so their spread says little about other prompts."""
         a, b = [0.2, 0.2, 0.4, 0.4, 0.9, 0.9], [0.1] * 6
-        assert sweeps.by_prompt([0.1, 0.4, 0.3, 0.3]) == pytest.approx([0.2, 0.3])
+        assert sweeps.by_prompt([0.1, 0.4, 0.3, 0.3], geometric=True) == pytest.approx([0.2, 0.3])
+        assert sweeps.by_prompt([0.1, 0.4, 0.3, 0.3]) == pytest.approx([0.25, 0.3])
         assert sweeps.ratio(a, b) == pytest.approx(sweeps.paired_ratio([2, 4, 9], [1, 1, 1]))
         single = sweeps.paired_ratio([0.2, 0.4], [0.1, 0.1])
         assert sweeps.ratio([0.2, 0.4], [0.1, 0.1]) == pytest.approx(single)

@@ -67,6 +67,8 @@ def environment() -> None:
     stamp = VENV / "installed"
     wanted = hashlib.sha256(PINS.read_bytes()).hexdigest()
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
+        if os.environ.get("PYTEST_XDIST_WORKER"):
+            pytest.fail(f"several processes cannot make {VENV.name}, which is missing or old: run `make colab`")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
         pip("install", "--no-deps", "--requirement", str(PINS))
         stamp.write_text(wanted, encoding="utf-8")
@@ -138,6 +140,7 @@ def test_the_widgets_python_side_works(no_torchao):
     print(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.notebooks
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_completes(name, no_torchao, tmp_path):
     """Through papermill with the gate's budgets; its widgets leave their picture and their live view."""
