@@ -623,6 +623,26 @@ def courses(
     }
 
 
+def course(
+    rows: Sequence[Mapping[str, Any]], method: str, value: Callable[[Mapping[str, Any]], float] = score
+) -> dict[int, float]:
+    """How a value of rows goes on through training, by step, the mean over the subjects of `courses`."""
+    each = list(courses(rows, method, value).values())
+    return {step: float(np.mean([found[step] for found in each])) for step in each[0]} if each else {}
+
+
+def by_method(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], at: Mapping[str, int]) -> np.ndarray:
+    """The sum of some measures, (M, N), for M methods, each at its step in `at`, and N subjects.
+
+    Raises ValueError when not all of the methods were measured on the same subjects.
+    """
+    found = {(method, key): by_subject(rows, key, method, step) for method, step in at.items() for key in keys}
+    subjects = list(next(iter(found.values())))
+    if any(values.keys() != set(subjects) for values in found.values()):
+        raise ValueError(f"{', '.join(at)} were not measured on the same subjects")
+    return np.array([[sum(found[method, key][s] for key in keys) for s in subjects] for method in at])
+
+
 def summary(rows: Sequence[Mapping[str, Any]], key: str, method: str, step: int) -> tuple[float, float, float]:
     """Mean and confidence interval of a measure over subjects. Seeds of one subject are not independent of each other,
     so subjects are what is counted.
@@ -648,7 +668,7 @@ def compared(
     """
     steps = [step or best(rate_rows, name)[1] for name in (method, rival)]
     a, b = (by_subject(rows, key, name, at) for name, at in zip((method, rival), steps, strict=True))
-    return _compared(a, b, f"{method!r} and {rival!r}")
+    return paired(a, b, f"{method!r} and {rival!r}")
 
 
 def patience(longer: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], key: str, quick: int) -> Compared:
@@ -663,7 +683,7 @@ def patience(longer: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, An
     """
     once = [row for row in rows if row["seed"] == 0]
     late, soon = by_subject(longer, key, "LoRA", PATIENT), by_subject(once, key, "LoRA", quick)
-    return _compared(late, soon, f"LoRA after {PATIENT} and after {quick} steps")
+    return paired(late, soon, f"LoRA after {PATIENT} and after {quick} steps")
 
 
 def gained(
@@ -716,7 +736,8 @@ def predicted(words: Sequence[str], helps: bool) -> str:
     return "contradicted" if wrong else "open" if "open" in words else "seen"
 
 
-def _compared(a: Mapping[str, float], b: Mapping[str, float], names: str) -> Compared:
+def paired(a: Mapping[str, float], b: Mapping[str, float], names: str = "both") -> Compared:
+    """Compare a measure's values by subject, on the subjects that both have. Raises ValueError for fewer than two."""
     both = [subject for subject in a if subject in b]
     if len(both) < 2:
         raise ValueError(f"{len(both)} subjects were measured by {names}; two are needed at least")
@@ -749,7 +770,7 @@ def changed(
     Raises ValueError when fewer than two subjects were measured both ways.
     """
     a, b = (by_setting(rows, key, step, which) for which in (change, against))
-    return _compared(a, b, f"{dict(change)} and {dict(against) or 'DreamBooth as it is'}")
+    return paired(a, b, f"{dict(change)} and {dict(against) or 'DreamBooth as it is'}")
 
 
 # ---- Pictures of every subject ---------------------------------------------------------------------------------------
@@ -792,6 +813,15 @@ def points(said: Mapping[str, Mapping[str, str]], *ways: str) -> list[float]:
     """
     worth = {"yes": 1.0, "half": 0.5, "no": 0.0}
     return [float(np.mean([worth[pictures[way]] for way in ways])) for pictures in said.values()]
+
+
+def measured(way: str, key: str) -> dict[str, float]:
+    """A stored measure of each subject, as it was taught in one of the ways `BY`, at the seed of the pictures."""
+    method, steps = BY[way]
+    if steps:
+        return by_subject(stored("patient"), key, method, steps)
+    once = [row for row in stored("table") if row["seed"] == 0]
+    return by_subject(once, key, method, best(stored("rates"), method)[1])
 
 
 def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple[int, int, str]]:

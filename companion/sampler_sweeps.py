@@ -796,7 +796,7 @@ GOOD = (
     ("DPM++ 2M Karras: decent quality in 20 to 30 steps", "DPM++ 2M Karras", 20, 30),
     ("UniPC: decent quality in 20 to 30 steps", "UniPC", 20, 30),
     ("UniPC: high quality in 5 to 10 steps", "UniPC", 5, 10),
-    ("UniPC on Karras' levels: the same", "UniPC Karras", 5, 10),
+    ("UniPC Karras: high quality in 5 to 10 steps", "UniPC Karras", 5, 10),
     ("DPM++ SDE Karras: good pictures in 8 to 12 steps", "DPM++ SDE Karras", 8, 12),
     ("DDIM: good pictures in 10 to 15 steps", "DDIM", 10, 15),
 )

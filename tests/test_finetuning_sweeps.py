@@ -247,6 +247,24 @@ def test_patience_is_judged_on_the_same_subjects_and_seed():
         sweeps.patience(late, rows, "likeness", 200)
 
 
+def test_methods_and_subjects_make_a_grid():
+    rows = [
+        row(method, step=step, subject=s, left=v, right=2 * v)
+        for method, step, s, v in (("OFT", 100, "duck", 1), ("OFT", 100, "die", 2), ("LoRA", 50, "die", 4))
+    ]
+    with pytest.raises(ValueError, match="OFT, LoRA were not measured on the same subjects"):
+        sweeps.by_method(rows, ["left"], {"OFT": 100, "LoRA": 50})
+    rows += [row("LoRA", step=50, subject="duck", left=3, right=6), row("LoRA", step=100, subject="duck", left=9)]
+    np.testing.assert_allclose(sweeps.by_method(rows, ["left", "right"], {"OFT": 100, "LoRA": 50}), [[3, 6], [9, 12]])
+
+
+def test_a_course_is_the_mean_of_the_subjects_courses():
+    found = {("duck", 50): 0.2, ("duck", 100): 0.4, ("die", 50): 0.4, ("die", 100): 0.8}
+    rows = [row(step=step, subject=s, likeness=v) for (s, step), v in found.items()]
+    assert sweeps.course(rows, "LoRA", lambda r: r["likeness"]) == pytest.approx({50: 0.3, 100: 0.6})
+    assert sweeps.course(rows, "OFT") == {}
+
+
 def test_gains_are_counted_from_the_word_alone():
     words = [row(sweeps.START, step=50, subject=s, likeness=v) for s, v in (("duck", 0.1), ("die", 0.3))]
     found = {"duck": (0.4, 0.02), "die": (0.5, 0.04), "cactus": (0.9, 0.9)}
@@ -346,6 +364,15 @@ def test_points_are_given_for_what_an_eye_recognised():
     said = {"duck": {"full": "yes", "LoRA": "half"}, "die": {"full": "no", "LoRA": "half"}}
     assert sweeps.points(said, "full") == [1, 0]
     assert sweeps.points(said, "full", "LoRA") == [0.75, 0.25]
+
+
+def test_what_was_measured_of_the_pictures_an_eye_saw(monkeypatch):
+    tried = [row(step=50, likeness=0.9), row(step=100, likeness=0.1)]
+    rows = [row(step=50, seed=seed, likeness=v) for seed, v in ((0, 0.4), (1, 0.8))] + [row(step=100, likeness=0.7)]
+    plans = {"rates": tried, "table": rows, "patient": [row(step=sweeps.PATIENT, likeness=0.6)]}
+    monkeypatch.setattr(sweeps, "stored", plans.get)
+    assert sweeps.measured("LoRA", "likeness") == {"duck": 0.4}
+    assert sweeps.measured("LoRA, 600 steps", "likeness") == {"duck": 0.6}
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):

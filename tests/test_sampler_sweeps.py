@@ -356,7 +356,7 @@ class TestVerdicts:
         ]
         found = {claim.statement: claim for claim in sweeps.claims([], quality, 0.05)}
         assert found["UniPC: high quality in 5 to 10 steps"].verdict == "fails"  # at 5, though it holds at 10
-        assert found["UniPC on Karras' levels: the same"].verdict == "holds"
+        assert found["UniPC Karras: high quality in 5 to 10 steps"].verdict == "holds"
         assert found["DDIM: good pictures in 10 to 15 steps"].verdict == "fails"
         assert found["DPM++ SDE Karras: good pictures in 8 to 12 steps"].verdict == "open"
         text = "20 at 5, 63 at 10 steps, of 64; 62 by DPM++ 2M Karras at 40"
