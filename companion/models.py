@@ -155,7 +155,7 @@ CATALOGUE: dict[str, Model] = {
         ),
         Model(
             "sd-turbo",
-            "a Stable Diffusion 2.1 distilled with an adversary: one step, no guidance; not for commercial use",
+            "a Stable Diffusion 2.1 distilled with an adversary: one step, no guidance; mind its licence",
             size=512,
             steps=1,
             guidance=0.0,

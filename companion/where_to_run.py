@@ -340,26 +340,33 @@ def lora_parameters(unet: nn.Module, rank: int) -> int:
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
-#: Bytes per trained parameter and per frozen one. Besides the parameter and its gradient, Adam keeps two moments.
+#: Bytes per trained parameter. Besides the parameter and its gradient, Adam keeps two moments.
 METHODS = {
-    "everything, Adam": (16, HALF),
-    "everything, 8-bit Adam": (4 + 4 + 2, HALF),
-    "a LoRA of rank 4": (16, HALF),
+    "everything, Adam": 16,
+    "everything, 8-bit Adam": 4 + 4 + 2,
+    "a LoRA of rank 4": 16,
 }
 
 
-def learning_memory(cost: Cost, method: str, checkpointing: bool = False) -> float:
+def learning_memory(cost: Cost, method: str, checkpointing: bool = False, bytes_each: int = HALF) -> float:
     """Bytes to train the U-Net with a batch of one: those of all parameters (see `METHODS`), and the activations.
 
     Gradient checkpointing keeps the activations of about the square root of the number of layers (Chen et al., arXiv
-    1604.06174); a tenth of the bytes is assumed here. Raises ValueError for a method that is not in `METHODS`.
+    1604.06174); a tenth of the bytes is assumed here. The activations are those of a U-Net that learns as a whole:
+    beside an adapter a few of them need not be kept.
+
+    Args:
+        bytes_each: of each number that stays as it is, and of the activations: `HALF` or `SINGLE`.
+    Raises:
+        ValueError: for a method that is not in `METHODS`.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; there are {', '.join(METHODS)}.")
-    learns, stays = METHODS[method]
+    learns = METHODS[method]
     learning = cost.adapter if "LoRA" in method else cost.parameters["unet"]
     staying = cost.total - (0 if "LoRA" in method else cost.parameters["unet"])
-    return learning * learns + staying * stays + cost.learning * (0.1 if checkpointing else 1.0)
+    activations = cost.learning * bytes_each / HALF * (0.1 if checkpointing else 1.0)
+    return learning * learns + staying * bytes_each + activations
 
 
 # ---- Machines --------------------------------------------------------------------------------------------------------
@@ -518,7 +525,8 @@ def decision(
     machines: Sequence[Machine] = MACHINES,
     steps: int = 30,
 ) -> Table:
-    """What fits where, and how long it takes: a row for each model and each thing to do with it.
+    """What fits where, and how long it takes: a row for each model and each thing to do with it. This machine is taken
+    to work in single precision, as a CPU does, and the others in half.
 
     Args:
         known: the model from whose published speeds those of others are estimated. No time is given on GPUs for a
@@ -535,8 +543,8 @@ def decision(
             answers.append(_answer(item.memory() + OVERHEAD, machine.memory, seconds))
         rows.append([f"{item.name}: draw at {item.pixels} px", *answers])
         for method in METHODS:
-            memories = [memory, *(machine.memory for machine in machines)]
-            rows.append([f"{item.name}: teach {method}", *(_learns(item, method, m) for m in memories)])
+            answers = [_learns(item, method, memory, SINGLE), *(_learns(item, method, m.memory) for m in machines)]
+            rows.append([f"{item.name}: teach {method}", *answers])
     return Table(("", name, *(f"{m.name}, {m.memory / GB:.0f} GB" for m in machines)), rows)
 
 
@@ -546,10 +554,13 @@ def _answer(needed: float, memory: float, seconds: float | None) -> str:
     return "fits" if seconds is None else duration(seconds)
 
 
-def _learns(cost: Cost, method: str, memory: float) -> str:
-    if fits(learning_memory(cost, method) + OVERHEAD, memory):
+def _learns(cost: Cost, method: str, memory: float, bytes_each: int = HALF) -> str:
+    whole, checkpointed = (
+        learning_memory(cost, method, checkpointing, bytes_each) + OVERHEAD for checkpointing in (False, True)
+    )
+    if fits(whole, memory):
         return "fits"
-    answer = _answer(learning_memory(cost, method, True) + OVERHEAD, memory, None)
+    answer = _answer(checkpointed, memory, None)
     return "with checkpointing" if answer == "fits" else answer
 
 

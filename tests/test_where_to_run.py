@@ -181,6 +181,8 @@ class TestFormulas:
         assert learning_memory(sd15, "everything, Adam", checkpointing=True) == whole + 0.1 * sd15.learning
         lora = learning_memory(sd15, "a LoRA of rank 4")
         assert lora == 16 * sd15.adapter + 2 * sd15.total + sd15.learning
+        single = learning_memory(sd15, "a LoRA of rank 4", bytes_each=4)
+        assert single == 16 * sd15.adapter + 4 * sd15.total + 2 * sd15.learning
         with pytest.raises(ValueError, match="method='magic' is unknown; there are everything, Adam"):
             learning_memory(sd15, "magic")
 
