@@ -777,8 +777,11 @@ def changed(
 
 #: Who taught what is shown: a method, by its name, and its steps, the best of `STEPS` when None.
 BY = {DREAMBOOTH: (DREAMBOOTH, None), "LoRA": ("LoRA", None), f"LoRA, {PATIENT} steps": ("LoRA", PATIENT)}
+NEAREST, _NOUN = "nearest words", "class noun alone"
 #: What stands in a subject's row, from the left.
-SHOWN = ("photograph", "class noun alone", *(f"{way}{more}" for way in BY for more in ("", ", beside another")))
+SHOWN = ("photograph", _NOUN, *(f"{way}{more}" for way in BY for more in ("", ", beside another")))
+#: What a second eye saw, the subject alone in one scene: the nearest words are the control that has its colour.
+SECOND = (_NOUN, NEAREST, "LoRA", f"LoRA, {PATIENT} steps")
 
 
 def sheet(subject: str) -> Path:
@@ -788,22 +791,35 @@ def sheet(subject: str) -> Path:
 
 def sheets() -> dict[str, Image.Image]:
     """The rows of pictures (see `SHOWN`) that were drawn with the weights in data/models, by subject."""
-    found = {}
-    for subject in SUBJECTS:
-        if sheet(subject).exists():
-            with Image.open(sheet(subject)) as picture:
-                if picture.info.get("comment", b"").decode() == _weights():
-                    found[subject] = picture.convert("RGB")
-    return found
+    found = {subject: _sheet(subject) for subject in SUBJECTS}
+    return {subject: row for subject, row in found.items() if row}
 
 
-def recognised() -> dict[str, dict[str, str]]:
-    """What an eye that saw the pictures of `sheets` without their prompts recognised: for each subject "yes", "half" or
-    "no" by the names in `SHOWN`. Empty where it has not seen exactly these files.
+def _sheet(name: str) -> Image.Image | None:
+    if sheet(name).exists():
+        with Image.open(sheet(name)) as picture:
+            if picture.info.get("comment", b"").decode() == _weights():
+                return picture.convert("RGB")
+    return None
+
+
+def _store_sheet(name: str, pictures: Sequence[np.ndarray]) -> None:
+    with written(sheet(name)) as temporary:
+        row = Image.fromarray(np.concatenate(list(pictures), 1))
+        row.save(temporary, "JPEG", quality=85, subsampling=0, comment=_weights())
+
+
+def recognised(reader: str = "eye") -> dict[str, dict[str, str]]:
+    """What an eye that saw pictures without their prompts recognised: for each subject "yes", "half" or "no" by the
+    names of ways. Empty where it has not seen exactly the files that are here.
+
+    Args:
+        reader: "eye", who saw all of `SHOWN`; or "second", who saw `SECOND`, and for whom a colour alone was "no".
     """
-    path = sheet("eye").with_suffix(".json")
+    path = sheet(reader).with_suffix(".json")
     seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"pictures": {}, "recognised": {}}
-    now = {s: hashlib.sha256(sheet(s).read_bytes()).hexdigest() for s in SUBJECTS if sheet(s).exists()}
+    names = [*SUBJECTS, *([NEAREST] if reader == "second" else [])]
+    now = {name: hashlib.sha256(sheet(name).read_bytes()).hexdigest() for name in names if sheet(name).exists()}
     return seen["recognised"] if now == seen["pictures"] and sheets() else {}
 
 
@@ -826,10 +842,14 @@ def measured(way: str, key: str) -> dict[str, float]:
 
 def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple[int, int, str]]:
     """Teach every subject by `BY`, with prior preservation, at the rate that `rates` found best, and store a row of
-    pictures of each for an eye; yields how many are done, of how many, and which. Rows that are there stay. `options`
-    are those of `diffusion.draw`. Raises ValueError when there are no `rates` yet.
+    pictures of each for an eye; yields how many are done, of how many, and which. Rows that are there stay. One more
+    row has what the nearest words draw of each subject. `options` are those of `diffusion.draw`. Raises ValueError when
+    there are no `rates` yet.
     """
     chosen, there = {method: best(stored("rates"), method) for method, _ in BY.values()}, sheets()
+    if _sheet(NEAREST) is None:
+        prompts = [subject.prompt(subject.tests()[1][1], subject.like) for subject in SUBJECTS.values()]
+        _store_sheet(NEAREST, tensor_to_bytes(diffusion.draw(pipe, prompts, 0, **options)).numpy())
     for done, (name, subject) in enumerate(SUBJECTS.items(), 1):
         if name not in there:
             scenes, (photographs, _) = subject.tests()[1], subject.photographs()
@@ -839,7 +859,5 @@ def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple
                 lr, quick = chosen[method]
                 *_, last = taught(pipe, Setting(name, method, lr), steps or quick, **options)
                 drawn.append(diffusion.draw(last.tuned.pipe, prompts, [0, 1], **options))
-            row = np.concatenate([photographs[0], *tensor_to_bytes(torch.cat(drawn)).numpy()], 1)
-            with written(sheet(name)) as temporary:
-                Image.fromarray(row).save(temporary, "JPEG", quality=85, subsampling=0, comment=_weights())
+            _store_sheet(name, [photographs[0], *tensor_to_bytes(torch.cat(drawn)).numpy()])
         yield done, len(SUBJECTS), name

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import companion
 from companion import finetuning_sweeps as sweeps
@@ -340,7 +341,9 @@ def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkey
     assert len(list(sweeps.draw_sheets(pipe))) == 12 and len(taught) == 36
     rows = sweeps.sheets()
     assert list(rows) == list(SUBJECTS) and {row.size for row in rows.values()} == {(128 * len(sweeps.SHOWN), 128)}
-    assert sweeps.recognised() == {}, "no eye has looked"
+    with Image.open(sweeps.sheet(sweeps.NEAREST)) as row:
+        assert row.size == (128 * 12, 128)
+    assert sweeps.recognised() == sweeps.recognised("second") == {}, "no eye has looked"
     said = {"pictures": {s: hashlib.sha256(sweeps.sheet(s).read_bytes()).hexdigest() for s in SUBJECTS}}
     said |= {"recognised": {s: {"full": "yes"} for s in SUBJECTS}}
     eye = sweeps.sheet("eye").with_suffix(".json")
@@ -358,6 +361,8 @@ def test_what_an_eye_recognised_is_about_the_pictures_that_are_there():
     assert list(said) == list(SUBJECTS)
     assert all(list(ways) == list(sweeps.SHOWN[1:]) for ways in said.values())
     assert {word for ways in said.values() for word in ways.values()} == {"yes", "half", "no"}
+    second = sweeps.recognised("second")
+    assert list(second) == list(SUBJECTS) and all(list(ways) == list(sweeps.SECOND) for ways in second.values())
 
 
 def test_points_are_given_for_what_an_eye_recognised():
