@@ -326,8 +326,11 @@ def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkey
     monkeypatch.setattr(sweeps, "best", lambda rows, method: (1e-4, 2))
     monkeypatch.setattr(sweeps, "stored", lambda plan: [])
     monkeypatch.setattr(sweeps, "sheet", lambda subject: tmp_path / f"{subject}.jpg")
-    grey = {True: torch.zeros(2, 3, 128, 128), False: torch.zeros(1, 3, 128, 128)}
-    monkeypatch.setattr(sweeps.diffusion, "draw", lambda p, prompts, seeds, **o: grey[isinstance(prompts, list)])
+
+    def draw(pipe, prompts, seeds, **options):
+        return torch.zeros(1 if isinstance(prompts, str) else len(prompts), 3, 128, 128)
+
+    monkeypatch.setattr(sweeps.diffusion, "draw", draw)
 
     def teach(pipe, setting, training, **options):
         assert setting == Setting(setting.subject, setting.method, 1e-4)
@@ -352,6 +355,13 @@ def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkey
     eye.write_text(json.dumps(said | {"pictures": said["pictures"] | {"duck": "0"}}), encoding="utf-8")
     assert sweeps.recognised() == {}, "it has seen another duck"
     eye.write_text(json.dumps(said), encoding="utf-8")
+    second = sweeps.sheet("second").with_suffix(".json")
+    second.write_text(json.dumps(said), encoding="utf-8")
+    assert sweeps.recognised("second") == {}, "it has not seen the nearest words"
+    words = hashlib.sha256(sweeps.sheet(sweeps.NEAREST).read_bytes()).hexdigest()
+    said["pictures"] |= {sweeps.NEAREST: words}
+    second.write_text(json.dumps(said), encoding="utf-8")
+    assert sweeps.recognised("second") == said["recognised"] == sweeps.recognised()
     monkeypatch.setattr(sweeps, "_weights", lambda: "others")
     assert sweeps.sheets() == sweeps.recognised() == {}, "they were drawn with other weights"
 
