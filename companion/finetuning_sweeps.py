@@ -805,7 +805,7 @@ def _sheet(name: str) -> Image.Image | None:
 
 def _store_sheet(name: str, pictures: Sequence[np.ndarray]) -> None:
     with written(sheet(name)) as temporary:
-        row = Image.fromarray(np.concatenate(list(pictures), 1))
+        row = Image.fromarray(np.concatenate(pictures, 1))
         row.save(temporary, "JPEG", quality=85, subsampling=0, comment=_weights())
 
 
@@ -849,7 +849,7 @@ def draw_sheets(pipe: StableDiffusionPipeline, **options: Any) -> Iterator[tuple
     chosen, there = {method: best(stored("rates"), method) for method, _ in BY.values()}, sheets()
     if _sheet(NEAREST) is None:
         prompts = [subject.prompt(subject.tests()[1][1], subject.like) for subject in SUBJECTS.values()]
-        _store_sheet(NEAREST, tensor_to_bytes(diffusion.draw(pipe, prompts, 0, **options)).numpy())
+        _store_sheet(NEAREST, list(tensor_to_bytes(diffusion.draw(pipe, prompts, 0, **options)).numpy()))
     for done, (name, subject) in enumerate(SUBJECTS.items(), 1):
         if name not in there:
             scenes, (photographs, _) = subject.tests()[1], subject.photographs()
