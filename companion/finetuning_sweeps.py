@@ -671,21 +671,6 @@ def compared(
     return paired(a, b, f"{method!r} and {rival!r}")
 
 
-def patience(longer: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], key: str, quick: int) -> Compared:
-    """What more steps of LoRA add to a measure, subject by subject.
-
-    Args:
-        longer: rows of `patient`, of `PATIENT` steps and the first seed.
-        rows: of `table`, of which the same seed is taken.
-        quick: the steps of these.
-    Raises:
-        ValueError: when fewer than two subjects were measured by both.
-    """
-    once = [row for row in rows if row["seed"] == 0]
-    late, soon = by_subject(longer, key, "LoRA", PATIENT), by_subject(once, key, "LoRA", quick)
-    return paired(late, soon, f"LoRA after {PATIENT} and after {quick} steps")
-
-
 def gained(
     rows: Sequence[Mapping[str, Any]], words: Sequence[Mapping[str, Any]], key: str, method: str, step: int
 ) -> dict[str, float]:

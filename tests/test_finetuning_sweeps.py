@@ -238,16 +238,6 @@ def test_patience_changes_the_steps_and_nothing_else():
     assert steps == (3 * max(sweeps.STEPS),)
 
 
-def test_patience_is_judged_on_the_same_subjects_and_seed():
-    late = [row("LoRA", step=sweeps.PATIENT, subject=s, likeness=v) for s, v in (("duck", 0.6), ("die", 0.8))]
-    soon = {("duck", 0): 0.5, ("die", 0): 0.6, ("duck", 1): 9.0, ("cactus", 0): 9.0}
-    rows = [row("LoRA", step=100, subject=s, seed=seed, likeness=v) for (s, seed), v in soon.items()]
-    found = sweeps.patience(late, rows, "likeness", 100)
-    assert found.means == pytest.approx((0.7, 0.55)) and found.n == 2
-    with pytest.raises(ValueError, match="0 subjects were measured by LoRA after 600 and after 200 steps"):
-        sweeps.patience(late, rows, "likeness", 200)
-
-
 def test_methods_and_subjects_make_a_grid():
     rows = [
         row(method, step=step, subject=s, left=v, right=2 * v)
@@ -386,8 +376,10 @@ def test_what_was_measured_of_the_pictures_an_eye_saw(monkeypatch):
     rows = [row(step=50, seed=seed, likeness=v) for seed, v in ((0, 0.4), (1, 0.8))] + [row(step=100, likeness=0.7)]
     plans = {"rates": tried, "table": rows, "patient": [row(step=sweeps.PATIENT, likeness=0.6)]}
     monkeypatch.setattr(sweeps, "stored", plans.get)
-    assert sweeps.measured("LoRA", "likeness") == {"duck": 0.4}
-    assert sweeps.measured("LoRA, 600 steps", "likeness") == {"duck": 0.6}
+    soon, late = (sweeps.measured(way, "likeness") for way in ("LoRA", "LoRA, 600 steps"))
+    assert (soon, late) == ({"duck": 0.4}, {"duck": 0.6}), "one seed of each, whatever else the table has"
+    with pytest.raises(ValueError, match="1 subjects were measured by both; two are needed"):
+        sweeps.paired(late, soon)
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(pipe, monkeypatch, tmp_path):
