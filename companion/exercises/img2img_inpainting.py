@@ -106,6 +106,6 @@ def _test_back_up(back_up: Answer) -> str:
 
 @register(NOTEBOOK, _test_back_up)
 def back_up(latents, noise, alpha, alpha_to):
-    """Latents that have the cumulated alpha `alpha`, with noise added until they have the smaller `alpha_to`."""
+    """Latents that have the alpha bar `alpha`, with noise added until they have the smaller `alpha_to`."""
     kept = alpha_to / alpha
     return kept**0.5 * latents + (1 - kept) ** 0.5 * noise
