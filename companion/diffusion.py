@@ -46,7 +46,7 @@ def encode(pipe: StableDiffusionPipeline, pictures: Tensor, batch: int = 16) -> 
 
 
 @torch.no_grad()
-def decode(pipe: StableDiffusionPipeline, latents: Tensor, batch: int = 16) -> Tensor:
+def decode(pipe: StableDiffusionPipeline, latents: Tensor, batch: int = 8) -> Tensor:
     """Pictures (N, 3, H, W), clamped to [-1, 1], of latents (N, C, H/f, W/f)."""
     vae = pipe.vae
     latents = (latents / vae.config.scaling_factor).to(vae.device, vae.dtype)

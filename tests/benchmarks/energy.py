@@ -9,7 +9,8 @@ the OFT paper logs is a sum over the weights: of each the mean over pairs, with 
 
 Where the products of neurons take all the time, as in convolutions, the gain cannot pass about eight: a neuron's
 opposite needs no product of its own, and a pair is looked at once. Many neurons of few inputs gain more, 20 times at
-(2560, 320), since no matrix of all pairs passes through memory.
+(2560, 320), since no matrix of all pairs passes through memory. On two idle cores all weights together were 15 times as
+fast, and those of at most 5,120 neurons 8 times.
 """
 
 from __future__ import annotations
