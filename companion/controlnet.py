@@ -511,7 +511,9 @@ def stairs(curves: np.ndarray, best: float) -> tuple[np.ndarray, np.ndarray]:
     """
     way = curves[-1] - curves[0]
     gains = way * (1 if best else -1) > 0.25 * np.abs(way).max()  # who gains little has no stair
-    parts = np.diff(curves, axis=0) / np.where(way == 0, 1, way)  # of its own way, between two strengths
+    # Who falls back and recovers has gone no way until it is beyond where it was before.
+    gone = np.maximum.accumulate(np.maximum((curves - curves[0]) / np.where(way == 0, 1, way), 0))
+    parts = np.diff(gone, axis=0)  # of its own way, between two strengths
     largest = parts.argmax(0)
     before = np.where(np.arange(len(parts))[:, None] < largest, parts, 0).sum(0)
     return gains, gains & (parts.max(0) > 0.5) & (largest > 0) & (before < 0.1)
