@@ -125,11 +125,11 @@ def test_rotations_lengths_and_order_do_not_matter():
 
 def test_single_precision_resolves_the_drift_of_finetuning():
     """The paper's figure shows a relative drift of 7e-5; a rotation in single precision moves the energy by less."""
-    weight = random(320, 320)
+    weight = random(320, 320)  # some CPUs' inverse roots are off by a steady 1.3e-8, others by less
     exact = hyperspherical_energy(weight.double(), mean=True, half_space=True)
-    assert hyperspherical_energy(weight, mean=True, half_space=True) == pytest.approx(exact, rel=1e-8)
+    assert hyperspherical_energy(weight, mean=True, half_space=True) == pytest.approx(exact, rel=1e-7)
     turned = (weight.double() @ rotation(320)).float()
-    assert hyperspherical_energy(turned, mean=True, half_space=True) == pytest.approx(exact, rel=1e-8)
+    assert hyperspherical_energy(turned, mean=True, half_space=True) == pytest.approx(exact, rel=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
