@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from companion import diffusion, energy, oft_vs_lora
 from companion.controlnet import EMBEDDER, adapter_of, controlnet_of, hint_of, listening
 from companion.metrics import pictures_to_tensor
-from companion.models import seeded
+from companion.models import LORA, seeded
 from companion.training import M, Progress, ema_copy, noise_loss, train
 
 if TYPE_CHECKING:
@@ -399,6 +399,7 @@ def sets_loss(
     *,
     drop: float = 0.0,
     min_snr: float | None = None,
+    earliest: int = 0,
     latest: int = 1000,
 ) -> Callable[[nn.Module, torch.Generator, int], Tensor]:
     """The loss of a step: for each set the mean squared error of the predicted noise over `batch` of its examples,
@@ -411,6 +412,7 @@ def sets_loss(
         drop: share of prompts left empty.
         min_snr: weigh errors by noise level (see `training.noise_loss`), in all sets alike. The library's script weighs
             those of the first set only, and with one picture a step by the weight of another picture.
+        earliest: timesteps are drawn from it on.
         latest: timesteps are drawn below it.
     """
     pipe, total = tuned.pipe, len(sets)
@@ -448,7 +450,7 @@ def sets_loss(
             scheduler,
             x0.to(text.dtype) if text.dtype == pipe.unet.dtype else x0,
             generator,
-            timesteps=torch.randint(latest, (len(x0),), generator=generator),
+            timesteps=torch.randint(earliest, latest, (len(x0),), generator=generator),
             min_snr=min_snr,
             weight=weight.view(-1, 1, 1, 1).to(x0.device),
         )
@@ -512,6 +514,7 @@ def finetune(
     batch: int = 1,
     drop: float = 0.0,
     min_snr: float | None = None,
+    earliest: int = 0,
     latest: int = 1000,
     warmup: int = 0,
     decay: float = 0.0,
@@ -523,7 +526,7 @@ def finetune(
     """Train what learns in `tuned`, yielding after every step; its pipeline draws with the weights as they then are.
 
     Args:
-        sets: what it learns from; see `sets_loss`, also for `batch`, `drop`, `min_snr` and `latest`.
+        sets: what it learns from; see `sets_loss`, also for `batch`, `drop`, `min_snr`, `earliest` and `latest`.
         lr: the method's own, which suits Stable Diffusion, when None. Small models need more.
         net_lr: that of what stands beside the U-Net (`Tuned.net`), if it is another.
         averaged: decay of a moving average, such as 0.999, which replaces the weights at the end; none when None.
@@ -532,7 +535,7 @@ def finetune(
         options: those of `training.train`, such as `seed`, `accumulate`, `checkpoint` and `log`.
     """
     accelerator = accelerator or accelerator_for(tuned.pipe)
-    loss = sets_loss(tuned, sets, batch, drop=drop, min_snr=min_snr, latest=latest)
+    loss = sets_loss(tuned, sets, batch, drop=drop, min_snr=min_snr, earliest=earliest, latest=latest)
     ema = None if averaged is None else ema_copy(tuned.parts)
     run = train(
         tuned.parts,
@@ -681,7 +684,7 @@ def save_learned(tuned: Tuned, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     match tuned.method:
         case Lora():
-            target = folder / "pytorch_lora_weights.safetensors"
+            target = folder / LORA
             _save_lora(tuned, target)
         case Oft():
             oft_vs_lora.save(tuned.pipe.unet, folder / "oft.safetensors")
@@ -701,6 +704,38 @@ def save_learned(tuned: Tuned, folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
+def load_learned(tuned: Tuned, folder: Path) -> None:
+    """Put LoRA weights that `save_learned` wrote into `tuned`, in place of its own: the same method on the same base.
+
+    Raises ValueError for another method, and where the file has other layers, or another rank, than `tuned`.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if not isinstance(tuned.method, Lora):
+        kind = type(tuned.method).__name__
+        raise ValueError(f"only LoRA weights are loaded in this way, not those of {kind}: attach the method Lora")
+    source = folder / LORA
+    held = load_file(source)
+    layers = _adapted(tuned)
+    shapes = {
+        f"{name}.{key}": value.shape
+        for name, module in layers.items()
+        for key, value in get_peft_model_state_dict(module).items()
+    }
+    if {key: value.shape for key, value in held.items()} != shapes:
+        raise ValueError(f"{source} has other layers, or another rank, than what learns here: {tuned.method}")
+    for name, module in layers.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in held.items() if key.startswith(f"{name}.")}
+        set_peft_model_state_dict(module, own)
+
+
+def _adapted(tuned: Tuned) -> dict[str, Any]:
+    """The parts of the pipeline in which a LoRA learns, by name."""
+    parts = ("unet", "text_encoder") if tuned.method.text_encoder else ("unet",)  # pyrefly: ignore
+    return {name: getattr(tuned.pipe, name) for name in parts}
+
+
 def _save_lora(tuned: Tuned, target: Path) -> None:
     """Write LoRA weights, with their rank and alpha, under the names that the library loads."""
     import shutil
@@ -710,11 +745,8 @@ def _save_lora(tuned: Tuned, target: Path) -> None:
 
     from companion.files import written
 
-    layers: Mapping[str, Any] = {"unet": tuned.pipe.unet} | (
-        {"text_encoder": tuned.pipe.text_encoder} if tuned.method.text_encoder else {}  # pyrefly: ignore
-    )
     options: dict[str, Any] = {}
-    for name, module in layers.items():
+    for name, module in _adapted(tuned).items():
         options[f"{name}_lora_layers"] = get_peft_model_state_dict(module)
         options[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
     with tempfile.TemporaryDirectory() as folder, written(target) as temporary:

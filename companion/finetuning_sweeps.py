@@ -45,7 +45,20 @@ from companion.dreambooth import (
     unrelated,
 )
 from companion.files import read_rows, write_rows, written
-from companion.finetuning import TRANSFORMERS, Full, Lora, Method, Near, Oft, Peft, TextualInversion, merged
+from companion.finetuning import (
+    TRANSFORMERS,
+    Full,
+    Lora,
+    Method,
+    Near,
+    Oft,
+    Peft,
+    TextualInversion,
+    Tuned,
+    load_learned,
+    merged,
+    save_learned,
+)
 from companion.intervals import Compared, compare, decided, mean_interval
 from companion.metrics import tensor_to_bytes
 from companion.models import find
@@ -792,6 +805,42 @@ def _store_sheet(name: str, pictures: Sequence[np.ndarray]) -> None:
     with written(sheet(name)) as temporary:
         row = Image.fromarray(np.concatenate(pictures, 1))
         row.save(temporary, "JPEG", quality=85, subsampling=0, comment=_weights())
+
+
+# ---- Trainings that notebook 05 fetches ------------------------------------------------------------------------------
+
+
+def training(name: str) -> Path:
+    """The folder of a training that was run beforehand: what was learned, and with which settings."""
+    return companion.DATA / "results" / "finetuning_trainings" / name.replace(" ", "-")
+
+
+def keep(tuned: Tuned, name: str, settings: Mapping[str, Any]) -> None:
+    """Store what a LoRA learned, with its settings (as JSON takes them) and the sum of the weights it began from."""
+    folder = training(name)
+    record = folder / "settings.json"
+    record.unlink(missing_ok=True)  # while it is gone, nothing is fetched
+    save_learned(tuned, folder)
+    with written(record) as temporary:
+        temporary.write_text(_record(settings), encoding="utf-8")
+
+
+def fetch(tuned: Tuned, name: str, settings: Mapping[str, Any]) -> bool:
+    """Give `tuned` what a stored training learned. False, and nothing is done, where none has exactly these settings
+    and began from the weights in data/models.
+    """
+    record = training(name) / "settings.json"
+    if not record.exists() or record.read_text(encoding="utf-8") != _record(settings):
+        return False
+    load_learned(tuned, training(name))
+    return True
+
+
+def _record(settings: Mapping[str, Any]) -> str:
+    return json.dumps({**settings, "weights": _weights()}, indent=2, sort_keys=True) + "\n"
+
+
+# ---- An eye's verdicts -----------------------------------------------------------------------------------------------
 
 
 def recognised(reader: str = "eye") -> dict[str, dict[str, str]]:

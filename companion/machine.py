@@ -81,12 +81,12 @@ class _Drawing:
     def box(self, x: float, y: float, w: float, h: float, text: str, part: str = "", size: float = 8.5) -> None:
         on = part in self.lit
         style = {"facecolor": LIT if on else DARK, "edgecolor": STRONG if on else EDGE, "linewidth": 1.8 if on else 1}
-        self.axis.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.8", **style))
+        self.axis.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=0.8", zorder=2.5, **style))
         self.text(x + w / 2, y + h / 2, text, size, bold=on)
 
     def text(self, x: float, y: float, text: str, size: float = 8, bold: bool = False, faint: bool = False) -> None:
         weight, colour = "bold" if bold else "normal", FAINT if faint else INK
-        self.axis.text(x, y, text, ha="center", va="center", fontsize=size, fontweight=weight, color=colour)
+        self.axis.text(x, y, text, ha="center", va="center", fontsize=size, fontweight=weight, color=colour, zorder=3)
 
     def arrow(
         self, a: tuple[float, float], b: tuple[float, float], part: str = "", bend: float = 0, dashed: bool = False
@@ -130,10 +130,10 @@ class _Drawing:
         self.text(9, 40, "“a red ball on grass”", 8)
         self.arrow((9, 38.5), (9, 36.2))
         self.box(1, 30, 16, 6, "text encoder", "text encoder")
-        self.text(22.5, 35, "a vector\na token", 7, faint=True)
+        self.text(22.5, 35.2, "one vector\nper token", 7, faint=True)
         self.arrow((17, 33), (47, 33), "cross-attention")
         self.arrow((47, 33), (47, 29.2), "cross-attention")
-        self.text(58.5, 33.2, "cross-attention reads them", 7.5, bold="cross-attention" in self.lit, faint=True)
+        self.text(60.5, 33.2, "cross-attention reads them", 7.5, bold="cross-attention" in self.lit, faint=True)
 
     def noise(self) -> None:
         self.box(1, 16, 13, 8, "noise $x_T$\n4 × 16 × 16", "noise")
@@ -156,17 +156,18 @@ class _Drawing:
             self.text(35, 30, "adapters on its attention", 7.5, bold="adapters" in self.lit, faint=True)
 
     def loop(self) -> None:
-        self.arrow((66.4, 20), (72, 20))
-        self.text(69.3, 21.9, "$\\epsilon$", 8.5)
-        self.box(72, 21.4, 11, 6, "guidance", "guidance")
-        self.box(72, 14.4, 11, 6, "sampler", "sampler")
-        self.line((77.5, 14.4), (77.5, 3), (20.5, 3), (20.5, 18.6), part="sampler")
+        self.arrow((66.4, 25.6), (72, 25.6))
+        self.text(69.3, 27.5, "$\\epsilon$", 8.5)
+        self.box(72, 22.6, 11, 6, "guidance", "guidance")
+        self.arrow((77.5, 22.6), (77.5, 19.4))
+        self.box(72, 13.4, 11, 6, "sampler", "sampler")
+        self.line((77.5, 13.4), (77.5, 3), (20.5, 3), (20.5, 18.6), part="sampler")
         at = (63, 4.6) if "ControlNet" in self.wanted else (49, 1)
         self.text(*at, "one step further: $x_{t-1}$, some 20 times", 7.5, faint=True)
 
     def picture(self) -> None:
-        self.arrow((83, 17.4), (86, 17.4))
-        self.text(84.4, 19.2, "$x_0$", 8)
+        self.arrow((83, 16.4), (86, 16.4))
+        self.text(84.4, 18.2, "$x_0$", 8)
         self.box(86, 13, 12.5, 8.8, "decoder\n× 8", "decoder")
         self.arrow((92.2, 21.8), (92.2, 26.4))
         self.box(86.4, 26.4, 11.6, 9.6, "picture\n128 × 128")
@@ -174,10 +175,14 @@ class _Drawing:
     def start(self) -> None:
         if "encoder" in self.wanted:
             self.box(1, 5, 13, 6, "encoder", "encoder")
-            self.text(7.5, 2.4, "a picture of yours", 7.5, faint=True)
-            self.arrow((7.5, 11), (7.5, 16), "encoder")
+            self.text(7.5, 0.8, "a picture of yours", 7.5, faint=True)
+            self.arrow((7.5, 2.2), (7.5, 5))
+            self.line(
+                (14, 8), (17.2, 8), (17.2, 18.6), part="encoder"
+            )  # noise is added there, in the middle of the list
+            self.text(10, 13.5, "noise is added", 7, faint=True)
         if "mask" in self.wanted:
-            self.box(16.5, 7, 8, 5, "mask", "mask")
+            self.box(23.5, 0.6, 8, 4.8, "mask", "mask")
 
     def controlnet(self) -> None:
         for i, h in enumerate((9.5, 7.5, 5.5)):

@@ -854,7 +854,7 @@ MENU: tuple[tuple[str, str, str, str], ...] = (
     ("ddpm", "DDPM", "DDPM's own random step, from one timestep to an earlier one", "arXiv 2006.11239"),
     ("lcm", "LCM", "for distilled models: x0, and all the noise anew", "arXiv 2310.04378"),
     ("Restart", "Restart", "Heun; goes up again to a middle noise level, and down once more", "arXiv 2306.14878"),
-    ("ddim", "Euler", "Euler's step; in ComfyUI the name is that and nothing else", "arXiv 2010.02502"),
+    ("ddim", "Euler", "Euler's step; in ComfyUI this name just runs Euler", "arXiv 2010.02502"),
     ("uni_pc, uni_pc_bh2", "UniPC", "predicts and corrects; ours is bh2", "arXiv 2302.04867"),
     ("deis", "DEIS", "a polynomial through the last slopes; ours of order 2, ComfyUI's of 3", "arXiv 2204.13902"),
     ("heunpp2", "", "Heun, with a third slope one step further ahead, in a weighted mean", "Carzit's samplers"),
@@ -882,7 +882,7 @@ SCHEDULE_MENU: tuple[tuple[str, str, str, str], ...] = (
     ("exponential", "exponential", "even in log sigma", "k-diffusion"),
     ("beta", "beta", "timesteps, dense at both ends", "arXiv 2407.12173"),
     ("kl_optimal", "", "even in the arc tangent of sigma", "arXiv 2404.14507"),
-    ("Align Your Steps", "", "levels for ten steps, found by optimising, others for each model", "arXiv 2404.14507"),
+    ("Align Your Steps", "", "ten levels found by optimisation, a different list for each model", "arXiv 2404.14507"),
     ("linear_quadratic", "", "small even steps first, then ever larger ones; made for video", "Genmo's Mochi"),
 )
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import companion
-from companion import diffusion, energy, oft_vs_lora
+from companion import diffusion, energy, finetuning, oft_vs_lora
 from companion.controlnet import hint_of, listening
 from companion.finetuning import (
     ATTENTION,
@@ -32,6 +32,7 @@ from companion.finetuning import (
     attach,
     examples,
     finetune,
+    load_learned,
     merged,
     pretrained,
     save_learned,
@@ -126,6 +127,21 @@ def test_prompts_are_left_out_as_often_as_asked(pipe, monkeypatch, drop):
     for step in range(10):
         loss(tuned.parts, seeded(step), step)
     assert len(told) == 80 and told.count("") == pytest.approx(80 * drop, abs=10 * (0 < drop < 1))
+
+
+def test_timesteps_are_drawn_where_asked(pipe, monkeypatch):
+    seen = []
+
+    def noise_loss(predict, scheduler, x0, generator, *, timesteps, **options):
+        seen.extend(timesteps.tolist())
+        return torch.zeros(())
+
+    monkeypatch.setattr(finetuning, "noise_loss", noise_loss)
+    tuned = attach(pipe, Full())
+    loss = sets_loss(tuned, [a_set(pipe, 1)], 8, earliest=400, latest=600)
+    for step in range(200):
+        loss(tuned.parts, seeded(step), step)
+    assert set(seen) <= set(range(400, 600)) and min(seen) < 405 and max(seen) >= 595
 
 
 def test_a_prompt_is_encoded_once_if_the_text_encoder_does_not_learn(pipe, monkeypatch):
@@ -228,6 +244,32 @@ def test_what_was_learned_loads_in_the_library_and_draws_the_same(pipe, method, 
     whole.save_pretrained(tmp_path / "whole")
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "whole", safety_checker=None)
     assert torch.allclose(diffusion.draw(again, prompt, 7, **options), mine, atol=1e-4)
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_lora_weights_that_were_saved_go_on_where_they_were(pipe, tmp_path, text_encoder):
+    method = Lora(rank=2, text_encoder=text_encoder)
+    tuned, some = attach(pipe, method, seed=4), a_set(pipe, 1)
+    list(finetune(tuned, [some], 3, lr=0.02))
+    save_learned(tuned, tmp_path)
+    again = attach(pipe, method, seed=5)
+    assert not all(torch.equal(a, b) for a, b in zip(tuned.parameters, again.parameters, strict=True))
+    load_learned(again, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters, again.parameters, strict=True))
+    assert all(p.requires_grad for p in again.parameters), "it may learn on"
+
+
+@pytest.mark.parametrize(
+    "other, sentence",
+    [(Lora(rank=3), "another rank"), (Lora(2, targets=("to_q",)), "other layers"), (Oft(), "not those of Oft")],
+)
+def test_what_was_saved_is_not_put_into_something_else(pipe, tmp_path, other, sentence):
+    save_learned(attach(pipe, Lora(rank=2)), tmp_path)
+    tuned = attach(pipe, other)
+    before = [p.clone() for p in tuned.parameters]
+    with pytest.raises(ValueError, match=sentence):
+        load_learned(tuned, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(before, tuned.parameters, strict=True))
 
 
 @every_method

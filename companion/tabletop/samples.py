@@ -35,11 +35,16 @@ def held_out(n: int = 256) -> tuple[np.ndarray, list[Scene]]:
     if not 1 <= n <= 256:
         raise ValueError(f"n={n} is outside 1 to 256; the course ships 256 held-out renders")
     scenes = [Scene.from_dict(d) for d in json.loads((FOLDER / "held_out.json").read_text(encoding="utf-8"))]
-    with Image.open(FOLDER / "held_out.png") as atlas:
+    return _tiles(FOLDER / "held_out.png")[:n].copy(), scenes[:n]
+
+
+@cache
+def _tiles(path: Path) -> np.ndarray:
+    """The pictures of an atlas; they take a fifth of a second to unpack, and notebooks ask for them often."""
+    with Image.open(path) as atlas:
         a = np.asarray(atlas.convert("RGB"))
     size = a.shape[1] // COLUMNS
-    tiles = a.reshape(-1, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
-    return tiles[:n].copy(), scenes[:n]
+    return a.reshape(-1, size, COLUMNS, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
 
 
 def columns(n: int = 256) -> tuple[dict[str, np.ndarray], list[Scene]]:
