@@ -143,7 +143,8 @@ def use(name: str, answer: Answer) -> Answer:
     It prints which of the two it is. Raises ValueError when there is no exercise of that name.
     """
     verdict = check(name, answer)
-    print(f"{name}: {'yours' if verdict else 'yours is not right yet, so the notebook goes on with the solution'}")
+    lacks = "done" if verdict.status == "not done yet" else "right"
+    print(f"{name}: {'yours' if verdict else f'yours is not {lacks} yet, so the notebook goes on with the solution'}")
     return answer if verdict else exercise(name).solution
 
 

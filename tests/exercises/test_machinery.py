@@ -31,6 +31,9 @@ def test_the_readers_function_is_used_once_it_is_right(capsys):
     assert exercises.use("euler_step", euler_step) is euler_step
     assert capsys.readouterr().out == "euler_step: yours\n"
     assert exercises.use("euler_step", stub_function("euler_step")) is exercises.exercise("euler_step").solution
+    assert "yours is not done yet, so the notebook goes on" in capsys.readouterr().out
+    solved = exercises.use("euler_step", lambda x, eps, sigma, sigma_next: x)
+    assert solved is exercises.exercise("euler_step").solution
     assert "yours is not right yet, so the notebook goes on" in capsys.readouterr().out
 
 
