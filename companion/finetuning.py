@@ -94,7 +94,8 @@ def examples(
     size = diffusion.picture_size(pipe)
     if x.shape[-2:] != (size, size):
         high, wide = x.shape[-2:]
-        raise ValueError(f"the pictures have {wide} x {high} pixels and the pipeline {size} x {size}; crop them first")
+        needs = f"the pipeline {size} x {size}; crop and resize them first"
+        raise ValueError(f"the pictures have {wide} x {high} pixels and {needs}")
     prompts = [prompts] * len(x) if isinstance(prompts, str) else list(prompts)
     if mirror:
         x, prompts = torch.cat([x, x.flip(-1)]), [*prompts, *prompts]

@@ -47,6 +47,7 @@ from companion.dreambooth import (
 from companion.files import read_rows, write_rows, written
 from companion.finetuning import (
     TRANSFORMERS,
+    Examples,
     Full,
     Lora,
     Method,
@@ -815,29 +816,40 @@ def training(name: str) -> Path:
     return companion.DATA / "results" / "finetuning_trainings" / name.replace(" ", "-")
 
 
-def keep(tuned: Tuned, name: str, settings: Mapping[str, Any]) -> None:
-    """Store what a LoRA learned, with its settings (as JSON takes them) and the sum of the weights it began from."""
+def keep(tuned: Tuned, name: str, sets: Sequence[Examples], settings: Mapping[str, Any]) -> None:
+    """Store what a LoRA learned, with what `fetch` compares."""
     folder = training(name)
     record = folder / "settings.json"
     record.unlink(missing_ok=True)  # while it is gone, nothing is fetched
     save_learned(tuned, folder)
     with written(record) as temporary:
-        temporary.write_text(_record(settings), encoding="utf-8")
+        temporary.write_text(_record(sets, settings), encoding="utf-8")
 
 
-def fetch(tuned: Tuned, name: str, settings: Mapping[str, Any]) -> bool:
-    """Give `tuned` what a stored training learned. False, and nothing is done, where none has exactly these settings
-    and began from the weights in data/models.
+def fetch(tuned: Tuned, name: str, sets: Sequence[Examples], settings: Mapping[str, Any]) -> bool:
+    """Give `tuned` what a stored training learned.
+
+    Args:
+        sets: what it learned from; the numbers of examples, their prompts and weights must be the same.
+        settings: all else that matters, as JSON takes it; it must be the same, too.
+    Returns:
+        False, and nothing is done, where no stored training of this name is the same, or where it began from other
+        weights than those in data/models.
     """
     record = training(name) / "settings.json"
-    if not record.exists() or record.read_text(encoding="utf-8") != _record(settings):
+    if not record.exists() or record.read_text(encoding="utf-8") != _record(sets, settings):
         return False
     load_learned(tuned, training(name))
     return True
 
 
-def _record(settings: Mapping[str, Any]) -> str:
-    return json.dumps({**settings, "weights": _weights()}, indent=2, sort_keys=True) + "\n"
+def _record(sets: Sequence[Examples], settings: Mapping[str, Any]) -> str:
+    prompts = [hashlib.sha256("\n".join(s.prompts).encode()).hexdigest()[:16] for s in sets]
+    about = [
+        {"examples": len(s.prompts), "weight": float(s.weight), "prompts": p}
+        for s, p in zip(sets, prompts, strict=True)
+    ]
+    return json.dumps({**settings, "sets": about, "weights": _weights()}, indent=2, sort_keys=True) + "\n"
 
 
 # ---- An eye's verdicts -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import companion
 from companion import finetuning_sweeps as sweeps
 from companion.diffusion import encode_prompt
 from companion.dreambooth import RARE_WORD, WORD, likeness
-from companion.finetuning import TRANSFORMERS, Lora, Near, Oft, attach, merged
+from companion.finetuning import TRANSFORMERS, Examples, Lora, Near, Oft, attach, merged
 from companion.finetuning_sweeps import METHODS, Setting, best, learned, moved, summary, teach_and_measure
 from companion.intervals import compare
 from companion.tabletop.subjects import SUBJECTS
@@ -359,21 +359,28 @@ def test_a_row_of_pictures_is_drawn_for_every_subject_and_not_twice(pipe, monkey
 def test_a_stored_training_is_fetched_for_its_own_settings_and_weights_alone(pipe, monkeypatch, tmp_path):
     monkeypatch.setattr(sweeps.companion, "DATA", tmp_path)
     monkeypatch.setattr(sweeps, "_weights", lambda: "these")
-    tuned, settings = attach(pipe, Lora(rank=2), seed=1), {"steps": 3, "subject": "duck"}
-    assert not sweeps.fetch(tuned, "with class images", settings)
-    sweeps.keep(tuned, "with class images", settings)
+    settings = {"steps": 3, "subject": "duck"}
 
-    def fetched(settings):
+    def five(n=5, prompt="a sks can", weight=1.0):
+        return Examples(torch.zeros(n, 4, 16, 16), [prompt] * n, weight)
+
+    tuned = attach(pipe, Lora(rank=2), seed=1)
+    assert not sweeps.fetch(tuned, "with class images", [five()], settings)
+    sweeps.keep(tuned, "with class images", [five()], settings)
+
+    def fetched(sets, settings):
         other = attach(pipe, Lora(rank=2), seed=2)
-        found = sweeps.fetch(other, "with class images", settings)
+        found = sweeps.fetch(other, "with class images", sets, settings)
         same = [torch.equal(a, b) for a, b in zip(tuned.parameters, other.parameters, strict=True)]
         assert found == all(same)
         return found
 
-    assert fetched({"subject": "duck", "steps": 3})
-    assert not fetched({"subject": "duck", "steps": 4}) and not fetched({"subject": "duck"})
+    assert fetched([five()], {"subject": "duck", "steps": 3})
+    assert not fetched([five()], {"subject": "duck", "steps": 4}) and not fetched([five()], {"subject": "duck"})
+    for others in ([five(1)], [five(prompt="a can")], [five(weight=0.3)], [five(), five()]):
+        assert not fetched(others, settings)
     monkeypatch.setattr(sweeps, "_weights", lambda: "others")
-    assert not fetched(settings), "the weights it began from are others"
+    assert not fetched([five()], settings), "the weights it began from are others"
 
 
 def test_what_an_eye_recognised_is_about_the_pictures_that_are_there():
