@@ -15,7 +15,7 @@ import companion
 from companion import finetuning_sweeps as sweeps
 from companion.diffusion import encode_prompt
 from companion.dreambooth import RARE_WORD, WORD, likeness
-from companion.finetuning import TRANSFORMERS, Examples, Lora, Near, Oft, attach, merged
+from companion.finetuning import TRANSFORMERS, Examples, Lora, Near, Oft, attach, load_learned, merged
 from companion.finetuning_sweeps import METHODS, Setting, best, learned, moved, summary, teach_and_measure
 from companion.intervals import compare
 from companion.tabletop.subjects import SUBJECTS
@@ -381,6 +381,17 @@ def test_a_stored_training_is_fetched_for_its_own_settings_and_weights_alone(pip
         assert not fetched(others, settings)
     monkeypatch.setattr(sweeps, "_weights", lambda: "others")
     assert not fetched([five()], settings), "the weights it began from are others"
+
+
+@pytest.mark.parametrize("name", ["with class images", "our recipe"])
+def test_the_trainings_that_notebook_05_fetches_are_of_these_weights(pipe, name):
+    record = json.loads((sweeps.training(name) / "settings.json").read_text(encoding="utf-8"))
+    assert record["weights"] == sweeps._weights() and len(record["sets"]) == 2
+    tuned = attach(pipe, METHODS["LoRA"]("red"))
+    before = [p.clone() for p in tuned.parameters]
+    load_learned(tuned, sweeps.training(name))
+    assert tuned.method.rank == record["rank"]
+    assert not any(torch.equal(a, b) for a, b in zip(before, tuned.parameters, strict=True))
 
 
 def test_what_an_eye_recognised_is_about_the_pictures_that_are_there():
