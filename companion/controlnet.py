@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -414,8 +414,8 @@ def asked(
     """
     if name not in CONDITIONS:
         raise ValueError(f"{name!r} is no condition; the eight are {', '.join(CONDITIONS)}")
-    condition, scenes, exact = CONDITIONS[name], samples.held_out()[1], can_be_judged(pipe)
-    maps = _exact(name)
+    condition, (columns, scenes), exact = CONDITIONS[name], samples.columns(), can_be_judged(pipe)
+    maps = condition.exact(columns, scenes)
     there = maps.reshape(len(maps), -1).any(1)
     kept = [i for i in np.flatnonzero(there).tolist() if where is None or where(scenes[i])]
     if not 1 <= n <= len(kept) - skip:
@@ -427,12 +427,6 @@ def asked(
     pictures = tensor_to_bytes(renders).numpy()
     found = condition.annotate(pictures) if name in ANYWHERE else None
     return Asked(condition, annotator(name)(pictures), found, renders, [scenes[i] for i in kept])
-
-
-@cache
-def _exact(name: str) -> np.ndarray:
-    """The maps of all held-out renders; they take up to a second, and notebook 04 asks for each of them often."""
-    return CONDITIONS[name].exact(*samples.columns())
 
 
 def other_finishes(scenes: Sequence[Scene]) -> list[str]:

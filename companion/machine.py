@@ -177,9 +177,7 @@ class _Drawing:
             self.box(1, 5, 13, 6, "encoder", "encoder")
             self.text(7.5, 0.8, "a picture of yours", 7.5, faint=True)
             self.arrow((7.5, 2.2), (7.5, 5))
-            self.line(
-                (14, 8), (17.2, 8), (17.2, 18.6), part="encoder"
-            )  # noise is added there, in the middle of the list
+            self.line((14, 8), (17.2, 8), (17.2, 18.6), part="encoder")
             self.text(10, 13.5, "noise is added", 7, faint=True)
         if "mask" in self.wanted:
             self.box(23.5, 0.6, 8, 4.8, "mask", "mask")
