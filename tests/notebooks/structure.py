@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import base64
+import dis
 import io
 import json
 import re
 from collections.abc import Iterator
+from types import CodeType
 
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode, ValidationError, validate
@@ -63,7 +65,7 @@ def problems(notebook: NotebookNode, size: int = 0) -> list[str]:
     """What is wrong with a committed notebook whose file has `size` bytes, a sentence each."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     found = [*_notebook_problems(notebook, code, size), *_opening_problems(notebook, code), *_link_problems(notebook)]
-    found += _fine_print_problems(notebook)
+    found += [*_fine_print_problems(notebook), *_name_problems(notebook, code)]
     for number, cell in enumerate(code, start=1):
         found += [f"code cell {number}: {problem}" for problem in _cell_problems(cell)]
     return found
@@ -126,6 +128,39 @@ def _fine_print_problems(notebook: NotebookNode) -> Iterator[str]:
         folds = len(re.findall("</?details", cell.source)) if cell.cell_type == "markdown" else 0
         if folds and not (folds == 2 and FINE_PRINT.search(cell.source)):
             yield f"the text {cell.source[:40]!r} does not end with one folded block as CONTRIBUTING.md has it"
+
+
+def _name_problems(notebook: NotebookNode, code: list[NotebookNode]) -> Iterator[str]:
+    """Names that two cells set and any cell takes from another: what it gets depends on which cell was run last.
+
+    An exercise's function is set by its stub and then by `exercises.use`, and a parameter may be filled in.
+    """
+    found = {}  # name: (cells that set it, cells that take it from elsewhere)
+    exempt = {"__name__", *parameters_of(notebook)}
+    for number, cell in enumerate(code, start=1):
+        source = TransformerManager().transform_cell(cell.source)
+        exempt |= set(re.findall(r"""exercises\.use\(["'](\w+)["']""", source))
+        sets, takes = _names(compile(source, f"cell {number}", "exec"))
+        for place, names in enumerate((sets, takes)):
+            for name in names:
+                found.setdefault(name, ([], []))[place].append(number)
+    for name, (sets, takes) in found.items():
+        if len(sets) > 1 and takes and name not in exempt:
+            yield f"code cells {sets} set the name {name!r}, and cells {takes} take it from another cell"
+
+
+def _names(code: CodeType) -> tuple[set[str], set[str]]:
+    """The names that a cell's code sets, and those that it reads before it sets them."""
+    sets, takes = set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname in ("STORE_NAME", "STORE_GLOBAL"):
+            sets.add(step.argval)
+        elif step.opname in ("LOAD_NAME", "LOAD_GLOBAL") and step.argval not in sets:
+            takes.add(step.argval)
+        elif isinstance(step.argval, CodeType):  # a function, or a comprehension; its own names are local
+            within = _names(step.argval)
+            takes |= within[1] - sets
+    return sets, takes
 
 
 def _cell_problems(cell: NotebookNode) -> Iterator[str]:

@@ -145,6 +145,12 @@ MUTATIONS = {
     "without a picture": lambda nb: code(nb, 5).outputs[0].data.pop("image/png"),
     "flat colour": lambda nb: code(nb, 5).outputs[0].data.update({"image/png": png("black", "black")}),
     "tagged widget and shows none": lambda nb: code(nb, 5).outputs[0].data.pop(VIEW),
+    "[3, 4] set the name 'x', and cells [5]": lambda nb: [
+        resource(nb, number, source) for number, source in ((2, "x = 1"), (3, "x = 2"), (4, "print([x for _ in '1'])"))
+    ],
+    "[3, 4] set the name 'x', and cells [4]": lambda nb: [
+        resource(nb, number, source) for number, source in ((2, "x = 1"), (3, "x = x + 1"))
+    ],
     "path of the machine": lambda nb: show(nb, kind="stream", name="stdout", text="in /home/ann/x.png"),
     "C:": lambda nb: show(nb, kind="display_data", data={"text/html": "<b>C:\\Users\\ann</b>"}),
     "address of an object": lambda nb: show(nb, kind="display_data", data={"text/plain": "<A at 0x7f16a0b1>"}),
@@ -156,6 +162,17 @@ def test_each_problem_is_found(problem):
     notebook = well_formed()
     MUTATIONS[problem](notebook)
     assert any(problem in found for found in problems(notebook)), problems(notebook)
+
+
+def test_names_that_no_order_can_confuse_are_no_problem():
+    notebook = well_formed()
+    for number, source in (
+        (2, "def f(n): return [x for x in range(n)]\nfor x in f(2): print(x)\nSTEPS = STEPS or 3"),
+        (3, "import exercises\nf = exercises.use('f', f)\nx = 2\nprint(x)"),
+        (4, "print(f(STEPS), __name__)"),
+    ):
+        resource(notebook, number, source)
+    assert problems(notebook) == []
 
 
 def test_fine_print_is_folded_at_the_end_of_a_cell():
