@@ -26,18 +26,18 @@ from companion.models import find, seeded
 from companion.widgets import AdapterStrength, Cropper, EnergyExplorer, TrainingScrubber
 from companion.widgets import crop as crop_module
 from companion.widgets.adapters import LiveSlider
-from companion.widgets.base import KEPT, LINE, VIEW
+from companion.widgets.base import KEPT, VIEW
 from companion.widgets.crop import LONGEST
 from companion.widgets.energy import force
 
 
 def kept(widget) -> np.ndarray:
-    """The picture that the notebook keeps of a widget, without the sentence below it."""
+    """The picture that the notebook keeps of a widget, with the text below it."""
     data = widget._repr_mimebundle_()
     data = data[0] if isinstance(data, tuple) else data
     assert data[VIEW]["model_id"] == widget.model_id and data["text/plain"] == f"{type(widget).__name__}()"
     sheet = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
-    return np.asarray(sheet).astype(int)[:-LINE]
+    return np.asarray(sheet).astype(int)
 
 
 def opened(data: bytes) -> Image.Image:
@@ -407,7 +407,7 @@ class TestAdapterStrength:
         oft_vs_lora.merge(tuned.unet)
         panel.prompt.value, panel.seed.value = "cd", 7
         assert torch.allclose(panel.result[0], drawn(tuned, prompt="cd", seed=7), atol=1e-4)
-        assert kept(panel).shape == (2 * 244 + 8, 456, 3)
+        assert Image.open(io.BytesIO(panel.still())).size == (456, 2 * 244 + 8)
 
     def test_pipes_without_such_an_adapter_are_refused(self, pipe):
         from peft import HRAConfig
@@ -560,8 +560,7 @@ class TestEnergyExplorer:
 
     def test_it_leaves_a_picture_of_the_points(self):
         panel = EnergyExplorer([[1, 0], [0, 1], [-1, 0], [0, -1]], side=290)  # 100 pixels a radius
-        picture = kept(panel)
-        assert picture.shape == (338, 290, 3)
+        picture = kept(panel)[:338, :290]
         for x, y in panel.array:
             assert apart(picture[round(145 - 100 * y), round(145 + 100 * x)], (0, 114, 178)) < 12
         orange = np.abs(picture - np.array((213, 94, 0))).sum(-1) < 60

@@ -52,9 +52,14 @@ class TestPanel:
         data = panel._repr_mimebundle_()
         data = data[0] if isinstance(data, tuple) else data
         kept = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
-        assert kept.format == "PNG" and kept.height == 48 + LINE and kept.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+        assert (
+            kept.format == "PNG"
+            and kept.height == 48 + 2 * LINE + 2
+            and kept.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
+        )
         below = np.asarray(kept.convert("L"))[48:]
-        assert kept.width > 150 and (below < 100).any() and below[:, -1].min() == 255, "the sentence below is whole"
+        lines = below[2 : 2 + LINE], below[2 + LINE :]  # what it said, and that it is still
+        assert kept.width > 150 and all((line < 100).any() for line in lines) and below[:, -1].min() == 255
         assert data[VIEW]["model_id"] == panel.model_id
         assert data["text/plain"] == "Panel()"
 

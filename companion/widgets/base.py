@@ -19,11 +19,15 @@ import asyncio
 import base64
 import html
 import io
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import anywidget
 import ipywidgets as widgets
+import matplotlib
 import traitlets
 from PIL import Image, ImageDraw, ImageFont
 
@@ -31,7 +35,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 INK, PAPER = (34, 34, 34), (255, 255, 255)
 KEPT = 480  # pixels across, at most, of the copy that a notebook's file keeps
 MARGIN, LINE = 8, 20  # pixels between the parts of a picture, and for a line of text
-STILL = "A still picture: run this cell to move it."  # below what a notebook's file keeps
+STILL = "A still picture: run the cell, and its controls appear."  # below what a notebook's file keeps
 GONE = "The kernel that drew this has gone. Run this cell again, after those above it, to move the picture."
 NARROW = 220  # pixels that controls need at least
 PAUSE, PATIENCE = 0.03, 0.3  # seconds without a message, after which none waits; and how long that is waited for
@@ -51,24 +55,29 @@ def jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def small(data: bytes) -> bytes:
-    """What a notebook's file keeps of a PNG: `KEPT` pixels across, 96 colours, a sixth of the size, and `STILL` below.
+def small(data: bytes, said: str = "") -> bytes:
+    """What a notebook's file keeps of a PNG: `KEPT` pixels across, 96 colours, a sixth of the size, and text below.
 
-    A narrow picture gets white at its right, for the sentence.
+    The text is `said` (HTML), which the panel says of its picture, and `STILL`. A narrow picture gets white at its
+    right, for the text.
     """
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if image.width > KEPT:
         image = image.resize((KEPT, round(image.height * KEPT / image.width)), Image.Resampling.LANCZOS)
-    font = ImageFont.load_default(12)
-    sheet = Image.new("RGB", (max(image.width, round(font.getlength(STILL)) + 4), image.height + LINE), PAPER)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)  # has ✓ and ✗
+    plain = html.unescape(re.sub("<[^>]+>", "", said.replace("<br>", "\n")))
+    lines = [part for line in (*plain.splitlines(), STILL) for part in textwrap.wrap(line, 62)]
+    width = max([image.width, *(round(font.getlength(line)) + 4 for line in lines)])
+    sheet = Image.new("RGB", (width, image.height + LINE * len(lines) + 2), PAPER)
     sheet.paste(image, (0, 0))
-    ImageDraw.Draw(sheet).text((2, image.height + 3), STILL, INK, font)
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(sheet).text((2, image.height + 2 + LINE * i), line, INK, font)
     return png(sheet.quantize(96, method=Image.Quantize.MEDIANCUT, kmeans=2))
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Pictures in a row on white, with a title above each."""
-    font = ImageFont.load_default(13)
+    font = ImageFont.load_default(15)
     width = sum(image.width for image in images) + MARGIN * (len(images) - 1)
     sheet = Image.new("RGB", (width, LINE + max(image.height for image in images)), PAPER)
     pen, left = ImageDraw.Draw(sheet), 0
@@ -174,7 +183,7 @@ class Panel(Kept, widgets.VBox):
         reader: the pipeline that reads the control `prompt`; what it does not read of a long one is said.
     """
 
-    prompt: Any
+    prompt: Any = None  # a control, where there is one
 
     def __init__(
         self,
@@ -266,7 +275,8 @@ class Panel(Kept, widgets.VBox):
             data = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
         data["text/plain"] = f"{type(self).__name__}()"  # the default lists models by ids that change with each run
         if still := self.still():
-            data["image/png"] = base64.b64encode(small(still)).decode()
+            prompt = f"prompt: {html.escape(self.prompt.value)}<br>" if isinstance(self.prompt, widgets.Text) else ""
+            data["image/png"] = base64.b64encode(small(still, prompt + self.message.value)).decode()
         return data
 
     def still(self) -> bytes:

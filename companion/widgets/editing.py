@@ -93,6 +93,7 @@ class Inpainter(Panel):
     ) -> None:
         options = self.options()
         self._pipe, self._source, self._steps, self._guidance = pipe, picture, steps, guidance
+        self._drawer = Drawer(pipe)
         self.result = picture
         self.painter = MaskPainter(picture, mask)
         self.strength = widgets.FloatSlider(strength, min=0.1, max=1, step=0.05, description="strength", **options)
@@ -108,7 +109,6 @@ class Inpainter(Panel):
 
     def draw(self) -> None:
         """Draw inside the mask. `result` is the picture (3, H, W), or the source when nothing is painted."""
-        from companion.diffusion import decode
         from companion.img2img_inpainting import as_mask, composite, inpaint
 
         text = "Nothing is painted yet."
@@ -124,9 +124,10 @@ class Inpainter(Panel):
                 strength=self.strength.value,
                 steps=self._steps,
                 guidance_scale=self._guidance,
+                unet=self._drawer.unet,
                 cover="any",  # thin strokes count; compositing removes what is drawn beyond them
             )
-            drawn = decode(self._pipe, last.latents)
+            drawn = self._drawer.decode(last.latents)
             self.result = composite(self._source[None], drawn, mask, self.feather.value)[0]
             outside = ~self.painter.array
             change = np.abs(as_array(self.result).astype(int) - as_array(self._source).astype(int))

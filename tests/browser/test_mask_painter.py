@@ -19,14 +19,15 @@ SETUP = """
 import numpy as np
 import torch
 from companion.widgets import editing
-from companion import diffusion, img2img_inpainting
+from companion import img2img_inpainting
 ramp = torch.linspace(-1, 1, 64)
 source = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), torch.zeros(64, 64)])
 source = ((source + 1) * 127.5).round() / 127.5 - 1
 def inpaint(pipe, pictures, masks, prompts, seeds, **kwargs):
     yield type("Step", (), {"latents": None})()
 img2img_inpainting.inpaint = inpaint
-diffusion.decode = lambda pipe, latents: torch.tensor([-1.0, 1, -1]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+green = torch.tensor([-1.0, 1, -1]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+editing.Drawer = lambda pipe: type("Green", (), {"unet": None, "decode": lambda self, latents: green})()
 panel = editing.Inpainter(None, source, "a", steps=2)
 panel.painter.brush = 8
 """.strip()
