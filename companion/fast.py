@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from companion.diffusion import UNet
 
 WEIGHTS, GRAPH = "diffusion_pytorch_model.safetensors", "graph.onnx"
+DRAWER = "_companion_drawer"  # the attribute of a pipeline that keeps what `faster` made
 KEPT = 64  # prompts whose text states are kept
 SHAPES = 4  # input shapes that each network stays compiled for
 
@@ -48,12 +49,18 @@ def faster(pipe: StableDiffusionPipeline) -> Fast | StableDiffusionPipeline:
     """A `Fast` drawer where that is possible, else the pipeline itself: both draw the same for the same arguments.
 
     It is possible on a CPU, with openvino installed (the extra `[lab]` has it), for a pipeline that was loaded from a
-    folder with graphs and still has that folder's weights: a finetuned one draws with plain torch.
+    folder with graphs and still has that folder's weights: a finetuned one draws with plain torch. All who ask for the
+    same pipeline share a drawer, so that its networks are compiled once; a pipeline keeps its own in `DRAWER`.
     """
+    kept: Fast | None = vars(pipe).get(DRAWER)
+    if kept and kept.pipe is pipe and kept.threads == torch.get_num_threads() and not kept.look():
+        return kept
     try:
-        return Fast(pipe)
+        fast = Fast(pipe)
     except (ImportError, LookupError):
         return pipe
+    setattr(pipe, DRAWER, fast)
+    return fast
 
 
 class Fast:
@@ -69,10 +76,10 @@ class Fast:
 
     def __init__(self, pipe: StableDiffusionPipeline, threads: int | None = None) -> None:
         self.pipe = pipe
-        self._threads = threads
-        self._unet = Compiled(stored(pipe.unet), threads, side_by_side=2)
-        self._listening = Compiled(listening(self._unet.graph), threads, side_by_side=2)
-        self._decoder = Compiled(stored(pipe.vae), threads)
+        self.threads = threads or torch.get_num_threads()
+        self._unet = Compiled(stored(pipe.unet), self.threads, side_by_side=2)
+        self._listening = Compiled(listening(self._unet.graph), self.threads, side_by_side=2)
+        self._decoder = Compiled(stored(pipe.vae), self.threads)
         self._varied: tuple[tuple[str, ...], Compiled] | None = None
         self._nets: weakref.WeakSet[FastControlNet] = weakref.WeakSet()
         self._states: OrderedDict[str, Tensor] = OrderedDict()
@@ -97,7 +104,7 @@ class Fast:
 
     def controlnet(self, net: ControlNetModel) -> FastControlNet:
         """A ControlNet compiled, with this drawer's threads; `look` looks at its weights too."""
-        compiled = FastControlNet(net, self._threads)
+        compiled = FastControlNet(net, self.threads)
         self._nets.add(compiled)
         return compiled
 
@@ -142,7 +149,7 @@ class Fast:
         """
         names = tuple(weights)
         if self._varied is None or self._varied[0] != names:
-            self._varied = names, Compiled(taking(self._unet.graph, names), self._threads, side_by_side=2)
+            self._varied = names, Compiled(taking(self._unet.graph, names), self.threads, side_by_side=2)
         compiled, n = self._varied[1], len(weights[names[0]])
 
         def unet(x: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Tensor:

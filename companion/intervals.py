@@ -97,7 +97,7 @@ def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
 def plus_minus(values: ArrayLike, digits: int = 2) -> str:
     """The mean of `values` (N,) and half of the width of its interval, as in "0.52 ± 0.04"."""
     mean, _, high = mean_interval(values)
-    return f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
+    return f"{mean:z.{digits}f} ± {high - mean:.{digits}f}"
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float]:
@@ -188,7 +188,8 @@ class Compared:
     p: float
 
     def __format__(self, spec: str) -> str:
-        return "{:+{s}} ({:+{s}} to {:+{s}})".format(self.difference, self.low, self.high, s=spec or ".2f")
+        spec = "+z" + (spec or ".2f")  # z: 0 has no sign of its own
+        return f"{self.difference:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
 
     def __str__(self) -> str:
         return format(self)

@@ -501,16 +501,19 @@ def kept_step() -> dict[str, Any]:
 NO = "does not fit"
 
 
-def this_machine(device: torch.device, speed: float) -> tuple[str, float, float]:
-    """Name, bytes (a GPU's total, else what is free) and operations per second; `speed` is for the GPU, or one core."""
+def this_machine(device: torch.device, speeds: Mapping[str, float]) -> tuple[str, float, dict[str, float]]:
+    """Name, bytes (a GPU's total, else what is free) and operations per second by the model that they were measured
+    with; `speeds` are those of the GPU, or of one core.
+    """
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory, speed
+        return torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory, dict(speeds)
     import os
 
     import psutil
 
     cores = os.cpu_count() or 1
-    return f"this machine, {cores} cores", psutil.virtual_memory().available, speed * cores
+    speeds = {name: speed * cores for name, speed in speeds.items()}
+    return f"this machine, {cores} cores", psutil.virtual_memory().available, speeds
 
 
 def fits(needed: float, memory: float) -> bool:
@@ -521,7 +524,7 @@ def fits(needed: float, memory: float) -> bool:
 def decision(
     costs: Sequence[Cost],
     known: Cost,
-    here: tuple[str, float, float],
+    here: tuple[str, float, Mapping[str, float]],
     machines: Sequence[Machine] = MACHINES,
     steps: int = 30,
 ) -> Table:
@@ -531,12 +534,14 @@ def decision(
     Args:
         known: the model from whose published speeds those of others are estimated. No time is given on GPUs for a
             model with a tenth of its work or less, for which a GPU would mostly wait.
-        here: name, memory and speed of this machine, see `this_machine`.
+        here: name, memory and speeds of this machine, see `this_machine`. A model that was measured gets the time of
+            its own speed, and the others that of the highest.
         steps: sampling steps for a picture.
     """
-    name, memory, speed = here
+    name, memory, speeds = here
     rows = []
     for item in costs:
+        speed = speeds.get(item.name, max(speeds.values()))
         answers = [_answer(item.memory(bytes_each=SINGLE), memory, item.picture(steps) / speed)]
         for machine in machines:
             seconds = seconds_per_picture(machine, item, known, steps) if item.step > known.step / 10 else None

@@ -206,7 +206,7 @@ class TestFormulas:
     def test_the_decision_says_what_does_not_fit(self, sd15):
         small = Machine("small", 4 * GB, {"SD 1.5": 1.0})
         tiny = Machine("tiny", 1 * GB, {"SD 1.5": 1.0})
-        table = decision([sd15], sd15, ("here", 16 * GB, 1e11), [small, tiny], steps=10)
+        table = decision([sd15], sd15, ("here", 16 * GB, {"other": 1e11, "another": 1e10}), [small, tiny], steps=10)
         rows = {row[0]: row[1:] for row in table.rows}
         here, fits, not_there = rows["SD 1.5: draw at 512 px"]
         assert here == w.duration(sd15.picture(10) / 1e11) and fits.endswith(" s")
@@ -219,11 +219,13 @@ class TestFormulas:
 
     def test_a_small_model_gets_no_time_from_a_large_one_s(self, pipe, sd15):
         """A GPU that is mostly waiting does not get faster with less work."""
-        table = decision([cost(w.shape_of(pipe, "tiny"))], sd15, ("here", 16 * GB, 1e11))
+        table = decision([cost(w.shape_of(pipe, "tiny"))], sd15, ("here", 16 * GB, {"other": 1e12, "tiny": 1e9}))
         assert table.rows[0][2:] == ["fits"] * len(MACHINES)
+        assert table.rows[0][1] == w.duration(cost(w.shape_of(pipe, "tiny")).picture(30) / 1e9), "by its own speed"
 
     def test_this_machine_has_all_its_cores(self):
-        name, memory, speed = w.this_machine(torch.device("cpu"), 1e9)
+        name, memory, speeds = w.this_machine(torch.device("cpu"), {"one": 1e9})
+        speed = speeds["one"]
         assert speed % 1e9 == 0 and memory > 1e8 and str(int(speed / 1e9)) in name
 
     @pytest.mark.parametrize(("n", "words"), [(3.1e6, "3 MB"), (0.42e9, "0.4 GB"), (14.2e9, "14 GB")])
