@@ -227,6 +227,18 @@ def plane_class(points: Tensor) -> list[str]:
 # ---- What a step costs -----------------------------------------------------------------------------------------------
 
 
+def nearest_by_chance(pipe: StableDiffusionPipeline, rows: int = 200, seed: int = 0) -> float:
+    """The cosine of an embedding whose numbers were shuffled, so that it means nothing, with the token nearest to it.
+
+    It is the median over `rows` embeddings; `nearest_words` has to be above it to say anything.
+    """
+    weight = pipe.text_encoder.get_input_embeddings().weight.detach().float().cpu()
+    generator = torch.Generator().manual_seed(seed)
+    chosen = weight[torch.randperm(len(weight), generator=generator)[:rows]]
+    shuffled = chosen.gather(1, torch.rand(chosen.shape, generator=generator).argsort(1))
+    return float((F.normalize(shuffled, dim=1) @ F.normalize(weight, dim=1).T).amax(1).median())
+
+
 def unet_flops(unet: UNet2DConditionModel, size: int, channels: int | None = None, tokens: int = 32) -> dict[str, int]:
     """Floating-point operations of one pass for a sample (1, channels, size, size) and a text of `tokens`, by kind.
 
@@ -234,7 +246,8 @@ def unet_flops(unet: UNet2DConditionModel, size: int, channels: int | None = Non
     CPU, torch's counter counts fused attention as zero.) A multiplication with its addition counts as two.
 
     Returns:
-        "convolutions", "self-attention" (places with places), "cross-attention" (places with words), "linear layers".
+        "convolutions", "self-attention" (positions with positions), "cross-attention" (positions with words), "linear
+        layers".
     """
     config = dict(unet.config)
     if channels is not None:

@@ -163,7 +163,7 @@ class _Drawing:
         self.box(72, 13.4, 11, 6, "sampler", "sampler")
         self.line((77.5, 13.4), (77.5, 3), (20.5, 3), (20.5, 18.6), part="sampler")
         at = (63, 4.6) if "ControlNet" in self.wanted else (49, 1)
-        self.text(*at, "one step further: $x_{t-1}$, some 20 times", 7.5, faint=True)
+        self.text(*at, "one step further, to the next lower $t$; some 20 times", 7.5, faint=True)
 
     def picture(self) -> None:
         self.arrow((83, 16.4), (86, 16.4))

@@ -53,6 +53,16 @@ class TestText:
             ld.nearest_words(pipe, "maroon")
         monkeypatch.setattr(pipe, "tokenizer", tokenizer, raising=False)
 
+    def test_by_chance_nothing_is_near(self, pipe, monkeypatch):
+        def embedded(weight: torch.Tensor) -> None:
+            layer = torch.nn.Embedding(*weight.shape, _weight=weight)
+            monkeypatch.setattr(pipe.text_encoder, "get_input_embeddings", lambda: layer)
+
+        embedded(torch.ones(6, 4))  # shuffled they are what they were
+        assert ld.nearest_by_chance(pipe) == pytest.approx(1.0)
+        embedded(torch.randn(50, 1000, generator=torch.Generator().manual_seed(0)))  # in 1000 dimensions: about 0.03
+        assert 0.02 < ld.nearest_by_chance(pipe, rows=20) < 0.15
+
 
 class TestAttention:
     @pytest.fixture
