@@ -57,7 +57,7 @@ METHODS: dict[str, Method] = {
 #: Other ways to begin and to build a ControlNet, which are compared with `METHODS`' own at its best rate.
 TRIALS: dict[str, Method] = {
     "ControlNet, embedder closed": ControlNet(attention=False, open_embedder=False),
-    "ControlNet, middle with attention": ControlNet(),
+    "ControlNet, whole middle": ControlNet(),
     "ControlNet, from normals": ControlNet(begin=companion.DATA / "models" / "tabletop-controlnet-normal"),
 }
 ENCODER_RATE = 3e-3  # of the encoder, where the U-Net learns as well
