@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -214,6 +216,20 @@ def test_samples_come_back_in_their_order(pipe, threads):
     states = torch.cat([fast.encode_prompt(p) for p in ("", "a cat", "a red ball", "a gold robot on snow", PROMPT)])
     with torch.no_grad():
         assert torch.allclose(fast.noise_pred(x, t, states), pipe.unet(x, t, states).sample, atol=1e-4)
+
+
+def test_all_who_ask_for_a_pipeline_share_its_drawer():
+    pipe = companion.load("tabletop")
+    shared = faster(pipe)
+    assert isinstance(shared, Fast) and faster(pipe) is shared
+    beside = copy.copy(pipe)  # which has the first one's attributes
+    assert faster(beside) is not shared and faster(beside).pipe is beside
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert faster(pipe).threads == threads + 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_changed_weights_draw_with_torch():

@@ -165,6 +165,7 @@ def test_an_interval_gets_the_word_that_it_deserves():
 
 def test_a_comparison_has_the_p_value_of_the_paired_t_test():
     a, b = [0.4, 0.5, 0.7, 0.6, 0.9], [0.3, 0.4, 0.4, 0.5, 0.6]
+    assert str(intervals.compare([0.0, 0.001], [0.001, 0.002])) == "+0.00 (+0.00 to +0.00)", "nothing has no sign"
     found = intervals.compare(a, b)
     assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert (found.difference, found.low, found.high) == paired_difference(a, b) and found.n == 5
