@@ -275,7 +275,7 @@ class Panel(Kept, widgets.VBox):
             data = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
         data["text/plain"] = f"{type(self).__name__}()"  # the default lists models by ids that change with each run
         if still := self.still():
-            prompt = f"prompt: {html.escape(self.prompt.value)}<br>" if isinstance(self.prompt, widgets.Text) else ""
+            prompt = f"prompt: {html.escape(self.prompt.value)}<br>" if self.prompt is not None else ""
             data["image/png"] = base64.b64encode(small(still, prompt + self.message.value)).decode()
         return data
 
