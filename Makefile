@@ -19,13 +19,14 @@ run: $(VENV)/installed-lab
 lab: $(VENV)/installed-lab
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
-# Files of tests share what they load, so each file stays in one process. Whole notebooks take minutes and share nothing:
-# whoever is free takes the next.
+# Files of tests share what they load, so each file stays in one process. They go in the order of their names: that of their
+# numbers of tests, which pytest-xdist would take, leaves few and slow ones, the browser's and the builds', to the end, when
+# one process waits for the other. Whole notebooks take minutes and share nothing: whoever is free takes the next.
 test: $(VENV)/installed-test chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "not notebooks and not colab"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not notebooks and not colab"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal -m "notebooks and not colab"
 
 # Every notebook with the versions that Colab has, in .venv-colab. The first tests make it, and have torchao in it by turns,

@@ -38,9 +38,17 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(words, sentence):
     assert result.exit_code == 2 and sentence in said
 
 
-def run_build(folder: Path, *args: str, kill_after: int | None = None) -> None:
-    command = [sys.executable, "-m", "companion.pretraining.command", *args, "--folder", str(folder), "--threads", "1"]
-    command += [] if args[0] == "latents" else ["--every", "0"]
+def run_build(folder: Path, *args: str, kill_after: int | None = None, here: bool = False) -> None:
+    """A command of the build in a process of its own, killed after so many steps; or in this one."""
+    words = [*args, "--folder", str(folder), "--threads", "1", *([] if args[0] == "latents" else ["--every", "0"])]
+    if here:
+        threads = torch.get_num_threads()
+        try:
+            CliRunner().invoke(app, words, catch_exceptions=False)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    command = [sys.executable, "-m", "companion.pretraining.command", *words]
     if kill_after is None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return
@@ -118,7 +126,7 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
     for folder in folders:
         shutil.copytree(small_world, folder)
     for command in commands:
-        run_build(folders[0], *command)
+        run_build(folders[0], *command, here=True)  # starting a process takes longer than these few steps
         run_build(folders[1], *command, kill_after=3)
         name = name_of(command)
         stopped = read_meta(folders[1] / f"{name}.safetensors")["step"]
