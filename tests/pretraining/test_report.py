@@ -148,7 +148,8 @@ def test_every_measure_of_the_report_is_taken(tmp_path, monkeypatch):
         report.dataset, "read", lambda folder, split, names, count=None: {k: columns[k][:count] for k in names}
     )
     monkeypatch.setattr(report.dataset, "scenes", lambda folder, split, count=None: scenes[:count])
-    monkeypatch.setattr(report, "controls", lambda *_: {})  # tested by themselves
+    for name in ("controls", "eye_and_judge", "eye_and_controls"):  # tested by themselves
+        monkeypatch.setattr(report, name, lambda *_: {})
     said = []
     found = report.measure(tmp_path, 0.01, said.append)
     few = {"frechet", "frechet_halves", "frechet_ratio", "frechet_things_ratio"}
