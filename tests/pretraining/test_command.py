@@ -120,7 +120,7 @@ def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_
         (few, "unet", "--size", "16", "--batch", "2", *more, *count),
         (few, "decoder", "--sharpness", "0.5", "--mend", *count),
         (few, "controlnet", "canny", "--batch", "2", "--bfloat16", "--measured", "4", *count),
-        (few, "early", "depth", "--batch", "2", "--measured", "4", *count),
+        (many, "early", "depth", "--batch", "2", "--measured", "4", *count),
     ]
     folders = [tmp_path / "whole", tmp_path / "broken"]
     for folder in folders:
