@@ -86,6 +86,9 @@ class Fast:
         self._seen = {name: _fingerprint(getattr(pipe, name)) for name in ("unet", "vae", "text_encoder")}
         self._changed: set[str] = set()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fast:
+        return self  # compiled networks cannot be copied; `faster` makes another for the copied pipeline
+
     def look(self) -> set[str]:
         """Notice changed weights, and return the parts ("unet", "vae") that now run with torch, since theirs changed.
 

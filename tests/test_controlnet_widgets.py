@@ -20,6 +20,7 @@ from companion.controlnet import Control, Controlled, as_controls, controlnet_of
 from companion.models import seeded
 from companion.tabletop.scene import BONES, JOINTS
 from companion.widgets import PoseEditor, PoseToPicture, ScribblePad, ScribbleToPicture, base
+from companion.widgets import controlnet as controlnet_panels
 from companion.widgets.base import KEPT, LINE, VIEW
 from companion.widgets.controlnet import BLANK, as_pose, parents, poses
 from companion.widgets.painter import SIDE
@@ -284,10 +285,22 @@ class TestPoseToPicture:
 
 
 class TestScribbleToPicture:
+    def test_what_fails_before_the_first_line_is_one_sentence(self, pipe, net, monkeypatch):
+        def follower(pipe, net):
+            def follow(*_, **__):
+                raise ValueError("there is no room")
+
+            return follow
+
+        monkeypatch.setattr(controlnet_panels, "follower", follower)
+        panel = ScribbleToPicture(pipe, net, "ab", **SETTINGS)
+        assert "there is no room" in panel.message.value and panel.result is None
+
     def test_a_scribble_is_followed_and_an_empty_one_is_not_drawn(self, pipe, net, monkeypatch):
         follow = []
         panel = ScribbleToPicture(pipe, net, "ab", **SETTINGS)
         assert panel.result is None and panel.message.value.startswith("Nothing is drawn on the pad yet")
+        assert not panel.message.busy
         assert (shown(panel) == BLANK).all() and np.abs(kept(panel)[60:100, -20:] - BLANK).max() < 8
         lines = np.zeros((32, 32), np.uint8)
         lines[8:10, 4:28] = 255

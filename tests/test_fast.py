@@ -222,8 +222,8 @@ def test_all_who_ask_for_a_pipeline_share_its_drawer():
     pipe = companion.load("tabletop")
     shared = faster(pipe)
     assert isinstance(shared, Fast) and faster(pipe) is shared
-    beside = copy.copy(pipe)  # which has the first one's attributes
-    assert faster(beside) is not shared and faster(beside).pipe is beside
+    for beside in (copy.copy(pipe), copy.deepcopy(pipe)):  # which have the first one's attributes
+        assert faster(beside) is not shared and faster(beside).pipe is beside
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)

@@ -224,7 +224,7 @@ class Panel(Kept, widgets.VBox):
         """
         control.observe(lambda change: self._try(action) if quick else self.soon(action), name)
 
-    def attempt(self, action: Callable[[], None]) -> None:
+    def attempt(self, action: Callable[[], object]) -> None:
         """Call `action`; an error in it becomes one sentence below the picture, which stays as it was.
 
         Meanwhile the panel is marked as busy, which the browser shows at once: a thread of the kernel's tells it.
@@ -235,7 +235,7 @@ class Panel(Kept, widgets.VBox):
         finally:
             self.message.busy = False
 
-    def _try(self, action: Callable[[], None]) -> None:
+    def _try(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:

@@ -254,8 +254,9 @@ class Following(Panel):
         for control in controls:
             self.watch(control, self.draw)
         self.attempt(self.draw)
-        if self.result is None:  # compiled now, so that the first line or joint need not wait for it
-            self._follow(prompt, seed, np.full_like(self.control(), 255), scale, steps=1, guidance_scale=guidance)
+        if not self.control().any():  # compiled now, so that the first line or joint need not wait for it
+            white = np.full_like(self.control(), 255)
+            self.attempt(lambda: self._follow(prompt, seed, white, scale, steps=1, guidance_scale=guidance))
 
     def control(self) -> np.ndarray:
         """The control picture: uint8 (H, W, 3) or (H, W); all black when there is nothing to follow."""
