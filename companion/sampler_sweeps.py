@@ -694,7 +694,7 @@ def _movements(moves: Sequence[Move]) -> Iterator[Claim]:
         told = ", ".join(f"{np.mean(move.moved):.3f} ({move.steps} to {move.twice})" for move in own)
         whole = [move for move in own if move.steps >= WHOLE]
         quiet = "" if sampler_of(name).stochastic else ", which adds no noise"
-        statement = f"{name}{quiet}: does not converge"
+        statement = f"{name}{quiet}: keeps moving"
         if len(whole) < 2:
             yield Claim(statement, f"moved by {told}", NOT_MEASURED)
             continue
