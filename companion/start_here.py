@@ -89,15 +89,17 @@ def eye_and_judge() -> dict[str, dict[str, float]]:
 
 def eye_counts(control: str = "") -> dict[str, dict[str, int]]:
     """How many things the eye called clear, doubtful and wrong, under "drawn", and in renders that only went through
-    the autoencoder, under "rebuilt". With the name of a condition, things that were drawn with its ControlNet, which
-    another reader looked at. Raises FileNotFoundError when no eye has looked.
+    the autoencoder, under "rebuilt". With the name of a condition, things that were drawn with its ControlNet, and with
+    "untouched", things in renders as they are, under that name; another reader looked at each of these. Raises
+    FileNotFoundError when no eye has looked.
     """
     from companion.pretraining import eye
 
     path = eye.verdicts_with(control)
-    drawn, rebuilt = Counter(verdict.word for verdict in eye.load_verdicts(path)), eye.load_controls(path)
-    words = ("clear", "doubtful", "wrong")
-    return {"drawn": {word: drawn[word] for word in words}, "rebuilt": {word: rebuilt.get(word, 0) for word in words}}
+    shown, rebuilt = Counter(verdict.word for verdict in eye.load_verdicts(path)), eye.load_controls(path)
+    what = control if control == eye.UNTOUCHED else "drawn"
+    found = {what: shown, "rebuilt": rebuilt}
+    return {name: {word: counts.get(word, 0) for word in eye.WORDS} for name, counts in found.items()}
 
 
 def not_clear(n: int) -> list[tuple[str, int, list[tuple[str, str]]]]:

@@ -32,6 +32,9 @@ def test_an_eye_and_the_judge_are_compared_where_an_eye_has_looked(tmp_path, mon
     eye.save_verdicts(verdicts[:2], {"by": "another"}, eye.verdicts_with("depth"))
     counts = start_here.eye_counts("depth")
     assert sum(counts["drawn"].values()) == 2 and counts["rebuilt"] == {"clear": 0, "doubtful": 0, "wrong": 0}
+    eye.save_verdicts(verdicts[:2], {"controls": {"doubtful": 7}}, eye.verdicts_with(eye.UNTOUCHED))
+    assert [sum(c.values()) for c in start_here.eye_counts("untouched").values()] == [2, 7]
+    assert list(start_here.eye_counts("untouched")) == ["untouched", "rebuilt"]
 
 
 def test_what_an_eye_called_wrong_comes_before_what_it_doubted(tmp_path, monkeypatch):

@@ -651,6 +651,9 @@ def eye(
     control: Annotated[
         str, typer.Option(help="Look at 80 held-out scenes drawn with this condition's ControlNet instead.")
     ] = "",
+    untouched: Annotated[
+        bool, typer.Option("--untouched", help="Look at 80 held-out renders as they are: how strict is the eye?")
+    ] = False,
 ) -> None:
     """Draw the pictures that an eye judges, as sheets without their prompts: 120 that the model draws and, among them,
     40 rebuilt renders as a control. Or keep the eye's verdicts on them.
@@ -662,11 +665,17 @@ def eye(
     from companion.pretraining.vae import rebuild
     from companion.tabletop.samples import held_out
 
+    if control and untouched:
+        raise typer.BadParameter(f"--control {control} and --untouched are two sets of pictures; look at one at a time")
     if control:
         _condition(control)
     pipe, (renders, scenes) = report.load_tabletop(), held_out()
-    part = slice(-eye.CONTROLS, None) if control else slice(eye.CONTROLS)
-    prompts, drawn = report.steered(pipe, control) if control else report.unsteered(pipe)
+    part = slice(-eye.CONTROLS, None) if control or untouched else slice(eye.CONTROLS)
+    if untouched:
+        some = slice(eye.CONTROLS, eye.CONTROLS + eye.STEERED)  # others than those that the first reader saw rebuilt
+        prompts, drawn, control = eye.of_scenes(scenes[some]), renders[some], eye.UNTOUCHED
+    else:
+        prompts, drawn = report.steered(pipe, control) if control else report.unsteered(pipe)
     pictures = [*drawn, *tensor_to_bytes(rebuild(pipe.vae, renders[part])).numpy()]
     controls, path = eye.of_scenes(scenes[part]), eye.verdicts_with(control)
     order = eye.order(len(pictures))

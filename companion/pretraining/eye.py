@@ -29,6 +29,7 @@ VERDICTS = DATA / "results" / "eye_verdicts.json"
 SINGLE, PAIRS = 80, 40  # prompts with one thing, and with two: 16 things of each kind
 CONTROLS = 40  # rebuilt renders that are shown among the drawn pictures: what does the eye say of what is right?
 STEERED = 80  # held-out scenes that are drawn with a ControlNet, where an eye looks at such pictures
+UNTOUCHED = "untouched"  # held-out renders as they are, as many as those drawn with a ControlNet
 ENLARGED = 4
 WORDS = ("clear", "doubtful", "wrong")
 #: What is asked of a thing: only its shape. The judge handles colour, place and time.

@@ -69,6 +69,8 @@ BARS: dict[str, tuple[str, str, float | None, float | None, bool]] = {
     "eye_worst_kind": ("... of the kind that is clear least often", "{:.0%}", 0.90, 0.80, True),
     "eye_cube": ("... cubes", "{:.0%}", 0.90, 0.80, True),
     "eye_clear_rebuilt": ("... of rebuilt renders, shown among them", "{:.0%}", None, None, True),
+    "eye_clear_untouched": ("... of renders as they are, to another eye", "{:.0%}", None, None, True),
+    "eye_clear_untouched_rebuilt": ("... of rebuilt renders, shown among those", "{:.0%}", None, None, True),
     "shape_error_px": ("Things are bent as renders that were bent by", "{:.2f} px", None, None, False),
     "shape_error_px_before": ("... those of the weights before", "{:.2f} px", None, None, False),
     "shape_error_ratio": ("... the first over the second", "{:.0%}", 0.50, 0.70, False),
@@ -491,6 +493,10 @@ def eye_and_judge(pipe: StableDiffusionPipeline) -> dict[str, float]:
     found |= {"eye_clear": clear, "eye_worst_kind": min(kinds.values())}
     if controls := eye.load_controls(eye.verdicts_with()):
         found["eye_clear_rebuilt"] = controls["clear"] / sum(controls.values())
+    if (path := eye.verdicts_with(eye.UNTOUCHED)).exists():
+        words, controls = [v.word for v in eye.load_verdicts(path)], eye.load_controls(path)
+        found["eye_clear_untouched"] = words.count("clear") / len(words)
+        found["eye_clear_untouched_rebuilt"] = controls["clear"] / sum(controls.values())
     found |= {f"eye_judge_{kind}": right / n for kind, (right, n) in eye.by_judge(prompts, readings).items()}
     compared = eye.agreement(verdicts, prompts, readings)
     return found | {f"judge_{name}": k / n for name, (k, n) in compared.items() if n}

@@ -103,8 +103,26 @@ def test_an_eye_looks_at_pictures_that_follow_a_control(tmp_path, monkeypatch):
     found = eye.load_verdicts(eye.verdicts_with("depth"))
     assert len(found) == sum(len(p.kinds) for p in prompts)
     assert {v.picture for v in found} == {eye.fingerprint(x) for x in pictures}
+    both = CliRunner().invoke(app, ["eye", "--control", "depth", "--untouched", "--folder", str(tmp_path)])
+    assert both.exit_code == 2 and "look at one at a time" in " ".join(both.output.replace("│", " ").split())
     unknown = CliRunner().invoke(app, ["eye", "--control", "smell", "--folder", str(tmp_path)])
     assert unknown.exit_code == 2 and "'smell' is no condition" in unknown.output.replace("\n", "")
+
+
+def test_an_eye_looks_at_renders_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(eye, "STEERED", 3)
+    monkeypatch.setattr(eye, "VERDICTS", tmp_path / "verdicts.json")
+    drawn = CliRunner().invoke(app, ["eye", "--untouched", "--folder", str(tmp_path)])
+    assert drawn.exit_code == 0 and len(list((tmp_path / "eye" / "untouched").glob("*.png"))) == 4
+    given = tmp_path / "given.txt"
+    given.write_text("\n".join(f"{i} tree clear; cube doubtful" for i in range(43)), encoding="utf-8")
+    kept = CliRunner().invoke(app, ["eye", str(given), "--untouched", "--folder", str(tmp_path)])
+    assert kept.exit_code == 0 and not eye.VERDICTS.exists()
+    renders, scenes = held_out()
+    some = slice(eye.CONTROLS, eye.CONTROLS + 3)
+    found = eye.load_verdicts(eye.verdicts_with(eye.UNTOUCHED))
+    assert {v.picture for v in found} == {eye.fingerprint(x) for x in renders[some]}
+    assert len(found) == sum(len(s.things) for s in scenes[some])
 
 
 @pytest.mark.slow

@@ -64,7 +64,11 @@ def test_an_eye_s_verdicts_count_for_the_pictures_that_it_saw(monkeypatch, tmp_p
     eye.save_verdicts(eye.parse_verdicts(text, prompts, list(pictures)), about, eye.VERDICTS)
     found = report.eye_and_judge(None)
     assert found["eye_clear"] == pytest.approx(0.9) and found["eye_worst_kind"] == found["eye_cube"] == 0
-    assert found["eye_clear_rebuilt"] == 0.75
+    assert found["eye_clear_rebuilt"] == 0.75 and "eye_clear_untouched" not in found
+    said = [eye.Verdict(i, 0, word, "") for i, word in enumerate(("clear", "clear", "doubtful", "clear", "wrong"))]
+    eye.save_verdicts(said, {"controls": {"clear": 1, "doubtful": 3}}, eye.verdicts_with(eye.UNTOUCHED))
+    again = report.eye_and_judge(None)
+    assert again == found | {"eye_clear_untouched": 0.6, "eye_clear_untouched_rebuilt": 0.25}
     assert found["eye_judge_ball"] < 0.5, "the judge reads no balls in noise"
     assert found["eye_ball"] == 1 and found["judge_accepts_wrong"] < 0.5 < found["judge_rejects_clear"]
     pictures[:12, 0, 0, 0] ^= 1  # rounded otherwise, in a tenth
@@ -124,6 +128,7 @@ LATER = {"error_things_50_train", "error_things_100_train", "judge_calibration"}
 LATER |= {"shape_error_px", "shape_scale_error", "shape_error_px_before", "shape_error_ratio"}
 LATER |= {"judge_before_accepts_spoiled", "eye_cube"}
 LATER |= {f"eye_{name}_{what}" for name in report.LOOKED_AT for what in ("clear", "cube")}
+LATER |= {"eye_clear_untouched", "eye_clear_untouched_rebuilt"}
 LATER |= {"eye_clear", "eye_worst_kind", "eye_clear_rebuilt", "judge_accepts_wrong", "judge_rejects_clear"}
 LATER |= {f"control_{name}" for name in CONDITIONS} | {"control_prompts", "controlled_picture_ratio"}
 
