@@ -144,7 +144,7 @@ class _Drawing:
         for i, h in enumerate((17.5, 13.5, 9.5)):
             self.level(27 + 5.4 * i, h, "U-Net")
             self.level(61 - 5.4 * i, h, "U-Net", mirrored=True)
-        self.box(43.6, 16.6, 5.6, 6.8, "mid", "U-Net", 7.5)
+        self.box(43.6, 16.6, 5.6, 6.8, "\nmid" if "adapters" in self.wanted else "mid", "U-Net", 7.5)
         for i, y in enumerate((12.9, 14.9, 16.9)):
             self.arrow((31.4 + 5.4 * i, y), (61 - 5.4 * i, y), "skips", bend=0.3 - 0.03 * i)
         x = 61 if "ControlNet" in self.wanted else 46.2  # beside what comes up from there
@@ -153,7 +153,8 @@ class _Drawing:
         if "adapters" in self.wanted:
             for x in (28.1, 33.5, 56.5, 61.9):
                 self.box(x - 0.6, 21.6, 3.4, 2.6, "+", "adapters", 7)
-            self.text(35, 30, "adapters on its attention", 7.5, bold="adapters" in self.lit, faint=True)
+            self.box(44.7, 20.6, 3.4, 2.2, "+", "adapters", 7)  # the levels beside the middle have no attention
+            self.text(34, 30, "adapters on its transformers", 7.5, bold="adapters" in self.lit, faint=True)
 
     def loop(self) -> None:
         self.arrow((66.4, 25.6), (72, 25.6))
