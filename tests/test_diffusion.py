@@ -212,3 +212,16 @@ def test_a_steady_scheduler_adds_no_noise(pipe):
     assert torch.equal(one, same) and not torch.allclose(one, other, atol=0.05)
     again = diffusion.steady(plain)
     assert again is not plain and again.config == plain.config
+
+
+def test_channels_last_weights_draw_the_same_picture_and_can_be_saved(tiny, tmp_path):
+    plain, quick = companion.load(tiny, device="cpu"), companion.load(tiny, device="cpu")
+    assert diffusion.channels_last(quick) is quick
+    for network in (quick.unet, quick.vae):
+        kernels = [p for p in network.parameters() if p.ndim == 4]
+        assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    one, same = (diffusion.draw(pipe, PROMPT, 1, steps=3, guidance_scale=2.0) for pipe in (plain, quick))
+    assert torch.allclose(one, same, atol=1e-4)
+    quick.save_pretrained(tmp_path)
+    kept = companion.load(tmp_path, device="cpu").unet.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in plain.unet.state_dict().items())
