@@ -59,7 +59,8 @@ def decode(pipe: StableDiffusionPipeline, latents: Tensor, batch: int = 8) -> Te
 def channels_last(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
     """The pipeline itself, with the weights of U-Net and VAE in the order that convolutions read faster.
 
-    On two cores drawing is about a twelfth quicker. Networks of this order can be trained and saved as before.
+    On two cores drawing is a little quicker: `tests/benchmarks/channels_last.py` prints the ratio, 1.09 on ours.
+    Networks of this order can be trained and saved as before.
     """
     for network in (pipe.unet, pipe.vae):
         network.to(memory_format=torch.channels_last)
