@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import companion
 from companion import diffusion, models
 from companion.conditions import ANYWHERE, CONDITIONS, Condition
-from companion.fast import Fast, FastControlNet, faster
+from companion.fast import Fast, FastControlNet, faster, without_embedder
 from companion.intervals import paired_difference, ratio_of_means
 from companion.metrics import tensor_to_bytes
 from companion.models import seeded
@@ -81,6 +81,7 @@ class Controlled:
     ) -> None:
         self.unet, self.controls, self.guess, self.timesteps = unet, tuple(controls), guess, timesteps
         self._repeated: dict[tuple[Any, ...], Tensor] = {}  # control pictures as a batch of latents needs them
+        self._embedded: dict[tuple[Any, ...], Tensor] = {}  # what came of them
 
     def __call__(self, noisy: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> Any:
         """The prediction for latents (B, C, h, w): of N pictures, or of both halves of their guidance, B = 2N.
@@ -112,11 +113,12 @@ class Controlled:
                 with torch.inference_mode(False):  # a plain tensor says whether it was changed: see `FastControlNet`
                     self._repeated[key] = _for_latents(control.pictures, b).to(noisy)[half:]
             t_half = t[half:] if torch.is_tensor(t) and t.ndim else t
-            some, middle = control.net(
+            net, shown = self._after_embedder(key, control.net, self._repeated[key])
+            some, middle = net(
                 noisy[half:],
                 t_half,
                 states[half:],
-                controlnet_cond=self._repeated[key],
+                controlnet_cond=shown,
                 conditioning_scale=control.scale,
                 guess_mode=self.guess,
                 return_dict=False,
@@ -127,6 +129,20 @@ class Controlled:
             down = found[:-1] if down is None else [a + r for a, r in zip(down, found[:-1], strict=True)]
             mid = found[-1] if mid is None else mid + found[-1]
         return down, mid
+
+    def _after_embedder(self, key: tuple[Any, ...], net: Any, pictures: Tensor) -> tuple[Any, Tensor]:
+        """The ControlNet without its embedder, and what the embedder makes of the pictures, the same in every step.
+
+        On the tabletop the embedder is half of the ControlNet's work. Where it is being trained or listened to, or is
+        part of a compiled network, which remembers on its own, the ControlNet and the pictures come back as they are.
+        """
+        embedder = getattr(net, "controlnet_cond_embedding", None)
+        if embedder is None or torch.is_grad_enabled() or diffusion.has_hooks(net):
+            return net, pictures
+        key = *key, *((id(p), p._version) for p in embedder.parameters())
+        if key not in self._embedded:
+            self._embedded[key] = embedder(pictures)
+        return without_embedder(net), self._embedded[key]
 
 
 def _for_latents(values: Tensor, b: int) -> Tensor:

@@ -486,13 +486,19 @@ class _UNet(nn.Module):
         return self.model(x, t, encoder_hidden_states=states, return_dict=False)[0]
 
 
+def without_embedder(net: ControlNetModel) -> ControlNetModel:
+    """The same ControlNet, with the same weights, to be called with its embedder's output in place of a picture."""
+    bare = copy.copy(net)
+    bare._modules = {**net._modules, "controlnet_cond_embedding": nn.Identity()}
+    return bare
+
+
 class _ControlNet(nn.Module):
     """A ControlNet without its embedder, whose output is given instead of a control picture."""
 
     def __init__(self, net: ControlNetModel) -> None:
         super().__init__()
-        self.net = copy.copy(net)
-        self.net._modules = {**net._modules, "controlnet_cond_embedding": nn.Identity()}
+        self.net = without_embedder(net)
 
     def forward(self, x: Tensor, t: Tensor, states: Tensor, embedded: Tensor) -> tuple[Tensor, ...]:
         down, mid = self.net(x, t, encoder_hidden_states=states, controlnet_cond=embedded, return_dict=False)

@@ -169,6 +169,26 @@ def test_each_picture_follows_its_own_control(ddim):
         diffusion.draw(ddim, PROMPT, [7, 8], steps=2, guidance_scale=1.0, unet=guessing)
 
 
+def test_what_is_shown_is_embedded_once_for_all_steps(ddim, monkeypatch):
+    net = trained(ddim, 1)
+    embedder, embedded = net.controlnet_cond_embedding, []
+    forward = type(embedder).forward
+    monkeypatch.setattr(type(embedder), "forward", lambda self, x: embedded.append(len(x)) or forward(self, x))
+    heard = Controlled(ddim.unet, [Control(net, control_of(5))])
+    given = torch.randn(2, 4, 4, 4, generator=seeded(0)), torch.tensor(500), diffusion.encode_prompt(ddim, [PROMPT, ""])
+    with torch.no_grad():
+        first, again = (heard.residuals(*given)[1] for _ in range(2))
+        assert embedded == [2] and torch.equal(first, again)
+        asked = net(*given, controlnet_cond=control_of(5).expand(2, -1, -1, -1), return_dict=False)[1]
+        assert torch.allclose(first, asked, atol=1e-6)
+        embedder.conv_in.weight.mul_(10)
+        embedded.clear()
+        changed = heard.residuals(*given)[1]
+    assert embedded == [2] and not torch.allclose(changed, first, atol=1e-5)
+    heard.residuals(*given)[1].sum().backward()
+    assert embedded == [2, 2] and embedder.conv_in.weight.grad.abs().max() > 0, "where it learns it is asked each time"
+
+
 def test_an_adapter_begins_as_nothing_and_every_weight_soon_learns(ddim):
     adapter = adapter_of(ddim.unet, factor=8)
     x, states = torch.randn(2, 4, 4, 4, generator=seeded(0)), diffusion.encode_prompt(ddim, PROMPT).expand(2, -1, -1)

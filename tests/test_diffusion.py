@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from stock import every_scheduler, scheduler_of, variant
 from torch import Tensor
 
@@ -214,14 +223,99 @@ def test_a_steady_scheduler_adds_no_noise(pipe):
     assert again is not plain and again.config == plain.config
 
 
-def test_channels_last_weights_draw_the_same_picture_and_can_be_saved(tiny, tmp_path):
-    plain, quick = companion.load(tiny, device="cpu"), companion.load(tiny, device="cpu")
-    assert diffusion.channels_last(quick) is quick
-    for network in (quick.unet, quick.vae):
-        kernels = [p for p in network.parameters() if p.ndim == 4]
-        assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
-    one, same = (diffusion.draw(pipe, PROMPT, 1, steps=3, guidance_scale=2.0) for pipe in (plain, quick))
-    assert torch.allclose(one, same, atol=1e-4)
-    quick.save_pretrained(tmp_path)
-    kept = companion.load(tmp_path, device="cpu").unet.state_dict()
-    assert all(torch.equal(kept[name], tensor) for name, tensor in plain.unet.state_dict().items())
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The sizes of the batches that a U-Net's own `forward` is given from now on."""
+    seen, forward = [], UNet2DConditionModel.forward
+
+    def noted(network, sample, *args, **kwargs):
+        seen.append(len(sample))
+        return forward(network, sample, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", noted)
+    return seen
+
+
+@pytest.mark.usefixtures("two_threads")
+class TestForCPU:
+    """Prepared for a CPU, a model draws the same, and batches go through it in two halves."""
+
+    N = diffusion.HALVED + 1
+
+    @pytest.fixture
+    def quick(self, tiny):
+        return diffusion.for_cpu(companion.load(tiny, device="cpu"))
+
+    def inputs(self, pipe, n: int = N) -> tuple[Tensor, Tensor, Tensor]:
+        noise = torch.cat([diffusion.starting_noise(pipe, seed) for seed in range(n)])
+        return noise, torch.tensor(500), diffusion.encode_prompt(pipe, PROMPT).expand(n, -1, -1)
+
+    def test_it_is_the_model_itself_with_its_weights_in_another_order(self, tiny, tmp_path):
+        plain, quick = companion.load(tiny, device="cpu"), companion.load(tiny, device="cpu")
+        assert diffusion.for_cpu(quick) is quick
+        for network in (quick.unet, quick.vae.encoder, quick.vae.decoder):
+            kernels = [p for p in network.parameters() if p.ndim == 4]
+            assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+        quick.save_pretrained(tmp_path)
+        kept = companion.load(tmp_path, device="cpu").unet.state_dict()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in plain.unet.state_dict().items())
+
+    def test_pictures_are_the_same_and_each_half_is_seen_once(self, pipe, quick, batches):
+        settings = {"steps": 2, "guidance_scale": 2.0}
+        one = diffusion.draw(pipe, PROMPT, list(range(self.N)), **settings)
+        assert batches == [2 * self.N] * 2
+        batches.clear()
+        same = diffusion.draw(quick, PROMPT, list(range(self.N)), **settings)
+        assert sorted(batches) == [self.N] * 4
+        assert torch.allclose(one, same, atol=1e-4) and float(one.std()) > 0.01
+
+    def test_times_residuals_and_outputs_are_split_and_joined(self, pipe, quick, batches):
+        x, _, states = self.inputs(pipe)
+        t = torch.arange(len(x)) * 50
+        nets = [ControlNetModel.from_unet(p.unet) for p in (pipe, quick)]
+        nets[1].load_state_dict(nets[0].state_dict())
+        for block in nets[0].controlnet_down_blocks:
+            torch.nn.init.normal_(block.weight, std=0.1)
+        nets[1].load_state_dict(nets[0].state_dict())
+        diffusion.for_cpu(nets[1])
+        pictures = torch.rand(len(x), 3, 32, 32, generator=seeded(1))
+        out = []
+        with torch.no_grad():
+            for p, net in zip((pipe, quick), nets, strict=True):
+                down, mid = net(x, t, states, controlnet_cond=pictures, return_dict=False)
+                hints = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+                out += [p.unet(x, t, states, **hints).sample, p.unet(x, t, states, return_dict=False)[0]]
+        assert batches == [self.N] * 2 + batches[2:] and set(batches[2:]) == {self.N // 2, self.N - self.N // 2}
+        assert torch.allclose(out[0], out[2], atol=1e-4) and torch.allclose(out[1], out[3], atol=1e-4)
+        assert not torch.allclose(out[0], out[1], atol=1e-3)
+
+    @pytest.mark.parametrize("why", ["gradient", "hook", "small", "one thread"])
+    def test_it_is_not_split(self, quick, batches, why):
+        n = diffusion.HALVED - 1 if why == "small" else self.N
+        if why == "hook":
+            quick.unet.mid_block.register_forward_hook(lambda *_: None)
+        if why == "one thread":
+            torch.set_num_threads(1)
+        with torch.set_grad_enabled(why == "gradient"):
+            loss = quick.unet(*self.inputs(quick, n)).sample.sum()
+        assert batches == [n] and loss.requires_grad == (why == "gradient")
+
+    def test_inside_inference_mode_it_stays_there(self, quick, batches):
+        with torch.inference_mode():
+            assert quick.unet(*self.inputs(quick)).sample.is_inference()
+        assert len(batches) == 2
+
+    def test_a_copy_has_its_own_weights(self, quick, batches):
+        copied = copy.deepcopy(quick.unet)
+        with torch.no_grad():
+            copied.conv_out.bias += 1
+            before, after = (unet(*self.inputs(quick)).sample for unet in (quick.unet, copied))
+        assert len(batches) == 4 and torch.allclose(after, before + 1, atol=1e-5)

@@ -1,6 +1,6 @@
-"""What weights in channels-last order bring when many pictures are drawn. Run this file to print the ratio.
+"""What `diffusion.for_cpu` brings when many pictures are drawn. Run this file to print the ratio.
 
-    python tests/benchmarks/channels_last.py
+    python tests/benchmarks/for_cpu.py
 
 Both ways draw the same eight pictures in turn, so that a machine that slows down slows both.
 """
@@ -18,7 +18,7 @@ PROMPT, SEEDS, ROUNDS = "a gold robot left of a blue house on snow at sunset", r
 
 def main() -> None:
     plain = companion.load("tabletop", device="cpu")
-    ways = {"as loaded": plain, "channels last": diffusion.channels_last(companion.load("tabletop", device="cpu"))}
+    ways = {"as loaded": plain, "for the CPU": diffusion.for_cpu(companion.load("tabletop", device="cpu"))}
     times = {name: [] for name in ways}
     for _ in range(ROUNDS + 1):  # the first is not warm
         for name, pipe in ways.items():
@@ -28,7 +28,7 @@ def main() -> None:
     ratios = sorted(a / b for a, b in zip(*(found[1:] for found in times.values()), strict=True))
     for name, found in times.items():
         print(f"{name}: {median(found[1:]):.2f} s for {len(SEEDS)} pictures of 8 steps")
-    print(f"as loaded over channels last: {median(ratios):.2f} times ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"as loaded over for the CPU: {median(ratios):.2f} times ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
 if __name__ == "__main__":
