@@ -308,6 +308,11 @@ class TestForCPU:
             loss = quick.unet(*self.inputs(quick, n)).sample.sum()
         assert batches == [n] and loss.requires_grad == (why == "gradient")
 
+    def test_on_another_device_it_stays_as_it_is(self, tiny):
+        unet = companion.load(tiny, device="cpu").unet.to("meta")
+        kind = type(unet)
+        assert type(diffusion.for_cpu(unet)) is kind and unet.conv_in.weight.is_contiguous()
+
     def test_inside_inference_mode_it_stays_there(self, quick, batches):
         with torch.inference_mode():
             assert quick.unet(*self.inputs(quick)).sample.is_inference()

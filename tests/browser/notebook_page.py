@@ -57,7 +57,7 @@ class NotebookPage:
         self.page.wait_for_function(f"{PANEL}?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
         return self
 
-    def run_all(self, timeout: float = 300) -> None:
+    def run_all(self, timeout: float = 900) -> None:
         """Run all cells and wait, `timeout` seconds at most. An error in a cell fails the test."""
         self.command("notebook:run-all-cells", timeout)
         for index, cell in enumerate(self.json()["cells"]):

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from notebook_page import unavailable
+from structure import gate_parameters, needed_by
 
 from companion.run import NOTEBOOKS, set_parameters
 
@@ -109,9 +110,16 @@ def test_a_reader_who_does_not_run_it_sees_pictures_of_the_widgets(notebook_page
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_widgets_of_a_notebook_answer(notebook_page, name):
-    """Uses the gate's budgets. Moving a slider draws a new picture, and the saved file holds one too."""
+    """Moving a slider draws a new picture, and the saved file holds one too.
+
+    Uses the gate's budgets, and runs only the cells that widgets need: papermill and nbval run them all.
+    """
     notebook, widgets = committed(name)
-    set_parameters(notebook, notebook.metadata.get("companion", {}).get("gate", {}))
+    set_parameters(notebook, gate_parameters(notebook))
+    needed = needed_by(notebook, widgets)
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and index not in needed:
+            cell.source = ""
     page = notebook_page.open(notebook, name)
     page.run_all()
     for index in widgets:

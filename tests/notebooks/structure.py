@@ -8,7 +8,7 @@ import dis
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType
 
 from IPython.core.inputtransformer2 import TransformerManager
@@ -138,15 +138,30 @@ def _name_problems(notebook: NotebookNode, code: list[NotebookNode]) -> Iterator
     found = {}  # name: (cells that set it, cells that take it from elsewhere)
     exempt = {"__name__", *parameters_of(notebook)}
     for number, cell in enumerate(code, start=1):
-        source = TransformerManager().transform_cell(cell.source)
-        exempt |= set(re.findall(r"""exercises\.use\(["'](\w+)["']""", source))
-        sets, takes = _names(compile(source, f"cell {number}", "exec"))
+        exempt |= set(re.findall(r"""exercises\.use\(["'](\w+)["']""", cell.source))
+        sets, takes = names_of(cell)
         for place, names in enumerate((sets, takes)):
             for name in names:
                 found.setdefault(name, ([], []))[place].append(number)
     for name, (sets, takes) in found.items():
         if len(sets) > 1 and takes and name not in exempt:
             yield f"code cells {sets} set the name {name!r}, and cells {takes} take it from another cell"
+
+
+def needed_by(notebook: NotebookNode, wanted: Iterable[int]) -> set[int]:
+    """The indices of the code cells that these cells need, themselves among them: those that set what they take."""
+    names = {i: names_of(cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"}
+    found, open_ = set(), set(wanted)
+    while open_:
+        found |= open_
+        taken = {name for i in open_ for name in names[i][1]}
+        open_ = {i for i, (sets, _) in names.items() if sets & taken} - found
+    return found
+
+
+def names_of(cell: NotebookNode) -> tuple[set[str], set[str]]:
+    """The names that a code cell sets, and those that it takes from other cells."""
+    return _names(compile(TransformerManager().transform_cell(cell.source), "cell", "exec"))
 
 
 def _names(code: CodeType) -> tuple[set[str], set[str]]:

@@ -12,7 +12,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from structure import COMMITTED, VIEW, gate_parameters, problems
+from structure import COMMITTED, VIEW, gate_parameters, needed_by, problems
 
 from companion import run as runner
 
@@ -194,3 +194,10 @@ def test_a_magic_that_runs_no_command_is_no_problem():
     resource(notebook, 2, "%matplotlib inline\nprint('!false')  # 5 != 6, see https://example.org/home/x")
     show(notebook, kind="stream", name="stdout", text="https://example.org/home/x.png data/tmp/x 2/3")
     assert problems(notebook) == []
+
+
+def test_what_a_cell_needs_are_the_cells_that_set_what_it_takes():
+    sources = ["import math", "a = 1", "def f():\n    return a + math.pi", "b = 2", "print(f())", "c = f()"]
+    notebook = new_notebook(cells=[new_markdown_cell("# Title"), *map(new_code_cell, sources)])
+    assert needed_by(notebook, [5]) == {1, 2, 3, 5}
+    assert needed_by(notebook, [4, 2]) == {2, 4}
