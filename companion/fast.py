@@ -106,7 +106,13 @@ class Fast:
         return self._changed - {"text_encoder"}
 
     def controlnet(self, net: ControlNetModel) -> FastControlNet:
-        """A ControlNet compiled, with this drawer's threads; `look` looks at its weights too."""
+        """A ControlNet compiled, with this drawer's threads; `look` looks at its weights too.
+
+        Who asks for the same ControlNet again gets the same compiled one, unless the weights have changed since.
+        """
+        for kept in list(self._nets):
+            if kept.net is net and not kept.look():
+                return kept
         compiled = FastControlNet(net, self.threads)
         self._nets.add(compiled)
         return compiled

@@ -132,6 +132,15 @@ def test_a_compiled_controlnet_says_the_same(pipe, fast, attention, guess):
         assert not torch.allclose(fast.noise_pred(x, 500, states), stock, atol=0.1), "and it can be heard"
 
 
+def test_a_controlnet_is_compiled_once_until_its_weights_change(pipe, fast):
+    net = heard_net(pipe, attention=False)
+    compiled = fast.controlnet(net)
+    assert fast.controlnet(net) is compiled
+    with torch.no_grad():
+        net.controlnet_mid_block.weight.mul_(2)
+    assert fast.controlnet(net) is not compiled
+
+
 def test_a_control_picture_that_changes_in_place_is_seen_anew(pipe, fast):
     net = heard_net(pipe, attention=False)
     with torch.no_grad():
