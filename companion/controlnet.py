@@ -133,8 +133,9 @@ class Controlled:
     def _after_embedder(self, key: tuple[Any, ...], net: Any, pictures: Tensor) -> tuple[Any, Tensor]:
         """The ControlNet without its embedder, and what the embedder makes of the pictures, the same in every step.
 
-        On the tabletop the embedder is about half of the ControlNet's work. Where it is being trained or listened to, or is
-        part of a compiled network, which remembers on its own, the ControlNet and the pictures come back as they are.
+        On the tabletop the embedder is about half of the ControlNet's work. Where it is being trained or listened to,
+        or is part of a compiled network, which remembers on its own, the ControlNet and the pictures come back as they
+        are.
         """
         embedder = getattr(net, "controlnet_cond_embedding", None)
         if embedder is None or torch.is_grad_enabled() or diffusion.has_hooks(net):
