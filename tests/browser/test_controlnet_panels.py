@@ -35,10 +35,11 @@ import io
 import numpy as np
 import companion
 from PIL import Image
-from companion import models
+from companion import diffusion, models
 from companion.conditions import CONDITIONS
 from companion.widgets import controlnet
 pipe = companion.load("tabletop", device="cpu")
+pipe.scheduler = diffusion.steady(pipe.scheduler)
 nets = [models.load_controlnet(name, "tabletop", device="cpu") for name in ("openpose", "scribble")]
 def share(widget, name, asked):
     drawn = np.asarray(Image.open(io.BytesIO(widget.picture.value)).convert("RGB").resize((128, 128)))
@@ -127,9 +128,13 @@ def test_all_of_a_panel_is_seen_at_once(page):
 
 
 def test_pictures_follow_a_dragged_joint_and_a_drawn_circle(notebook_page):
-    """With the course's own networks: the judge finds the joint in its new place, and lines where they were drawn."""
-    pose = POSE.replace("pipe, None", "pipe, nets[0]")
-    empty = SCRIBBLE.replace("pipe, None", "pipe, nets[1]").replace("np.eye(128)", "np.zeros((128, 128), np.uint8)")
+    """With the course's own networks and the steps of notebook 04: the judge finds the joint in its new place, and
+    lines where they were drawn.
+    """
+    pose = POSE.replace("pipe, None", "pipe, nets[0]").replace('day")', 'day", steps=10)')
+    empty = SCRIBBLE.replace("pipe, None", "pipe, nets[1]").replace(
+        "np.eye(128)", "np.zeros((128, 128), np.uint8), steps=10"
+    )
     page = opened(notebook_page, "follow", REAL, pose, empty, FOLLOWS)
     hand = page.output(2).locator('[data-joint="left_hand"]')
     hand.scroll_into_view_if_needed()
