@@ -438,12 +438,12 @@ def asked(
     if not 1 <= n <= len(kept) - skip:
         raise ValueError(f"n={n} is outside 1 to {len(kept) - skip}; so many held-out renders have {condition.title}")
     kept = kept[skip : skip + n]
-    renders = samples.renders(pipe, len(scenes))[0][kept]
+    renders, chosen = samples.renders(pipe, kept)
     if exact:
-        return Asked(condition, condition.paint(maps[kept]), maps[kept], renders, [scenes[i] for i in kept])
+        return Asked(condition, condition.paint(maps[kept]), maps[kept], renders, chosen)
     pictures = tensor_to_bytes(renders).numpy()
     found = condition.annotate(pictures) if name in ANYWHERE else None
-    return Asked(condition, annotator(name)(pictures), found, renders, [scenes[i] for i in kept])
+    return Asked(condition, annotator(name)(pictures), found, renders, chosen)
 
 
 def other_finishes(scenes: Sequence[Scene]) -> list[str]:

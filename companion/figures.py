@@ -12,11 +12,13 @@ import io
 import textwrap
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -48,6 +50,7 @@ STYLE = {
     "ytick.color": INK,
     "ytick.labelsize": 8.5,
 }
+PLACES = np.array([1, 256, 65536], np.uint32)  # of red, green and blue in a colour that is written as one number
 DPI = 96  # an inch as browsers count it: letters of 9 points are as large as those of 9 points in the page
 #: How pictures are stored: at their own size or larger, where colours at a quarter of the places (4:2:0) do.
 JPEG = {"quality": 45, "subsampling": 2, "optimize": True, "progressive": True}
@@ -69,9 +72,9 @@ class _Figure(Figure):
     """
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=self.dpi)
-        image, buffer = Image.open(buffer).convert("RGB"), io.BytesIO()
+        canvas = FigureCanvasAgg(self)
+        canvas.draw()  # `savefig` would lay the figure out twice
+        image, buffer = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), io.BytesIO()
         if any(axis.images for axis in self.axes):
             kind = "jpeg"
             image.save(buffer, "JPEG", **JPEG)
@@ -86,8 +89,10 @@ def _reduced(image: Image.Image, colours: int = 64) -> Image.Image:
     own = np.array([ImageColor.getrgb(colour) for colour in (*COLOURS, INK, "#ffffff")])
     found = np.array(image.quantize(colours - len(own)).getpalette()).reshape(-1, 3)[: colours - len(own)]
     palette = np.concatenate([own, found])
-    there, where = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True)
-    nearest = ((there[:, None].astype(int) - palette) ** 2).sum(2).argmin(1)  # Pillow's own is not exact
+    # A colour as one number: whole numbers are sorted many times as quickly as rows of three.
+    there, where = np.unique(np.asarray(image).astype(np.uint32) @ PLACES, return_inverse=True)
+    colours_there = there[:, None] // PLACES % 256
+    nearest = ((colours_there[:, None].astype(int) - palette) ** 2).sum(2).argmin(1)  # Pillow's own is not exact
     reduced = Image.fromarray(nearest[where].astype(np.uint8).reshape(image.height, image.width))
     reduced.putpalette(palette.astype(np.uint8).tobytes())
     return reduced
@@ -192,28 +197,44 @@ def grid(
     limit = limit or max((float(np.abs(m).max()) for m in maps), default=1.0) or 1.0
     size = size or min(1.45, (WIDEST - 0.7 * bool(row_names)) / columns)
     width = max(size * columns + 0.7 * bool(row_names) + 0.7 * bool(unit), 4.5)
-    height = rows * (size * arrays[0].shape[0] / arrays[0].shape[1] + 0.2 * bool(labels)) + 0.2 * bool(column_names)
+    # Inches. All items are in one pair of axes: matplotlib takes longer to make a pair than to draw a picture.
+    high, gap = size * arrays[0].shape[0] / arrays[0].shape[1], 0.085
+    above = _lines_high(labels, 8)
+    height = rows * (high + above) + _lines_high(column_names, 8.5)
     with rc_context(STYLE):
-        figure, axes = _new(width, height, rows, columns, title, caption)
-        for index, axis in enumerate(axes.flat):
-            _bare(axis)
-            if index >= len(items):
-                axis.set_visible(False)
-            elif arrays[index].ndim == 2:
-                shown = axis.imshow(arrays[index], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        figure, axes = _new(width, height, 1, 1, title, caption)
+        axis = axes[0, 0]
+        _bare(axis)
+        write = partial(axis.annotate, textcoords="offset points", annotation_clip=False)
+        for index, array in enumerate(arrays):
+            row, column = divmod(index, columns)
+            left, top = column * (size + gap), row * (high + gap + above)
+            fit = min(size / array.shape[1], high / array.shape[0])
+            x, y = left + (size - fit * array.shape[1]) / 2, top + (high - fit * array.shape[0]) / 2
+            box = (x, x + fit * array.shape[1], y + fit * array.shape[0], y)
+            if array.ndim == 2:
+                shown = axis.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", extent=box)
             else:
-                axis.imshow(arrays[index], interpolation="antialiased")
-                for spine in axis.spines.values():  # a white border would vanish on a white page
-                    spine.set(visible=True, color="#cccccc", linewidth=0.5)
-            if labels is not None and index < len(items):
-                axis.set_title(labels[index], fontsize=8, pad=3)
-        for axis, name in zip(axes[:, 0], row_names or (), strict=False):
-            axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8.5)
-        for axis, name in zip(axes[0], column_names or (), strict=False):
-            axis.set_title(name, fontsize=8.5, pad=4)
+                axis.imshow(array, interpolation="antialiased", extent=box)
+                # A white border would vanish on a white page.
+                corner, sides = (x, y), (box[1] - x, box[2] - y)
+                axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="#cccccc", linewidth=0.5))
+            if labels is not None:
+                write(labels[index], (left + size / 2, y), (0, 3), ha="center", va="bottom", fontsize=8)
+        for row, name in zip(range(rows), row_names or (), strict=False):
+            place = (0, row * (high + gap + above) + high / 2)
+            write(name, place, (-4, 0), ha="right", va="center", fontsize=8.5)
+        for column, name in zip(range(columns), column_names or (), strict=False):
+            write(name, (column * (size + gap) + size / 2, 0), (0, 4), ha="center", va="bottom", fontsize=8.5)
+        axis.set(xlim=(0, columns * (size + gap) - gap), ylim=(rows * (high + gap + above) - gap - above, 0))
         if unit and maps:
-            figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30, pad=0.01, label=unit)
+            figure.colorbar(shown, ax=axis, shrink=0.8, aspect=30, pad=0.01, label=unit)
     return figure
+
+
+def _lines_high(texts: Sequence[str] | None, points: float) -> float:
+    """Inches that the tallest of these texts takes above what it names, in letters of so many points."""
+    return 0.06 + max(text.count("\n") + 1 for text in texts) * 1.2 * points / 72 if texts else 0.0
 
 
 def _map_array(item: Any) -> np.ndarray:

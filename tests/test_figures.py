@@ -50,8 +50,31 @@ class TestPictures:
         )
         pixels = drawn(figure)
         assert all(has_colour(pixels, c) for c in colours)
-        assert [axis.get_title() for axis in figure.axes][:3] == ["one", "two", "three"]
-        assert [axis.get_visible() for axis in figure.axes] == [True, True, True, False]
+        (axis,) = figure.axes
+        assert [text.get_text() for text in axis.texts] == ["one", "two", "three"]
+        places = [image.get_extent() for image in axis.images]
+        assert places[0][:2] == places[2][:2] and places[0][2:] == places[1][2:], "two columns, two rows"
+        assert places[0][1] < places[1][0] and places[0][2] < places[2][3], "and a gap between them"
+
+    def test_names_stand_beside_their_rows_and_above_their_columns(self):
+        black = [Image.new("RGB", (128, 128))] * 6
+        figure = figures.grid(black, columns=3, row_names=["up", "down\nhere"], column_names=["a", "b\nc", "d"])
+        FigureCanvasAgg(figure).draw()
+        (axis,) = figure.axes
+        pictures = [image.get_window_extent() for image in axis.images]
+        boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
+        for name, row in (("up", pictures[0]), ("down\nhere", pictures[3])):
+            assert boxes[name].x1 < row.x0 and row.y0 < boxes[name].y0 < boxes[name].y1 < row.y1
+        for name, column in zip(("a", "b\nc", "d"), pictures, strict=False):
+            assert boxes[name].y0 > column.y1 and column.x0 < boxes[name].x0 < boxes[name].x1 < column.x1
+        assert all(figure.bbox.x0 <= b.x0 and b.y1 <= figure.bbox.y1 for b in boxes.values())
+
+    def test_pictures_of_other_shapes_keep_them_in_places_of_the_first_one_s_size(self):
+        shapes = [(128, 128), (64, 64), (128, 64), (64, 128)]  # width, height
+        (axis,) = figures.grid([Image.new("RGB", shape) for shape in shapes], columns=2).axes
+        sides = [(abs(x1 - x0), abs(y1 - y0)) for x0, x1, y0, y1 in (image.get_extent() for image in axis.images)]
+        assert np.allclose([w / h for w, h in sides], [w / h for w, h in shapes])
+        assert np.allclose([max(side) for side in sides], max(sides[0]))
 
     @pytest.mark.parametrize(("columns", "rows"), [(1, 2), (4, 2), (6, 1), (6, 3)])
     def test_pictures_of_the_miniature_are_no_smaller_than_they_are(self, columns, rows):
@@ -89,8 +112,8 @@ class TestPictures:
 
     def test_maps_share_one_scale_with_a_unit(self):
         figure = figures.grid([np.full((4, 4), -1.0), torch.full((4, 4), 3.0)], unit="volts")
-        images = [image for axis in figure.axes[:2] for image in axis.images]
-        assert {image.get_clim() for image in images} == {(-3.0, 3.0)}
+        images = figure.axes[0].images
+        assert [image.get_clim() for image in images] == [(-3.0, 3.0)] * 2
         assert figure.axes[-1].get_ylabel() == "volts"
 
     def test_what_cannot_be_a_grid_is_refused(self):

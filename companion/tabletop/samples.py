@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,13 +62,17 @@ def _maps(path: Path) -> dict[str, np.ndarray]:
         return {name: z[name] for name in z.files}
 
 
-def renders(pipe: StableDiffusionPipeline, n: int) -> tuple[Tensor, list[Scene]]:
-    """`n` held-out renders (n, 3, S, S) and their scenes, enlarged where the pipeline draws larger pictures."""
+def renders(pipe: StableDiffusionPipeline, which: int | Sequence[int]) -> tuple[Tensor, list[Scene]]:
+    """Held-out renders (n, 3, S, S), the first n or those of these numbers, and their scenes. They are enlarged where
+    the pipeline draws larger pictures.
+    """
+    n = which if isinstance(which, int) else max(which) + 1
     pictures, scenes = held_out(n)
-    x, size = pictures_to_tensor(pictures), picture_size(pipe)
+    numbers = list(range(n) if isinstance(which, int) else which)
+    x, size = pictures_to_tensor(pictures[numbers]), picture_size(pipe)
     if x.shape[-1] != size:
         x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-    return x, scenes
+    return x, [scenes[i] for i in numbers]
 
 
 def cached_latents() -> tuple[Tensor, list[Scene]]:

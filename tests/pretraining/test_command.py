@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from companion.pretraining import eye, report
+from companion.pretraining import eye, halfway, report
 from companion.pretraining.command import app
 from companion.pretraining.latents import trained_vae
 from companion.pretraining.publishing import trained_unet
@@ -126,7 +127,10 @@ def test_an_eye_looks_at_renders_as_they_are(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_world, tmp_path):
+def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_world, tmp_path, monkeypatch):
+    # The look at a U-Net when it has ended takes as long as ten trainings, and is at few pictures here.
+    monkeypatch.setattr(halfway, "sketch", partial(halfway.sketch, prompts=halfway.SKETCH_PROMPTS[:2], steps=2))
+    monkeypatch.setattr(halfway, "errors", partial(halfway.errors, timesteps=(500,)))
     count, many, few = ("--count", "32"), 12, 6  # few where a step, or the look that follows it, takes long
     more = ("--no-words", "--bfloat16", "--low", "0.3", "--factor", "3", "--robots", "8")  # its text encoder is frozen
     commands = [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import companion
 from companion.tabletop import samples
 
 
@@ -42,3 +43,10 @@ def test_maps_that_are_written_are_those_of_their_renders(tmp_path, monkeypatch)
     assert found["edge_counts"].tolist() == [0, 1, 2, 0, 1] and found["edges"][:, 0].tolist() == [0, 1, 2, 3]
     assert found["segments"][:, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert len(samples.columns()[0]["edges"]) == counts.sum()
+
+
+def test_renders_are_had_by_their_numbers():
+    pipe = companion.load("tabletop")
+    first, scenes = samples.renders(pipe, 4)
+    some, seen = samples.renders(pipe, [3, 1])
+    assert torch.equal(some, first[[3, 1]]) and seen == [scenes[3], scenes[1]]
