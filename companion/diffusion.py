@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: (N, C, h, w): a tensor, or an output of diffusers that has it as `sample`.
 UNet = Callable[[Tensor, Tensor, Tensor], Any]
 Model = TypeVar("Model")
-HALVED = 12  # the smallest batch that is split in two: see `for_cpu`
+HALVED = 2048  # positions of latents in the smallest batch that is split in two, eight of 16 x 16: see `for_cpu`
 
 # ---- Sizes, pictures, latents ----------------------------------------------------------------------------------------
 
@@ -66,17 +66,20 @@ def for_cpu(model: Model) -> Model:
     GPU it stays as it is.
 
     Its weights are put into the order that convolutions read faster. Where no gradient is asked for, batches of
-    `HALVED` or more go through it as two halves side by side, each on half of the threads: the halves never wait for
-    each other, while the threads that share one batch do so after each layer. A network with hooks sees whole batches
-    still. Pictures are the same to about 1e-4; the network can be trained, copied and saved as before.
+    `HALVED` positions or more go through it as two halves side by side, each on half of the threads: the halves never
+    wait for each other, while the threads that share one batch do so after each layer. A network with hooks sees whole
+    batches still. Pictures are the same to about 1e-4; the network can be trained, copied and saved as before.
     `tests/benchmarks/for_cpu.py` prints how much quicker pictures are drawn.
     """
     pipe: Any = model
-    networks: list[Any] = [pipe] if isinstance(pipe, nn.Module) else [pipe.unet, pipe.vae.encoder, pipe.vae.decoder]
-    for network in networks:
+    networks: dict[Any, int] = {pipe: HALVED}
+    if not isinstance(pipe, nn.Module):
+        pixels = pipe.vae_scale_factor**2  # of a position: what an encoder is given
+        networks = {pipe.unet: HALVED, pipe.vae.decoder: HALVED, pipe.vae.encoder: HALVED * pixels}
+    for network, smallest in networks.items():
         if next(network.parameters()).device.type == "cpu":
             network.to(memory_format=torch.channels_last)
-            network.__class__ = _in_halves(type(network))
+            network.__class__ = _in_halves(type(network), smallest)
     return model
 
 
@@ -85,15 +88,16 @@ class _InHalves:
 
 
 @cache
-def _in_halves(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same kind of network, by the same name, which takes batches in two halves where `for_cpu` says so."""
+def _in_halves(kind: type[nn.Module], smallest: int) -> type[nn.Module]:
+    """The same kind of network, by the same name, which takes batches of so many positions or more in two halves."""
     if issubclass(kind, _InHalves):
         return kind
 
     @wraps(kind.forward)
     def forward(network: nn.Module, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         n, threads = len(sample), torch.get_num_threads()
-        whole = n < HALVED or threads < 2 or sample.device.type != "cpu" or torch.is_grad_enabled()
+        small = n < 2 or n * sample.shape[-2:].numel() < smallest
+        whole = small or threads < 2 or sample.device.type != "cpu" or torch.is_grad_enabled()
         if whole or torch.is_autocast_enabled("cpu") or has_hooks(network):
             return kind.forward(network, sample, *args, **kwargs)
         inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own

@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 from numpy.typing import ArrayLike
 from PIL import Image, ImageColor
 
@@ -57,6 +58,7 @@ JPEG = {"quality": 45, "subsampling": 2, "optimize": True, "progressive": True}
 WIDTH = 8.0  # inches
 #: The widest grid of pictures: what JupyterLab has room for on a screen of 1,366 pixels, its file browser open.
 WIDEST = 9.6
+GAP = 0.085  # inches between pictures
 #: Colours for a map that is laid over a picture: transparent at 0, orange, then yellow at 1.
 HEAT = LinearSegmentedColormap.from_list("heat", [(1, 0.2, 0.1, 0), (1, 0.45, 0.1, 0.55), (1, 0.95, 0.3, 0.9)])
 
@@ -98,23 +100,27 @@ def _reduced(image: Image.Image, colours: int = 64) -> Image.Image:
     return reduced
 
 
+def _sheet(width: float, height: float, title: str, caption: str, layout: Any = None) -> tuple[_Figure, float]:
+    """A figure for something of so many inches between its title and its caption, and how far up that begins."""
+    lines = textwrap.wrap(caption, int(width * 12))
+    titles = textwrap.wrap(title, int(width * 11))
+    above, below = 0.12 * bool(title) + 0.18 * len(titles), 0.23 * len(lines)
+    tall = above + height + below
+    figure = _Figure(figsize=(width, tall), dpi=DPI, layout=layout, facecolor="white")
+    # A layout engine moves them only where no height is given.
+    top, bottom = ({}, {}) if layout else ({"y": 1 - 0.04 / tall}, {"y": 0.04 / tall})
+    if title:
+        figure.suptitle("\n".join(titles), x=0.01, ha="left", va="top", fontsize=10.5, fontweight="bold", **top)
+    if caption:
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", va="bottom", fontsize=10.5, color=INK, **bottom)
+    return figure, below
+
+
 def _new(
     width: float, height: float, rows: int, columns: int, title: str, caption: str, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
-    lines = textwrap.wrap(caption, int(width * 12))
-    titles = textwrap.wrap(title, int(width * 11))
-    figure = _Figure(
-        figsize=(width, height + 0.12 * bool(title) + 0.18 * len(titles) + 0.23 * len(lines)),
-        dpi=DPI,
-        layout="constrained",
-        facecolor="white",
-    )
-    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
-    if title:
-        figure.suptitle("\n".join(titles), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-    if caption:
-        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=10.5, color=INK)
-    return figure, axes
+    figure, _ = _sheet(width, height, title, caption, "constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 # ---- Pictures --------------------------------------------------------------------------------------------------------
@@ -178,7 +184,7 @@ def grid(
         labels: a line above each item.
         columns: items per row; by default all are in one row.
         row_names, column_names: names at the left and at the top.
-        size: width of an item in inches; by default 1.45, where a picture has its own 128 pixels at least, or what
+        size: inches from an item to the next; by default 1.45, where a picture has its own 128 pixels at least, or what
             fits the page when there are more than six in a row.
         unit: the unit of the maps' numbers, written beside the colour bar; without it no bar is drawn.
         limit: a map's colours go from -limit to limit; by default the largest magnitude in all maps.
@@ -195,46 +201,58 @@ def grid(
     arrays = [_map_array(item) if _is_map(item) else as_array(item) for item in items]
     maps = [a for a in arrays if a.ndim == 2]
     limit = limit or max((float(np.abs(m).max()) for m in maps), default=1.0) or 1.0
-    size = size or min(1.45, (WIDEST - 0.7 * bool(row_names)) / columns)
-    width = max(size * columns + 0.7 * bool(row_names) + 0.7 * bool(unit), 4.5)
-    # Inches. All items are in one pair of axes: matplotlib takes longer to make a pair than to draw a picture.
-    high, gap = size * arrays[0].shape[0] / arrays[0].shape[1], 0.085
-    above = _lines_high(labels, 8)
-    height = rows * (high + above) + _lines_high(column_names, 8.5)
+    # All is placed here, in inches, in one pair of axes: matplotlib takes longer to make a pair than to draw a picture,
+    # and longer still to lay many out.
+    left = GAP + max((_wide(name, 8.5) for name in row_names or ()), default=0.0)
+    right = 0.7 if unit and maps else 0.0
+    pitch = size or min(1.45, (WIDEST - left - right) / columns)
+    wide, high = pitch - GAP, (pitch - GAP) * arrays[0].shape[0] / arrays[0].shape[1]
+    above, names = _high(labels, 8), _high(column_names, 8.5)
+    width, height = max(left + columns * pitch + right, 4.5), names + rows * (above + high + GAP)
     with rc_context(STYLE):
-        figure, axes = _new(width, height, 1, 1, title, caption)
-        axis = axes[0, 0]
+        figure, low = _sheet(width, height, title, caption)
+        tall = figure.get_size_inches()[1]
+        start = (width - left - columns * pitch - right) / 2 + left
+        axis = figure.add_axes((start / width, low / tall, (columns * pitch - GAP) / width, height / tall))
+        axis.set(xlim=(0, columns * pitch - GAP), ylim=(height, 0), autoscale_on=False)
         _bare(axis)
         write = partial(axis.annotate, textcoords="offset points", annotation_clip=False)
         for index, array in enumerate(arrays):
             row, column = divmod(index, columns)
-            left, top = column * (size + gap), row * (high + gap + above)
-            fit = min(size / array.shape[1], high / array.shape[0])
-            x, y = left + (size - fit * array.shape[1]) / 2, top + (high - fit * array.shape[0]) / 2
-            box = (x, x + fit * array.shape[1], y + fit * array.shape[0], y)
+            x, y = column * pitch, names + row * (above + high + GAP) + above
+            fit = min(wide / array.shape[1], high / array.shape[0])  # others than the first may have another shape
+            own_wide, own_high = fit * array.shape[1], fit * array.shape[0]
+            corner = x + (wide - own_wide) / 2, y + (high - own_high) / 2
+            place = {"extent": (corner[0], corner[0] + own_wide, corner[1] + own_high, corner[1]), "aspect": "auto"}
             if array.ndim == 2:
-                shown = axis.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", extent=box)
+                shown = axis.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", **place)
             else:
-                axis.imshow(array, interpolation="antialiased", extent=box)
+                axis.imshow(array, interpolation="antialiased", **place)
                 # A white border would vanish on a white page.
-                corner, sides = (x, y), (box[1] - x, box[2] - y)
-                axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor="#cccccc", linewidth=0.5))
+                axis.add_patch(Rectangle(corner, own_wide, own_high, fill=False, edgecolor="#cccccc", linewidth=0.5))
             if labels is not None:
-                write(labels[index], (left + size / 2, y), (0, 3), ha="center", va="bottom", fontsize=8)
+                write(labels[index], (x + wide / 2, y), (0, 3), ha="center", va="bottom", fontsize=8)
         for row, name in zip(range(rows), row_names or (), strict=False):
-            place = (0, row * (high + gap + above) + high / 2)
-            write(name, place, (-4, 0), ha="right", va="center", fontsize=8.5)
+            middle = names + row * (above + high + GAP) + above + high / 2
+            write(name, (0, middle), (-4, 0), ha="right", va="center", fontsize=8.5)
         for column, name in zip(range(columns), column_names or (), strict=False):
-            write(name, (column * (size + gap) + size / 2, 0), (0, 4), ha="center", va="bottom", fontsize=8.5)
-        axis.set(xlim=(0, columns * (size + gap) - gap), ylim=(rows * (high + gap + above) - gap - above, 0))
+            write(name, (column * pitch + wide / 2, names), (0, 4), ha="center", va="bottom", fontsize=8.5)
         if unit and maps:
-            figure.colorbar(shown, ax=axis, shrink=0.8, aspect=30, pad=0.01, label=unit)
+            beside, share = start + columns * pitch, 0.8  # of the height
+            bar = (beside / width, (low + (1 - share) / 2 * height) / tall, 0.06 / width, share * height / tall)
+            figure.colorbar(shown, cax=figure.add_axes(bar), label=unit)
     return figure
 
 
-def _lines_high(texts: Sequence[str] | None, points: float) -> float:
+def _high(texts: Sequence[str] | None, points: float) -> float:
     """Inches that the tallest of these texts takes above what it names, in letters of so many points."""
-    return 0.06 + max(text.count("\n") + 1 for text in texts) * 1.2 * points / 72 if texts else 0.0
+    return 0.07 + max(text.count("\n") + 1 for text in texts) * 1.2 * points / 72 if texts else 0.0
+
+
+def _wide(text: str, points: float) -> float:
+    """Inches that a text takes beside what it names, in letters of so many points."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    return 0.06 + max((TextPath((0, 0), line, size=points).get_extents().x1 for line in lines), default=0.0) / 72
 
 
 def _map_array(item: Any) -> np.ndarray:

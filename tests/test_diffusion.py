@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.autoencoders.vae import Encoder
 from stock import every_scheduler, scheduler_of, variant
 from torch import Tensor
 
@@ -248,7 +249,11 @@ def batches(monkeypatch):
 class TestForCPU:
     """Prepared for a CPU, a model draws the same, and batches go through it in two halves."""
 
-    N = diffusion.HALVED + 1
+    N = 13
+
+    @pytest.fixture(autouse=True)
+    def from_twelve_on(self, monkeypatch):
+        monkeypatch.setattr(diffusion, "HALVED", 12 * 4 * 4)  # the latents here are of 4 x 4 positions
 
     @pytest.fixture
     def quick(self, tiny):
@@ -299,7 +304,7 @@ class TestForCPU:
 
     @pytest.mark.parametrize("why", ["gradient", "hook", "small", "one thread"])
     def test_it_is_not_split(self, quick, batches, why):
-        n = diffusion.HALVED - 1 if why == "small" else self.N
+        n = 11 if why == "small" else self.N
         if why == "hook":
             quick.unet.mid_block.register_forward_hook(lambda *_: None)
         if why == "one thread":
@@ -307,6 +312,19 @@ class TestForCPU:
         with torch.set_grad_enabled(why == "gradient"):
             loss = quick.unet(*self.inputs(quick, n)).sample.sum()
         assert batches == [n] and loss.requires_grad == (why == "gradient")
+
+    def test_larger_pictures_are_split_sooner_but_never_a_single_one(self, quick, batches):
+        with torch.no_grad():
+            for n, side in ((3, 8), (2, 8), (1, 16)):
+                quick.unet(torch.zeros(n, 4, side, side), 500, diffusion.encode_prompt(quick, PROMPT).expand(n, -1, -1))
+        assert sorted(batches[:2]) == [1, 2] and batches[2:] == [2, 1]
+
+    def test_an_encoder_counts_positions_of_latents_too(self, quick, monkeypatch):
+        seen, forward = [], Encoder.forward
+        monkeypatch.setattr(Encoder, "forward", lambda network, x: seen.append(len(x)) or forward(network, x))
+        for n in (11, 12):
+            diffusion.encode(quick, torch.zeros(n, 3, 32, 32))
+        assert seen == [11, 6, 6]
 
     def test_on_another_device_it_stays_as_it_is(self, tiny):
         unet = companion.load(tiny, device="cpu").unet.to("meta")

@@ -67,7 +67,19 @@ class TestPictures:
             assert boxes[name].x1 < row.x0 and row.y0 < boxes[name].y0 < boxes[name].y1 < row.y1
         for name, column in zip(("a", "b\nc", "d"), pictures, strict=False):
             assert boxes[name].y0 > column.y1 and column.x0 < boxes[name].x0 < boxes[name].x1 < column.x1
-        assert all(figure.bbox.x0 <= b.x0 and b.y1 <= figure.bbox.y1 for b in boxes.values())
+        assert all(figure.bbox.x0 <= b.x0 for b in boxes.values())
+
+    def test_long_names_take_no_room_from_pictures_and_titles(self):
+        names = {"row_names": ["a name that is\nmuch longer than most"], "labels": ["four\nlines\nof\nletters"] * 3}
+        figure = figures.grid([Image.new("RGB", (128, 128))] * 3, title="A title", caption="A caption", **names)
+        FigureCanvasAgg(figure).draw()
+        (axis,) = figure.axes
+        assert min(image.get_window_extent().width for image in axis.images) >= 128
+        title = figure._suptitle.get_window_extent()
+        assert all(text.get_window_extent().y1 < title.y0 for text in axis.texts)
+        assert all(text.get_window_extent().x0 >= 0 for text in axis.texts)
+        caption = figure._supxlabel.get_window_extent()
+        assert 0 <= caption.y0 and caption.y1 < min(image.get_window_extent().y0 for image in axis.images)
 
     def test_pictures_of_other_shapes_keep_them_in_places_of_the_first_one_s_size(self):
         shapes = [(128, 128), (64, 64), (128, 64), (64, 128)]  # width, height
