@@ -17,7 +17,6 @@ from diffusers import (
 )
 from PIL import Image
 from stock import scheduler_of, variant
-from torch.nn import functional as F
 
 import companion
 from companion import diffusion
@@ -47,7 +46,6 @@ from companion.controlnet import (
     training_logs,
     trial_logs,
 )
-from companion.diffusion import picture_size
 from companion.metrics import pictures_to_tensor, tensor_to_bytes
 from companion.models import seeded
 from companion.pretraining.unet import make_unet
@@ -276,11 +274,6 @@ def eight(monkeypatch):
     joints[[2, 5], 0] = np.random.default_rng(0).uniform(20, 100, (2, 11, 3))
     columns = {"picture": pictures, "joints": joints}
     monkeypatch.setattr(samples, "columns", lambda n=256: (columns, scenes))
-    monkeypatch.setattr(
-        samples,
-        "renders",
-        lambda pipe, n: (F.interpolate(pictures_to_tensor(pictures[:n]), picture_size(pipe)), scenes),
-    )
     return columns, scenes
 
 
