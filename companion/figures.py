@@ -223,11 +223,18 @@ def grid(
             fit = min(wide / array.shape[1], high / array.shape[0])  # others than the first may have another shape
             own_wide, own_high = fit * array.shape[1], fit * array.shape[0]
             corner = x + (wide - own_wide) / 2, y + (high - own_high) / 2
-            place = {"extent": (corner[0], corner[0] + own_wide, corner[1] + own_high, corner[1]), "aspect": "auto"}
+            image = axis.imshow(
+                array,
+                cmap="RdBu_r",  # of maps
+                vmin=-limit,
+                vmax=limit,
+                interpolation="nearest" if array.ndim == 2 else "antialiased",
+                aspect="auto",
+                extent=(corner[0], corner[0] + own_wide, corner[1] + own_high, corner[1]),
+            )
             if array.ndim == 2:
-                shown = axis.imshow(array, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", **place)
+                shown = image
             else:
-                axis.imshow(array, interpolation="antialiased", **place)
                 # A white border would vanish on a white page.
                 axis.add_patch(Rectangle(corner, own_wide, own_high, fill=False, edgecolor="#cccccc", linewidth=0.5))
             if labels is not None:
