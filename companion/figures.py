@@ -51,7 +51,7 @@ STYLE = {
     "ytick.color": INK,
     "ytick.labelsize": 8.5,
 }
-PLACES = np.array([1, 256, 65536], np.uint32)  # of red, green and blue in a colour that is written as one number
+_BYTES = np.array([1, 256, 65536], np.uint32)  # of red, green and blue in a colour that is written as one number
 DPI = 96  # an inch as browsers count it: letters of 9 points are as large as those of 9 points in the page
 #: How pictures are stored: at their own size or larger, where colours at a quarter of the places (4:2:0) do.
 JPEG = {"quality": 45, "subsampling": 2, "optimize": True, "progressive": True}
@@ -92,8 +92,8 @@ def _reduced(image: Image.Image, colours: int = 64) -> Image.Image:
     found = np.array(image.quantize(colours - len(own)).getpalette()).reshape(-1, 3)[: colours - len(own)]
     palette = np.concatenate([own, found])
     # A colour as one number: whole numbers are sorted many times as quickly as rows of three.
-    there, where = np.unique(np.asarray(image).astype(np.uint32) @ PLACES, return_inverse=True)
-    colours_there = there[:, None] // PLACES % 256
+    there, where = np.unique(np.asarray(image).astype(np.uint32) @ _BYTES, return_inverse=True)
+    colours_there = there[:, None] // _BYTES % 256
     nearest = ((colours_there[:, None].astype(int) - palette) ** 2).sum(2).argmin(1)  # Pillow's own is not exact
     reduced = Image.fromarray(nearest[where].astype(np.uint8).reshape(image.height, image.width))
     reduced.putpalette(palette.astype(np.uint8).tobytes())

@@ -128,7 +128,7 @@ def test_an_eye_looks_at_renders_as_they_are(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_every_training_command_killed_and_resumed_equals_an_unbroken_run(small_world, tmp_path, monkeypatch):
-    # The look at a U-Net when it has ended takes as long as ten trainings, and is at few pictures here.
+    # The look at a U-Net when it has ended takes longer than these few steps, and is at few pictures here.
     monkeypatch.setattr(halfway, "sketch", partial(halfway.sketch, prompts=halfway.SKETCH_PROMPTS[:2], steps=2))
     monkeypatch.setattr(halfway, "errors", partial(halfway.errors, timesteps=(500,)))
     count, many, few = ("--count", "32"), 12, 6  # few where a step, or the look that follows it, takes long
